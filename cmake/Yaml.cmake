@@ -1,0 +1,1 @@
+find_package(yaml-cpp REQUIRED)

@@ -1,0 +1,220 @@
+#include "common/base/files.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <random>
+#include <system_error>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/base/status_macros.h"
+
+namespace qlora {
+namespace fs = std::filesystem;
+
+namespace {
+
+// Closes on destruction.
+class Fd {
+ public:
+  explicit Fd(int fd) : fd_(fd) {}
+  ~Fd() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Fd(const Fd&) = delete;
+  Fd& operator=(const Fd&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+absl::Status WriteAll(int fd, std::string_view content,
+                      const std::string& path) {
+  while (!content.empty()) {
+    const ssize_t n = ::write(fd, content.data(), content.size());
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return ErrnoToStatus(errno, path);
+    }
+    content.remove_prefix(static_cast<size_t>(n));
+  }
+  return absl::OkStatus();
+}
+
+std::string RandomSuffix() {
+  std::random_device random;
+  return absl::StrCat(absl::Hex(random(), absl::kZeroPad8));
+}
+
+absl::Status FromErrorCode(const std::error_code& error,
+                           std::string_view what) {
+  return ErrnoToStatus(error.value(), what);
+}
+
+}  // namespace
+
+absl::Status ErrnoToStatus(int error, std::string_view what) {
+  const std::string message = absl::StrCat(
+      absl::string_view(what.data(), what.size()), ": ", std::strerror(error));
+  switch (error) {
+    case ENOENT:
+    case ENOTDIR:
+      return absl::NotFoundError(message);
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+      return absl::ResourceExhaustedError(message);
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      return absl::PermissionDeniedError(message);
+    default:
+      return absl::UnavailableError(message);
+  }
+}
+
+absl::StatusOr<std::string> ReadFile(const std::string& path) {
+  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return ErrnoToStatus(errno, path);
+  std::string content;
+  char buffer[1 << 16];
+  while (true) {
+    const ssize_t n = ::read(fd.get(), buffer, sizeof(buffer));
+    if (n == 0) return content;
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return ErrnoToStatus(errno, path);
+    }
+    content.append(buffer, static_cast<size_t>(n));
+  }
+}
+
+absl::Status SyncPath(const std::string& path) {
+  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return ErrnoToStatus(errno, path);
+  if (::fsync(fd.get()) != 0) return ErrnoToStatus(errno, path);
+  return absl::OkStatus();
+}
+
+absl::Status WriteFileAtomically(const std::string& path,
+                                 std::string_view content) {
+  const std::string temporary = absl::StrCat(path, ".tmp-", RandomSuffix());
+  const auto write = [&]() -> absl::Status {
+    const Fd fd(::open(temporary.c_str(),
+                       O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+    if (fd.get() < 0) return ErrnoToStatus(errno, temporary);
+    RETURN_IF_ERROR(WriteAll(fd.get(), content, temporary));
+    if (::fsync(fd.get()) != 0) return ErrnoToStatus(errno, temporary);
+    if (::rename(temporary.c_str(), path.c_str()) != 0) {
+      return ErrnoToStatus(errno, path);
+    }
+    return absl::OkStatus();
+  };
+  const absl::Status status = write();
+  if (!status.ok()) {
+    ::unlink(temporary.c_str());
+    return status;
+  }
+  const std::string parent = fs::path(path).parent_path().string();
+  return SyncPath(parent.empty() ? "." : parent);
+}
+
+absl::Status CreateDirectories(const std::string& path) {
+  std::error_code error;
+  fs::create_directories(path, error);
+  return error ? FromErrorCode(error, path) : absl::OkStatus();
+}
+
+absl::Status RemoveRecursively(const std::string& path) {
+  std::error_code error;
+  fs::remove_all(path, error);
+  return error ? FromErrorCode(error, path) : absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<std::string>> ListFilesRecursively(
+    const std::string& directory) {
+  std::error_code error;
+  fs::recursive_directory_iterator it(directory, error);
+  if (error) return FromErrorCode(error, directory);
+  std::vector<std::string> files;
+  for (; it != fs::recursive_directory_iterator(); it.increment(error)) {
+    if (error) return FromErrorCode(error, directory);
+    if (it->is_regular_file(error)) {
+      files.push_back(fs::relative(it->path(), directory).generic_string());
+    }
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+bool IsBeneathOneOf(const std::string& path,
+                    const std::vector<std::string>& roots) {
+  std::error_code error;
+  const fs::path real = fs::canonical(path, error);
+  if (error) return false;
+  return std::any_of(roots.begin(), roots.end(), [&](const std::string& root) {
+    std::error_code root_error;
+    const fs::path real_root = fs::canonical(root, root_error);
+    if (root_error) return false;
+    const auto [root_end, unused] = std::mismatch(
+        real_root.begin(), real_root.end(), real.begin(), real.end());
+    return root_end == real_root.end();
+  });
+}
+
+bool IsSafeRelativePath(std::string_view path) {
+  if (path.empty() || path.size() > 4096 || path.front() == '/') return false;
+  if (path.find('\\') != path.npos || path.find('\0') != path.npos)
+    return false;
+  for (const absl::string_view part :
+       absl::StrSplit(absl::string_view(path.data(), path.size()), '/')) {
+    if (part.empty() || part == "." || part == "..") return false;
+  }
+  return true;
+}
+
+absl::StatusOr<DirectoryLock> DirectoryLock::Acquire(
+    const std::string& directory) {
+  const std::string path = absl::StrCat(directory, "/LOCK");
+  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0) return ErrnoToStatus(errno, path);
+  DirectoryLock lock(fd);
+  if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK) return ErrnoToStatus(errno, path);
+    char pid[32] = {};
+    if (::pread(fd, pid, sizeof(pid) - 1, 0) < 0) pid[0] = '\0';
+    return absl::FailedPreconditionError(
+        absl::StrCat(directory, " is in use by another process (pid ", pid,
+                     "); stop it or choose another data directory"));
+  }
+  const std::string pid = std::to_string(::getpid());
+  if (::ftruncate(fd, 0) != 0 || ::pwrite(fd, pid.data(), pid.size(), 0) < 0) {
+    return ErrnoToStatus(errno, path);
+  }
+  return lock;
+}
+
+DirectoryLock::DirectoryLock(DirectoryLock&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)) {}
+
+DirectoryLock& DirectoryLock::operator=(DirectoryLock&& other) noexcept {
+  if (this != &other) {
+    if (fd_ >= 0) ::close(fd_);
+    fd_ = std::exchange(other.fd_, -1);
+  }
+  return *this;
+}
+
+DirectoryLock::~DirectoryLock() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+}  // namespace qlora

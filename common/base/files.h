@@ -1,0 +1,62 @@
+// Files and directories with the durability that the stores need. Functions
+// that change something say in their name or comment whether they sync.
+// All may be called from any thread.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace qlora {
+
+// Errors of all: NotFound (no such file), ResourceExhausted (disk full or
+// quota), PermissionDenied, else Unavailable; the message names the path.
+absl::StatusOr<std::string> ReadFile(const std::string& path);
+
+// Writes path.tmp-<random>, syncs it, renames it to path, syncs the directory.
+absl::Status WriteFileAtomically(const std::string& path,
+                                 std::string_view content);
+
+// Creates path and its parents.
+absl::Status CreateDirectories(const std::string& path);
+
+// Removes a file or a whole directory; absent is fine. Does not follow links.
+absl::Status RemoveRecursively(const std::string& path);
+
+// fsync of a file or directory.
+absl::Status SyncPath(const std::string& path);
+
+// Regular files below directory, relative, sorted, with '/'.
+absl::StatusOr<std::vector<std::string>> ListFilesRecursively(
+    const std::string& directory);
+
+// True if path, after resolving links, lies in one of the roots (also
+// resolved). Both must exist.
+bool IsBeneathOneOf(const std::string& path,
+                    const std::vector<std::string>& roots);
+
+// A relative path without "..", empty parts, backslash, NUL: safe below a root.
+bool IsSafeRelativePath(std::string_view path);
+
+// Turns errno into a Status as described above.
+absl::Status ErrnoToStatus(int error, std::string_view what);
+
+// An exclusive lock on a directory (flock on <directory>/LOCK), held until
+// destruction or process end.
+class DirectoryLock {
+ public:
+  // FailedPrecondition naming the holder's pid if another process has it.
+  static absl::StatusOr<DirectoryLock> Acquire(const std::string& directory);
+  DirectoryLock(DirectoryLock&& other) noexcept;
+  DirectoryLock& operator=(DirectoryLock&& other) noexcept;
+  ~DirectoryLock();
+
+ private:
+  explicit DirectoryLock(int fd) : fd_(fd) {}
+  int fd_ = -1;
+};
+
+}  // namespace qlora

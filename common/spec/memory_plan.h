@@ -1,0 +1,53 @@
+// Predicts, before anything is allocated, what one rank's training step holds.
+// Pure arithmetic: the coordinator uses it for placement, `qloractl plan` shows
+// it, the trainer allocates by it. Bytes everywhere.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/spec/job_spec.h"
+#include "common/spec/model_description.h"
+
+namespace qlora {
+
+enum class LayerMemory { kKeep, kRecompute };
+
+struct MemoryItem {
+  // "base (sharded)", "gathered blocks", "adapter", "gradients", "optimizer",
+  // "activations", "workspace", "logits", "runtime".
+  std::string what;
+  int64_t bytes;
+};
+
+struct MemoryPlan {
+  std::vector<MemoryItem> items;
+  // One per layer.
+  std::vector<LayerMemory> layers;
+  // Rows of max_seq_len tokens per forward.
+  int micro_batch_size = 1;
+  ComputeDtype compute_dtype = ComputeDtype::kFloat32;
+  int64_t total() const {
+    int64_t sum = 0;
+    for (const MemoryItem& item : items) sum += item.bytes;
+    return sum;
+  }
+};
+
+struct MemoryPlanInput {
+  const ModelDescription* model = nullptr;
+  const JobSpec* spec = nullptr;
+  int world_size = 1;
+  // What a rank may use; 0: unlimited (everything is kept).
+  int64_t budget = 0;
+  // Whether the device has bfloat16 arithmetic faster than float32.
+  bool fast_bfloat16 = false;
+};
+
+// ResourceExhausted if even recomputing every layer with one row does not fit;
+// the message says what needs how much.
+absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input);
+
+}  // namespace qlora

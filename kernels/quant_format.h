@@ -1,0 +1,60 @@
+// The blockwise 4-bit formats and the constants that define them.
+//
+// A tensor is flattened row-major and cut into blocks of `block_size`
+// consecutive elements (a block may span rows; the last may be partial). Each
+// block has a scale, absmax = max |x|. Element 2j is in the HIGH nibble of byte
+// j, element 2j+1 in the LOW one. With nested scales the absmax values, less
+// their mean (`offset`), are themselves quantized to 8 bits in blocks of 256.
+//
+//   codes          u8[(n + 1) / 2]
+//   absmax         f32[n_blocks]                          (plain)
+//   absmax_codes   u8[n_blocks]                           (nested)
+//   absmax_scale   f32[(n_blocks + 255) / 256], offset f32 (nested)
+//
+// Source: bitsandbytes' CUDA kernels (docs/formats/nf4.md has the rule and
+// where its CPU library deviates from it).
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+namespace qlora::kernels {
+
+inline constexpr int kNestedBlockSize = 256;
+
+// NF4 values by code.
+extern const std::array<float, 16> kNf4Values;
+// kNf4Thresholds[i] separates codes i and i + 1; a value on it takes code i.
+extern const std::array<float, 15> kNf4Thresholds;
+// The signed dynamic map of bitsandbytes (create_dynamic_map), ascending.
+extern const std::array<float, 256> kDynamicMapSigned;
+
+// Shape of a quantized tensor's parts, elements not bytes.
+struct BlockwiseShape {
+  int64_t num_elements;
+  int block_size;
+  int64_t num_blocks() const {
+    return (num_elements + block_size - 1) / block_size;
+  }
+  int64_t code_bytes() const { return (num_elements + 1) / 2; }
+  int64_t num_nested_blocks() const {
+    return (num_blocks() + kNestedBlockSize - 1) / kNestedBlockSize;
+  }
+};
+
+// Scales of a quantized tensor; exactly one of the two forms is set.
+struct ScalesView {
+  const float* absmax = nullptr;
+  const uint8_t* absmax_codes = nullptr;
+  const float* absmax_scale = nullptr;
+  float offset = 0;
+};
+
+struct MutableScales {
+  float* absmax = nullptr;
+  uint8_t* absmax_codes = nullptr;
+  float* absmax_scale = nullptr;
+  float* offset = nullptr;
+};
+
+}  // namespace qlora::kernels
