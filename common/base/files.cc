@@ -104,25 +104,52 @@ absl::Status SyncPath(const std::string& path) {
   return absl::OkStatus();
 }
 
+FileWriter::FileWriter(std::string path, std::string temporary, int fd)
+    : path_(std::move(path)), temporary_(std::move(temporary)), fd_(fd) {}
+
+absl::StatusOr<std::unique_ptr<FileWriter>> FileWriter::Create(
+    const std::string& path, int64_t size_hint) {
+  const std::string temporary = absl::StrCat(path, ".tmp-", RandomSuffix());
+  const int fd =
+      ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  if (fd < 0) return ErrnoToStatus(errno, temporary);
+  std::unique_ptr<FileWriter> writer(new FileWriter(path, temporary, fd));
+  if (size_hint > 0 &&
+      ::fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, size_hint) != 0 &&
+      errno != EOPNOTSUPP && errno != ENOSYS && errno != EINTR) {
+    return ErrnoToStatus(errno, path);
+  }
+  return writer;
+}
+
+FileWriter::~FileWriter() {
+  if (fd_ < 0) return;
+  ::close(fd_);
+  ::unlink(temporary_.c_str());
+}
+
+absl::Status FileWriter::Append(std::string_view bytes) {
+  RETURN_IF_ERROR(WriteAll(fd_, bytes, path_));
+  hash_.Update(bytes);
+  size_ += static_cast<int64_t>(bytes.size());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> FileWriter::Commit() {
+  if (::fsync(fd_) != 0) return ErrnoToStatus(errno, path_);
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    return ErrnoToStatus(errno, path_);
+  }
+  ::close(std::exchange(fd_, -1));
+  return hash_.HexDigest();
+}
+
 absl::Status WriteFileAtomically(const std::string& path,
                                  std::string_view content) {
-  const std::string temporary = absl::StrCat(path, ".tmp-", RandomSuffix());
-  const auto write = [&]() -> absl::Status {
-    const Fd fd(::open(temporary.c_str(),
-                       O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
-    if (fd.get() < 0) return ErrnoToStatus(errno, temporary);
-    RETURN_IF_ERROR(WriteAll(fd.get(), content, temporary));
-    if (::fsync(fd.get()) != 0) return ErrnoToStatus(errno, temporary);
-    if (::rename(temporary.c_str(), path.c_str()) != 0) {
-      return ErrnoToStatus(errno, path);
-    }
-    return absl::OkStatus();
-  };
-  const absl::Status status = write();
-  if (!status.ok()) {
-    ::unlink(temporary.c_str());
-    return status;
-  }
+  ASSIGN_OR_RETURN(const std::unique_ptr<FileWriter> writer,
+                   FileWriter::Create(path));
+  RETURN_IF_ERROR(writer->Append(content));
+  RETURN_IF_ERROR(writer->Commit().status());
   const std::string parent = fs::path(path).parent_path().string();
   return SyncPath(parent.empty() ? "." : parent);
 }

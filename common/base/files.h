@@ -3,12 +3,15 @@
 // All may be called from any thread.
 #pragma once
 
+#include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "common/base/sha256.h"
 
 namespace qlora {
 
@@ -19,6 +22,33 @@ absl::StatusOr<std::string> ReadFile(const std::string& path);
 // Writes path.tmp-<random>, syncs it, renames it to path, syncs the directory.
 absl::Status WriteFileAtomically(const std::string& path,
                                  std::string_view content);
+
+// Writes a file piecewise under a temporary name beside it (O_EXCL), hashing
+// what passes. Used by one thread.
+class FileWriter {
+ public:
+  // Preallocates size_hint bytes where the file system can.
+  static absl::StatusOr<std::unique_ptr<FileWriter>> Create(
+      const std::string& path, int64_t size_hint = 0);
+  // Removes the temporary file unless Commit succeeded.
+  ~FileWriter();
+  FileWriter(const FileWriter&) = delete;
+  FileWriter& operator=(const FileWriter&) = delete;
+
+  absl::Status Append(std::string_view bytes);
+  // Syncs the file and renames it to its path; does not sync the directory.
+  // Gives the SHA-256 of the content. After any error the file is abandoned.
+  absl::StatusOr<std::string> Commit();
+  int64_t size() const { return size_; }
+
+ private:
+  FileWriter(std::string path, std::string temporary, int fd);
+  const std::string path_;
+  const std::string temporary_;
+  int fd_;
+  int64_t size_ = 0;
+  Sha256 hash_;
+};
 
 // Creates path and its parents.
 absl::Status CreateDirectories(const std::string& path);

@@ -3,6 +3,7 @@
 // is checked against the file before anything is allocated.
 //
 // A SafetensorsReader is immutable after Open and may be read by many threads.
+// It maps its files: they must not be cut short while it lives.
 #pragma once
 
 #include <cstdint>
@@ -81,11 +82,22 @@ struct TensorToWrite {
   std::span<const uint8_t> data;
 };
 
-// Writes path with header padded to 8 bytes, tensors ordered as the reference
-// writer does, and syncs the file (not the directory). ResourceExhausted when
-// the disk is full; the partial file is removed.
-absl::Status WriteSafetensors(
+// Writes path (through a temporary file beside it) with the header padded to 8
+// bytes and tensors ordered as the reference writer does, and syncs the file,
+// not the directory. Gives the file's SHA-256. InvalidArgument when shape and
+// data disagree or a name is repeated; ResourceExhausted when the disk is full;
+// nothing stays behind then.
+absl::StatusOr<std::string> WriteSafetensors(
     const std::string& path, const std::vector<TensorToWrite>& tensors,
     const std::map<std::string, std::string>& metadata);
+
+// Writes a model: directory/model.safetensors, or, above max_shard_bytes,
+// model-00001-of-0000N.safetensors with model.safetensors.index.json, filled in
+// the order given. Gives the names of the files written. The directory is not
+// synced.
+absl::StatusOr<std::vector<std::string>> WriteSafetensorsModel(
+    const std::string& directory, const std::vector<TensorToWrite>& tensors,
+    const std::map<std::string, std::string>& metadata,
+    int64_t max_shard_bytes = 5'000'000'000);
 
 }  // namespace qlora
