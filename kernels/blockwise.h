@@ -2,8 +2,9 @@
 // Raw pointers in, no allocation, no threads of its own: the caller passes a
 // ParallelFor. Functions are re-entrant.
 //
-// Defined for every input: a block whose absmax is 0 or NaN gets code 0 (as
-// bitsandbytes on CUDA); infinities give an infinite scale.
+// Defined for every input, as bitsandbytes on CUDA: NaN elements do not count
+// for absmax and get code 0, a block whose absmax is 0 gets code 0 throughout,
+// infinities give an infinite scale.
 #pragma once
 
 #include <cstddef>
