@@ -1,12 +1,17 @@
 // The collectives of a gang. Used by one thread; every rank calls the same
 // sequence. After an error the communicator is dead: leave and let the agent
 // make a new attempt.
+//
+// Errors of all methods: Unavailable when a peer or the network is gone,
+// DeadlineExceeded when a peer did not answer in time, InvalidArgument for
+// buffers whose sizes do not fit each other.
 #pragma once
 
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -20,10 +25,8 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // out has size() * in.size() bytes, rank r's at r * in.size().
-  virtual absl::Status AllGather(std::span<const uint8_t> in,
-                                 std::span<uint8_t> out) = 0;
-  // Starts an AllGather; both buffers must live until Wait returns.
+  // Starts an AllGather: out has size() * in.size() bytes, rank r's at
+  // r * in.size(). Both buffers must live until Wait returns.
   class Pending {
    public:
     virtual ~Pending() = default;
@@ -31,21 +34,28 @@ class Communicator {
   };
   virtual absl::StatusOr<std::unique_ptr<Pending>> AllGatherAsync(
       std::span<const uint8_t> in, std::span<uint8_t> out) = 0;
-  // Sums in place; the result has the same bits on every rank.
+  // AllGatherAsync and Wait.
+  absl::Status AllGather(std::span<const uint8_t> in, std::span<uint8_t> out);
+  // Sums in place; the result has the same bits on every rank, and in every
+  // run with the same number of ranks.
   virtual absl::Status AllReduceSum(std::span<float> values) = 0;
   virtual absl::Status AllReduceSum(std::span<double> values) = 0;
   virtual absl::Status AllReduceMax(std::span<int64_t> values) = 0;
   virtual absl::Status Broadcast(std::span<uint8_t> bytes, int root) = 0;
-  // Rank root sends size() equal parts of `in`; every rank receives its own.
+  // Rank root sends size() equal parts of `in` (empty elsewhere); every rank
+  // receives its own.
   virtual absl::Status Scatter(std::span<const uint8_t> in,
                                std::span<uint8_t> out, int root) = 0;
   virtual absl::Status Barrier() = 0;
-  // Bytes this rank received so far, by all collectives.
-  virtual int64_t bytes_received() const = 0;
 };
 
 // A gang of one: everything is a copy.
 std::unique_ptr<Communicator> MakeSingleCommunicator();
+
+// A gang of threads of one process, for tests: element r is rank r's. Sums go
+// in rank order. When one communicator is destroyed the others' calls fail with
+// Unavailable, as when a process dies.
+std::vector<std::unique_ptr<Communicator>> MakeThreadGang(int size);
 
 struct GlooOptions {
   int rank = 0;
