@@ -1,0 +1,90 @@
+// The linear layers of a described model, and which of them LoRA adapts.
+#include <algorithm>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/spec/model_description.h"
+
+namespace qlora {
+namespace {
+
+// PEFT's rule for a list: equal, or a suffix after a dot.
+bool Matches(const std::string& module, const std::string& target) {
+  return module == target || absl::EndsWith(module, "." + target);
+}
+
+bool IsAllLinear(const std::vector<std::string>& targets) {
+  return targets.empty() || (targets.size() == 1 &&
+                             absl::AsciiStrToLower(targets[0]) == "all-linear");
+}
+
+absl::Status NoMatch(const ModelDescription& model, const std::string& target) {
+  for (const std::string outer : {"lm_head", "model.embed_tokens"}) {
+    if (!Matches(outer, target)) continue;
+    return absl::UnimplementedError(
+        absl::StrCat("lora.target_modules: '", target,
+                     "' is not a linear layer of a block; adapters on the "
+                     "embedding and the head are not supported"));
+  }
+  const auto name = [](std::string* out, const LinearShape& linear) {
+    out->append(linear.name.substr(linear.name.find('.') + 1));
+  };
+  return absl::InvalidArgumentError(
+      absl::StrCat("lora.target_modules: '", target,
+                   "' matches no module of the model; its linear layers are ",
+                   absl::StrJoin(BlockLinears(model), ", ", name)));
+}
+
+}  // namespace
+
+std::vector<LinearShape> BlockLinears(const ModelDescription& model) {
+  const int64_t hidden = model.hidden_size;
+  const int64_t inner = model.intermediate_size;
+  return {
+      {"self_attn.q_proj", model.q_size(), hidden, model.q_bias},
+      {"self_attn.k_proj", model.kv_size(), hidden, model.k_bias},
+      {"self_attn.v_proj", model.kv_size(), hidden, model.v_bias},
+      {"self_attn.o_proj", hidden, model.q_size(), model.o_bias},
+      {"mlp.gate_proj", inner, hidden, model.mlp_bias},
+      {"mlp.up_proj", inner, hidden, model.mlp_bias},
+      {"mlp.down_proj", hidden, inner, model.mlp_bias},
+  };
+}
+
+int64_t ParameterCount(const ModelDescription& model) {
+  int64_t block = 2 * model.hidden_size;
+  for (const LinearShape& linear : BlockLinears(model)) {
+    block += linear.out_features * linear.in_features;
+    if (linear.bias) block += linear.out_features;
+  }
+  const int64_t table = model.vocab_size * model.hidden_size;
+  return model.num_layers * block + model.hidden_size +
+         (model.tie_word_embeddings ? 1 : 2) * table;
+}
+
+absl::StatusOr<std::vector<std::string>> MatchTargetModules(
+    const ModelDescription& model, const std::vector<std::string>& targets) {
+  const bool all = IsAllLinear(targets);
+  std::vector<bool> used(targets.size(), false);
+  std::vector<std::string> modules;
+  for (int layer = 0; layer < model.num_layers; ++layer) {
+    for (const LinearShape& linear : BlockLinears(model)) {
+      std::string module =
+          absl::StrCat("model.layers.", layer, ".", linear.name);
+      bool matched = all;
+      for (size_t i = 0; i < targets.size() && !all; ++i) {
+        if (!Matches(module, targets[i])) continue;
+        used[i] = matched = true;
+      }
+      if (matched) modules.push_back(std::move(module));
+    }
+  }
+  for (size_t i = 0; i < targets.size() && !all; ++i) {
+    if (!used[i]) return NoMatch(model, targets[i]);
+  }
+  return modules;
+}
+
+}  // namespace qlora

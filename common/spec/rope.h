@@ -1,0 +1,21 @@
+// Rotary embedding's frequencies from a config.json, in either of the two forms
+// that transformers has written (docs/formats/model.md). Stateless.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace qlora {
+
+// head_dim / 2 values with the scaling (default, linear, llama3) applied,
+// rounded as transformers rounds them. The first error goes into status:
+// InvalidArgument or Unimplemented, naming the field after `prefix`.
+std::vector<float> RopeInverseFrequencies(const nlohmann::json& config,
+                                          int head_dim,
+                                          const std::string& prefix,
+                                          absl::Status& status);
+
+}  // namespace qlora
