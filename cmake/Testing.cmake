@@ -1,5 +1,7 @@
 # GoogleTest and one helper.
 #   qlora_test(name SOURCES a_test.cc DEPS qlora::x [LABELS unit] [TIMEOUT 60])
+# Every test also gets its directory below tests/ as a label ("unit/server"):
+# scripts/test chooses by it what runs under sanitizers.
 if(QLORA_TESTS)
   find_package(GTest REQUIRED)
 endif()
@@ -16,6 +18,7 @@ function(qlora_test name)
   target_compile_definitions(${name} PRIVATE
     QLORA_SOURCE_DIR="${CMAKE_SOURCE_DIR}" QLORA_BINARY_DIR="${CMAKE_BINARY_DIR}")
   add_test(NAME ${name} COMMAND ${name})
+  file(RELATIVE_PATH directory "${CMAKE_SOURCE_DIR}/tests" "${CMAKE_CURRENT_SOURCE_DIR}")
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT}
-    LABELS "${ARG_LABELS}" ENVIRONMENT "${ARG_ENVIRONMENT}")
+    LABELS "${ARG_LABELS};${directory}" ENVIRONMENT "${ARG_ENVIRONMENT}")
 endfunction()

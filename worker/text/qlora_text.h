@@ -39,9 +39,9 @@ typedef struct {
 } QloraSpan;
 
 // rendered: the text; spans: what assistant turns said (including what the
-// template puts behind them, such as an end-of-turn marker, when it marks it so);
-// has_mask: 0 if the template gives no way to know (then spans is empty and
-// mask_error says why: never an all-zero mask without a word).
+// template puts behind them, such as an end-of-turn marker, when it marks it
+// so); has_mask: 0 if the template gives no way to know (then spans is empty
+// and mask_error says why: never an all-zero mask without a word).
 typedef struct {
   QloraString rendered;
   QloraSpan* spans;
