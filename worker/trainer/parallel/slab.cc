@@ -1,0 +1,248 @@
+#include "worker/trainer/parallel/slab.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/status_macros.h"
+
+namespace qlora::trainer {
+namespace {
+
+int64_t AlignUp(int64_t bytes) {
+  return (bytes + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
+}
+
+// Adds tensors to a layout one after another.
+class LayoutBuilder {
+ public:
+  explicit LayoutBuilder(const SlabOptions& options) : options_(options) {
+    layout_.block_size = options.block_size;
+  }
+
+  void Add(std::string name, std::vector<int64_t> shape, WeightFormat format) {
+    SlabTensor t{.name = std::move(name),
+                 .shape = std::move(shape),
+                 .format = format,
+                 .begin = layout_.bytes};
+    const int64_t n = t.num_elements();
+    if (format == WeightFormat::kNf4) {
+      const kernels::BlockwiseShape quant{n, options_.block_size};
+      Reserve(quant.code_bytes());
+      if (options_.double_quant) {
+        t.absmax_codes = Reserve(quant.num_blocks());
+        t.absmax_scale = Reserve(quant.num_nested_blocks() * 4);
+        t.offset = Reserve(4);
+      } else {
+        t.absmax = Reserve(quant.num_blocks() * 4);
+      }
+    } else {
+      Reserve(n * (format == WeightFormat::kBfloat16 ? 2 : 4));
+    }
+    t.end = layout_.bytes;
+    layout_.tensors.push_back(std::move(t));
+  }
+
+  SlabLayout Take() { return std::move(layout_); }
+
+ private:
+  int64_t Reserve(int64_t bytes) {
+    const int64_t at = layout_.bytes;
+    layout_.bytes += AlignUp(bytes);
+    return at;
+  }
+
+  const SlabOptions options_;
+  SlabLayout layout_;
+};
+
+const float* Floats(const uint8_t* slab, int64_t at) {
+  return reinterpret_cast<const float*>(slab + at);
+}
+
+LinearWeight ViewLinear(const SlabLayout& layout, const std::string& name,
+                        const uint8_t* slab) {
+  const SlabTensor& t = *layout.Find(absl::StrCat(name, ".weight"));
+  LinearWeight w{.format = t.format,
+                 .out_features = t.shape[0],
+                 .in_features = t.shape[1],
+                 .data = slab + t.begin,
+                 .scales = {},
+                 .block_size = 0,
+                 .bias = nullptr};
+  if (t.format == WeightFormat::kNf4) {
+    w.block_size = layout.block_size;
+    if (t.absmax != 0) {
+      w.scales.absmax = Floats(slab, t.absmax);
+    } else {
+      w.scales.absmax_codes = slab + t.absmax_codes;
+      w.scales.absmax_scale = Floats(slab, t.absmax_scale);
+      w.scales.offset = *Floats(slab, t.offset);
+    }
+  }
+  const SlabTensor* bias = layout.Find(absl::StrCat(name, ".bias"));
+  if (bias != nullptr) w.bias = Floats(slab, bias->begin);
+  return w;
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+uint16_t ToBfloat16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  if (std::isnan(value)) return static_cast<uint16_t>((bits >> 16) | 0x40);
+  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+absl::Status Quantize(const std::vector<float>& values, const SlabTensor& t,
+                      int block_size, const kernels::ParallelFor& parallel_for,
+                      uint8_t* out) {
+  const auto at = [&](int64_t part) { return out + (part - t.begin); };
+  const auto floats = [&](int64_t part) {
+    return part == 0 ? nullptr : reinterpret_cast<float*>(at(part));
+  };
+  const kernels::BlockwiseShape shape{t.num_elements(), block_size};
+  const kernels::MutableScales scales{
+      .absmax = floats(t.absmax),
+      .absmax_codes = t.absmax_codes == 0 ? nullptr : at(t.absmax_codes),
+      .absmax_scale = floats(t.absmax_scale),
+      .offset = floats(t.offset)};
+  std::vector<uint8_t> workspace(
+      kernels::QuantizeNf4WorkspaceBytes(shape, t.absmax == 0));
+  if (kernels::QuantizeNf4(values.data(), shape, out, scales, workspace.data(),
+                           parallel_for) != kernels::Nf4Result::kOk) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tensor ", t.name, " cannot be quantized in blocks of ", block_size));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+int64_t SlabTensor::num_elements() const {
+  int64_t n = 1;
+  for (const int64_t d : shape) n *= d;
+  return n;
+}
+
+const SlabTensor* SlabLayout::Find(std::string_view name) const {
+  const auto it = std::ranges::find(tensors, name, &SlabTensor::name);
+  return it == tensors.end() ? nullptr : &*it;
+}
+
+SlabLayout MakeBlockLayout(const ModelDescription& model,
+                           const SlabOptions& options) {
+  LayoutBuilder builder(options);
+  const std::vector<LinearShape> linears = BlockLinears(model);
+  for (const LinearShape& l : linears) {
+    builder.Add(absl::StrCat(l.name, ".weight"),
+                {l.out_features, l.in_features}, options.linear);
+  }
+  for (const LinearShape& l : linears) {
+    if (!l.bias) continue;
+    builder.Add(absl::StrCat(l.name, ".bias"), {l.out_features},
+                WeightFormat::kFloat32);
+  }
+  for (const char* norm : {"input_layernorm", "post_attention_layernorm"}) {
+    builder.Add(absl::StrCat(norm, ".weight"), {model.hidden_size},
+                WeightFormat::kFloat32);
+  }
+  return builder.Take();
+}
+
+SlabLayout MakeOuterLayout(const ModelDescription& model,
+                           const SlabOptions& options) {
+  LayoutBuilder builder(options);
+  const std::vector<int64_t> shape = {model.vocab_size, model.hidden_size};
+  builder.Add("model.embed_tokens.weight", shape, options.dense);
+  if (!model.tie_word_embeddings) {
+    builder.Add("lm_head.weight", shape, options.dense);
+  }
+  builder.Add("model.norm.weight", {model.hidden_size}, WeightFormat::kFloat32);
+  return builder.Take();
+}
+
+std::string BlockPrefix(int layer) {
+  return absl::StrCat("model.layers.", layer, ".");
+}
+
+BlockWeights ViewBlock(const ModelDescription& model, const SlabLayout& layout,
+                       const uint8_t* slab) {
+  BlockWeights w;
+  const auto norm = [&](const char* name) {
+    return Floats(slab, layout.Find(name)->begin);
+  };
+  w.input_norm = norm("input_layernorm.weight");
+  w.post_attention_norm = norm("post_attention_layernorm.weight");
+  const std::array<LinearWeight*, 7> places = {&w.q,    &w.k,  &w.v,   &w.o,
+                                               &w.gate, &w.up, &w.down};
+  const std::vector<LinearShape> linears = BlockLinears(model);
+  for (size_t i = 0; i < places.size(); ++i) {
+    *places[i] = ViewLinear(layout, linears[i].name, slab);
+  }
+  return w;
+}
+
+OuterWeights ViewOuter(const ModelDescription& model, const SlabLayout& layout,
+                       const uint8_t* slab) {
+  OuterWeights w;
+  w.embedding = ViewLinear(layout, "model.embed_tokens", slab);
+  w.final_norm = Floats(slab, layout.Find("model.norm.weight")->begin);
+  w.head = model.tie_word_embeddings ? w.embedding
+                                     : ViewLinear(layout, "lm_head", slab);
+  return w;
+}
+
+absl::Status CheckTensor(const SafetensorsReader& reader,
+                         const std::string& name,
+                         const std::vector<int64_t>& shape) {
+  const TensorInfo* info = reader.Find(name);
+  const std::string wanted = absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+  if (info == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the model's files have no tensor ", name, " ", wanted,
+                     ", which config.json asks for"));
+  }
+  if (info->shape != shape) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tensor ", name, " has shape [", absl::StrJoin(info->shape, ", "),
+        "]; config.json asks for ", wanted));
+  }
+  switch (info->dtype) {
+    case TensorDtype::kF16:
+    case TensorDtype::kBF16:
+    case TensorDtype::kF32:
+    case TensorDtype::kF64:
+      return absl::OkStatus();
+    default:
+      return absl::InvalidArgumentError(absl::StrCat(
+          "tensor ", name, " is of type ", std::string(DtypeName(info->dtype)),
+          "; supported are F32, F16, BF16 and F64"));
+  }
+}
+
+absl::Status ReadIntoSlab(const SafetensorsReader& reader,
+                          const std::string& prefix, const SlabTensor& tensor,
+                          int block_size,
+                          const kernels::ParallelFor& parallel_for,
+                          std::span<uint8_t> out) {
+  std::vector<float> values(tensor.num_elements());
+  RETURN_IF_ERROR(reader.ReadFloat32(prefix + tensor.name, values));
+  std::ranges::fill(out, 0);
+  switch (tensor.format) {
+    case WeightFormat::kFloat32:
+      std::memcpy(out.data(), values.data(), values.size() * sizeof(float));
+      return absl::OkStatus();
+    case WeightFormat::kBfloat16:
+      std::ranges::transform(values, reinterpret_cast<uint16_t*>(out.data()),
+                             ToBfloat16);
+      return absl::OkStatus();
+    case WeightFormat::kNf4:
+      return Quantize(values, tensor, block_size, parallel_for, out.data());
+  }
+  return absl::InternalError("unknown weight format");
+}
+
+}  // namespace qlora::trainer

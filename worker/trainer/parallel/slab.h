@@ -1,0 +1,96 @@
+// Where the frozen tensors of a model lie in memory: one slab for each block of
+// the model, and one for embedding, final norm and head.
+//
+// A slab holds its tensors one after another, each part aligned to 64 bytes:
+//
+//   dense    values (float32, or bfloat16 for matrices when computing in it)
+//   nf4      codes, then absmax, or absmax_codes, absmax_scale, offset
+//            (quant_format.h)
+//
+// The layout follows from the model's description and the options alone: it
+// depends neither on the number of ranks nor on the files. Pure functions, but
+// for ReadIntoSlab.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "common/formats/safetensors.h"
+#include "common/spec/model_description.h"
+#include "kernels/blockwise.h"
+#include "worker/trainer/model/weights.h"
+
+namespace qlora::trainer {
+
+inline constexpr int64_t kSlabAlignment = 64;
+
+struct SlabOptions {
+  // Format of the blocks' linear layers: kNf4, or as `dense`.
+  WeightFormat linear = WeightFormat::kNf4;
+  // Format of embedding, head and, without quantization, linear layers.
+  WeightFormat dense = WeightFormat::kFloat32;
+  int block_size = 64;
+  // Nested scales; kNf4 only.
+  bool double_quant = true;
+};
+
+// One tensor: bytes [begin, end) of the slab.
+struct SlabTensor {
+  // HF name; in a block relative to it: "self_attn.q_proj.weight".
+  std::string name;
+  std::vector<int64_t> shape;
+  WeightFormat format = WeightFormat::kFloat32;
+  int64_t begin = 0;
+  int64_t end = 0;
+  // Parts after the values or codes, which lie at `begin`; 0 if absent.
+  int64_t absmax = 0;
+  int64_t absmax_codes = 0;
+  int64_t absmax_scale = 0;
+  int64_t offset = 0;
+
+  int64_t num_elements() const;
+};
+
+struct SlabLayout {
+  std::vector<SlabTensor> tensors;
+  // A multiple of kSlabAlignment.
+  int64_t bytes = 0;
+  int block_size = 0;
+
+  // Null if absent.
+  const SlabTensor* Find(std::string_view name) const;
+};
+
+SlabLayout MakeBlockLayout(const ModelDescription& model,
+                           const SlabOptions& options);
+SlabLayout MakeOuterLayout(const ModelDescription& model,
+                           const SlabOptions& options);
+
+// "model.layers.3." for the tensors of a block.
+std::string BlockPrefix(int layer);
+
+// Views into a slab of this layout; valid as long as the slab.
+BlockWeights ViewBlock(const ModelDescription& model, const SlabLayout& layout,
+                       const uint8_t* slab);
+OuterWeights ViewOuter(const ModelDescription& model, const SlabLayout& layout,
+                       const uint8_t* slab);
+
+// InvalidArgument naming the tensor when it is missing, has another shape or is
+// not of a floating-point type.
+absl::Status CheckTensor(const SafetensorsReader& reader,
+                         const std::string& name,
+                         const std::vector<int64_t>& shape);
+
+// Reads `prefix + tensor.name` whole and writes its bytes [begin, end) as they
+// stand in the slab, quantized where the layout says so. CheckTensor must have
+// passed.
+absl::Status ReadIntoSlab(const SafetensorsReader& reader,
+                          const std::string& prefix, const SlabTensor& tensor,
+                          int block_size,
+                          const kernels::ParallelFor& parallel_for,
+                          std::span<uint8_t> out);
+
+}  // namespace qlora::trainer
