@@ -47,7 +47,8 @@ absl::StatusOr<size_t> ReadUpTo(int fd, char* data, size_t size) {
 
 }  // namespace
 
-absl::Status WriteFrame(int fd, const google::protobuf::MessageLite& message) {
+absl::StatusOr<std::string> EncodeFrame(
+    const google::protobuf::MessageLite& message) {
   const size_t size = message.ByteSizeLong();
   if (size > kMaxFrameBytes) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -59,6 +60,11 @@ absl::Status WriteFrame(int fd, const google::protobuf::MessageLite& message) {
     frame[i] = static_cast<char>(size >> (8 * i));
   }
   message.AppendToString(&frame);
+  return frame;
+}
+
+absl::Status WriteFrame(int fd, const google::protobuf::MessageLite& message) {
+  ASSIGN_OR_RETURN(const std::string frame, EncodeFrame(message));
   return SendAll(fd, frame.data(), frame.size());
 }
 

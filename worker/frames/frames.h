@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -16,6 +17,10 @@
 namespace qlora {
 
 inline constexpr uint32_t kMaxFrameBytes = 4u << 20;
+
+// The bytes of one frame. InvalidArgument: larger than a frame may be.
+absl::StatusOr<std::string> EncodeFrame(
+    const google::protobuf::MessageLite& message);
 
 // Unavailable: the other side is gone; InvalidArgument: larger than a frame may
 // be (nothing was sent).

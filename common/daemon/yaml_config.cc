@@ -1,0 +1,87 @@
+#include "common/daemon/yaml_config.h"
+
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <numeric>
+#include <string_view>
+
+namespace qlora {
+namespace {
+
+[[noreturn]] void Fail(const YAML::Mark& mark, const std::string& message) {
+  throw CLI::ConversionError("line " + std::to_string(mark.line + 1) +
+                                 ", column " + std::to_string(mark.column + 1) +
+                                 ": " + message,
+                             CLI::ExitCodes::ConversionError);
+}
+
+size_t EditDistance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 0; i < a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i + 1;
+    for (size_t j = 0; j < b.size(); ++j) {
+      const size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
+      diagonal = row[j + 1];
+      row[j + 1] = std::min({replaced, row[j] + 1, diagonal + 1});
+    }
+  }
+  return row.back();
+}
+
+}  // namespace
+
+std::vector<CLI::ConfigItem> YamlConfig::from_config(
+    std::istream& input) const {
+  std::vector<CLI::ConfigItem> items;
+  YAML::Node root;
+  try {
+    root = YAML::Load(input);
+  } catch (const YAML::Exception& error) {
+    Fail(error.mark, error.msg);
+  }
+  if (root.IsNull()) return items;
+  if (!root.IsMap()) Fail(root.Mark(), "expected a map of flags to values");
+  for (const auto& entry : root) {
+    CLI::ConfigItem item;
+    item.name = entry.first.as<std::string>("");
+    if (std::find(keys_.begin(), keys_.end(), item.name) == keys_.end()) {
+      const auto nearest = std::min_element(
+          keys_.begin(), keys_.end(), [&](const auto& a, const auto& b) {
+            return EditDistance(a, item.name) < EditDistance(b, item.name);
+          });
+      const bool close =
+          nearest != keys_.end() && EditDistance(*nearest, item.name) <= 3;
+      Fail(entry.first.Mark(),
+           "unknown key \"" + item.name + "\"" +
+               (close ? "; did you mean \"" + *nearest + "\"?" : ""));
+    }
+    if (entry.second.IsScalar()) {
+      item.inputs = {entry.second.Scalar()};
+    } else if (entry.second.IsSequence()) {
+      item.inputs =
+          entry.second.as<std::vector<std::string>>(std::vector<std::string>());
+    } else {
+      Fail(entry.second.Mark(), item.name + ": expected a value or a list");
+    }
+    items.push_back(std::move(item));
+  }
+  return items;
+}
+
+std::vector<std::string> ConfigKeys(const CLI::App& app) {
+  std::vector<std::string> keys;
+  for (const CLI::Option* option : app.get_options()) {
+    for (const std::string& name : option->get_lnames()) {
+      if (name != "help" && name != "config" && name != "version" &&
+          name != "check-config") {
+        keys.push_back(name);
+      }
+    }
+  }
+  return keys;
+}
+
+}  // namespace qlora
