@@ -38,10 +38,21 @@ typedef struct {
   uint32_t end;
 } QloraSpan;
 
+// Which spans a rendering has to find.
+enum {
+  // None: the mask is not looked for, has_mask is 0 and mask_error empty.
+  QLORA_MASK_NONE = 0,
+  // Every assistant turn.
+  QLORA_MASK_ASSISTANT = 1,
+  // The last assistant turn only.
+  QLORA_MASK_LAST = 2
+};
+
 // rendered: the text; spans: what assistant turns said (including what the
-// template puts behind them, such as an end-of-turn marker, when it marks it
-// so); has_mask: 0 if the template gives no way to know (then spans is empty
-// and mask_error says why: never an all-zero mask without a word).
+// template puts behind them, such as an end-of-turn marker), in order;
+// has_mask: 0 if the template gives no way to know (then spans is empty and
+// mask_error says why: never an all-zero mask without a word). A conversation
+// without an assistant turn has a mask, of no spans.
 typedef struct {
   QloraString rendered;
   QloraSpan* spans;
@@ -52,8 +63,8 @@ typedef struct {
 
 void qlora_text_free_string(QloraString* s);
 
-// Loads DIR/tokenizer.json. Truncation and padding that the file sets are
-// switched off (the trainer decides).
+// Loads the tokenizer.json at path. Truncation and padding that the file sets
+// are switched off (the trainer decides).
 int qlora_tokenizer_open(const char* path, size_t path_size,
                          QloraTokenizer** out, QloraString* error);
 void qlora_tokenizer_free(QloraTokenizer* t);
@@ -74,7 +85,8 @@ int qlora_tokenizer_decode(const QloraTokenizer* t, const uint32_t* ids,
 
 // Compiles a Jinja chat template. tokenizer_config is the JSON text of
 // tokenizer_config.json (for bos_token and the like), may be empty. Templates
-// are untrusted: steps, output size and recursion are bounded.
+// are untrusted: a rendering is bounded in steps, recursion and size of output
+// and sees nothing but its input.
 int qlora_chat_template_compile(const char* source, size_t source_size,
                                 const char* tokenizer_config,
                                 size_t tokenizer_config_size,
@@ -83,14 +95,17 @@ void qlora_chat_template_free(QloraChatTemplate* t);
 // input: JSON object {"messages": [...], "tools"?: [...],
 // "add_generation_prompt"?: bool, ...}; unknown keys are passed to the template
 // as variables. `now` (seconds since 1970, UTC) serves strftime_now; pass a
-// negative value for the real time.
+// negative value for the real time. `mask` is one of QLORA_MASK_*: spans come
+// from the template's {% generation %} blocks if it has them, else from the
+// difference of renderings that end before and after each assistant turn.
 int qlora_chat_template_render(const QloraChatTemplate* t, const char* input,
-                               size_t input_size, int64_t now,
+                               size_t input_size, int64_t now, int mask,
                                QloraRendered* out, QloraString* error);
 void qlora_rendered_free(QloraRendered* r);
 
-// Trains a byte-level BPE tokenizer on text files and writes
-// OUT_DIR/tokenizer.json. special_tokens: JSON array of strings.
+// Trains a byte-level BPE tokenizer on text files and writes it to the file
+// out_path. special_tokens: JSON array of strings; they get the first ids. The
+// file depends on nothing but the arguments.
 int qlora_tokenizer_train_bpe(const char* const* files, size_t num_files,
                               uint32_t vocab_size, const char* special_tokens,
                               size_t special_tokens_size, const char* out_path,
