@@ -1,5 +1,7 @@
 #include "worker/trainer/data/batch.h"
 
+#include <cstddef>
+
 namespace qlora::trainer {
 
 MicroBatch MakeMicroBatch(const std::vector<const Row*>& rows) {
