@@ -5,6 +5,7 @@
 //     params.safetensors   trainable tensors, float32, names of the layout
 //     adam_m.safetensors   first moments, same names
 //     adam_v.safetensors   second moments, same names
+//     metrics.jsonl        every logged step so far
 //     manifest.sha256      "<hex>  manifest.json\n"
 //     manifest.json        written last: what the files are, size and SHA-256
 //
@@ -19,16 +20,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "worker/trainer/data/sampler.h"
 #include "worker/trainer/model/model.h"
 
 namespace qlora::trainer {
-
-// The next row to train.
-struct DataCursor {
-  int64_t epoch = 0;
-  // Rows of the epoch that are done.
-  int64_t row = 0;
-};
 
 // Everything but the tensors.
 struct CheckpointState {
@@ -82,13 +77,16 @@ struct StagedCheckpoint {
   int64_t size_bytes = 0;
 };
 
+// metrics_path: a file, copied, so that a resume elsewhere has the whole curve.
+//
 // Writes a checkpoint durably: into <parent>/<step>.tmp-<random>, every file
 // synced, manifest last, directory synced, renamed, parent synced. An earlier
 // directory of the same step is replaced. On any error nothing of it stays:
 // ResourceExhausted (disk full), PermissionDenied, Unavailable.
 absl::StatusOr<StagedCheckpoint> StageCheckpoint(
     const std::string& parent, const CheckpointState& state,
-    const TrainableLayout& layout, const ConstStateBuffers& buffers);
+    const TrainableLayout& layout, const ConstStateBuffers& buffers,
+    const std::string& metrics_path);
 
 // Verifies sizes and every digest before anything is used, then fills the
 // buffers. DataLoss naming file and what differs; FailedPrecondition when the
