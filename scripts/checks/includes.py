@@ -29,10 +29,11 @@ ALLOWED = {
     "worker/text": [],
     "worker/trainer/data": COMMON + ["worker/text"],
     "worker/trainer/ops": COMMON + ["kernels"],
-    "worker/trainer/optim": COMMON,
-    "worker/trainer/parallel": COMMON,
-    "worker/trainer/checkpoint": COMMON,
-    "worker/trainer/model": COMMON + TRAINER + ["kernels"],
+    "worker/trainer/optim": COMMON + ["kernels"],
+    "worker/trainer/model": COMMON + [
+        "kernels", "worker/trainer/data", "worker/trainer/ops"],
+    "worker/trainer/parallel": COMMON + ["kernels", "worker/trainer/model"],
+    "worker/trainer/checkpoint": COMMON + ["worker/trainer/model"],
     "worker/trainer": COMMON + TRAINER + [
         "kernels", "proto", "worker/frames", "worker/text"],
 }
