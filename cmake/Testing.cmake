@@ -22,3 +22,21 @@ function(qlora_test name)
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT}
     LABELS "${ARG_LABELS};${directory}" ENVIRONMENT "${ARG_ENVIRONMENT}")
 endfunction()
+
+# A test that runs real programs, written in Python (Debian's, standard library
+# only). It finds them by QLORA_BIN. A script that cannot run prints
+# "SKIPPED: reason" and exits with 77.
+#   qlora_script_test(name SCRIPT a_test.py [LABELS e2e] [TIMEOUT 300])
+function(qlora_script_test name)
+  cmake_parse_arguments(ARG "" "SCRIPT;TIMEOUT" "LABELS" ${ARGN})
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 300)
+  endif()
+  if(NOT ARG_LABELS)
+    set(ARG_LABELS e2e)
+  endif()
+  add_test(NAME ${name} COMMAND /usr/bin/python3 "${CMAKE_CURRENT_SOURCE_DIR}/${ARG_SCRIPT}")
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT}
+    LABELS "${ARG_LABELS}" SKIP_RETURN_CODE 77
+    ENVIRONMENT "QLORA_BIN=${CMAKE_BINARY_DIR}/bin;QLORA_DEPS=${QLORA_DEPS_DIR};PYTHONDONTWRITEBYTECODE=1")
+endfunction()

@@ -26,14 +26,15 @@ ALLOWED = {
     "client": COMMON + ["proto"],
     "worker/frames": ["common/base", "proto"],
     "worker/agent": COMMON + ["common/daemon", "proto", "worker/frames"],
-    "worker/text": [],
+    "worker/text": ["common/base"],
     "worker/trainer/data": COMMON + ["worker/text"],
     "worker/trainer/ops": COMMON + ["kernels"],
     "worker/trainer/optim": COMMON + ["kernels"],
     "worker/trainer/model": COMMON + [
         "kernels", "worker/trainer/data", "worker/trainer/ops"],
     "worker/trainer/parallel": COMMON + ["kernels", "worker/trainer/model"],
-    "worker/trainer/checkpoint": COMMON + ["worker/trainer/model"],
+    "worker/trainer/checkpoint": COMMON + [
+        "worker/trainer/data", "worker/trainer/model"],
     "worker/trainer": COMMON + TRAINER + [
         "kernels", "proto", "worker/frames", "worker/text"],
 }
