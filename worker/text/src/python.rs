@@ -266,13 +266,29 @@ pub fn strftime(seconds: i64, format: &str) -> Result<String, Error> {
 /// Year, month (1..), day (1..), day of the year (1..) of a day number.
 fn civil(days: i64) -> (i64, usize, i64, i64) {
     let leap = |y: i64| (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
-    let (mut year, mut rest) = (1970 + days.div_euclid(146_097) * 400, days.rem_euclid(146_097));
+    let (mut year, mut rest) = (
+        1970 + days.div_euclid(146_097) * 400,
+        days.rem_euclid(146_097),
+    );
     while rest >= 365 + i64::from(leap(year)) {
         rest -= 365 + i64::from(leap(year));
         year += 1;
     }
     let (day_of_year, mut month) = (rest + 1, 0);
-    let lengths = [31, 28 + i64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let lengths = [
+        31,
+        28 + i64::from(leap(year)),
+        31,
+        30,
+        31,
+        30,
+        31,
+        31,
+        30,
+        31,
+        30,
+        31,
+    ];
     while rest >= lengths[month] {
         rest -= lengths[month];
         month += 1;

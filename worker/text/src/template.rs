@@ -68,7 +68,11 @@ impl ChatTemplate {
     pub fn render(&self, input: &str, now: i64, mask: Mask) -> Result<Rendered, String> {
         let conversation = Conversation::parse(input, now)?;
         let everything = conversation.messages.len();
-        let text = self.run(&conversation, everything, conversation.add_generation_prompt)?;
+        let text = self.run(
+            &conversation,
+            everything,
+            conversation.add_generation_prompt,
+        )?;
         if !self.has_generation_tags {
             let spans = self.spans_by_prefix(&conversation, &text, mask);
             return Ok(Rendered { text, spans });
@@ -81,7 +85,12 @@ impl ChatTemplate {
         Ok(Rendered { text, spans })
     }
 
-    fn run(&self, conversation: &Conversation, count: usize, prompt: bool) -> Result<String, String> {
+    fn run(
+        &self,
+        conversation: &Conversation,
+        count: usize,
+        prompt: bool,
+    ) -> Result<String, String> {
         let template = self.env.get_template(NAME).map_err(|e| describe(&e))?;
         let mut out = Bounded(Vec::new());
         template
@@ -213,7 +222,10 @@ impl Conversation {
         let messages = Value::from(self.messages[..count].to_vec());
         let own = [
             ("messages".to_string(), messages),
-            ("add_generation_prompt".to_string(), add_generation_prompt.into()),
+            (
+                "add_generation_prompt".to_string(),
+                add_generation_prompt.into(),
+            ),
         ];
         Value::from_iter(self.variables.iter().cloned().chain(own))
     }
@@ -319,9 +331,12 @@ fn environment() -> Environment<'static> {
             ValueKind::Seq | ValueKind::Map | ValueKind::String
         )
     });
-    env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
-        Err(Error::new(ErrorKind::InvalidOperation, to_str(message)).with_source(Raised))
-    });
+    env.add_function(
+        "raise_exception",
+        |message: &Value| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, to_str(message)).with_source(Raised))
+        },
+    );
     env
 }
 

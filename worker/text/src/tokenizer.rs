@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 
+use serde_json::{json, Value};
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::bpe::{BpeTrainerBuilder, BPE};
 use tokenizers::normalizers::NormalizerWrapper;
@@ -25,7 +26,8 @@ pub struct Encoded {
 impl Tokenizer {
     pub fn open(path: &str) -> Result<Self, String> {
         let bytes = std::fs::read(path).map_err(|e| format!("cannot read {path}: {e}"))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+            .or_else(|e| split_merges(&bytes).map_or(Err(e), tokenizers::Tokenizer::from_bytes))
             .map_err(|e| format!("{path} is not a valid tokenizer.json: {e}"))?;
         inner
             .with_truncation(None)
@@ -73,6 +75,28 @@ impl Tokenizer {
             .decode(ids, skip_special_tokens)
             .map_err(|e| format!("the tokenizer cannot decode: {e}"))
     }
+}
+
+/// Older files write a merge as "LEFT RIGHT", which the library cannot read when
+/// a part holds spaces itself. Writes such merges as pairs whose parts and sum
+/// are in the vocabulary; None if that is not what is wrong with the file.
+fn split_merges(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut file: Value = serde_json::from_slice(bytes).ok()?;
+    let model = file.get("model")?;
+    let vocab = model.get("vocab")?.as_object()?;
+    let split = |merge: &Value| {
+        let merge = merge.as_str()?;
+        merge.match_indices(' ').find_map(|(at, _)| {
+            let (left, right) = (&merge[..at], &merge[at + 1..]);
+            let known = |token: &str| vocab.contains_key(token);
+            let fits = known(left) && known(right) && known(&format!("{left}{right}"));
+            fits.then(|| json!([left, right]))
+        })
+    };
+    let merges = model.get("merges")?.as_array()?;
+    let merges: Option<Vec<Value>> = merges.iter().map(split).collect();
+    file["model"]["merges"] = Value::Array(merges?);
+    serde_json::to_vec(&file).ok()
 }
 
 /// Trains on the lines of `files` and writes a tokenizer.json with the special

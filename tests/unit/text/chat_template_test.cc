@@ -1,0 +1,337 @@
+#include "common/base/files.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/shared_data.h"
+#include "worker/text/text.h"
+
+namespace qlora::text {
+namespace {
+
+using ::testing::HasSubstr;
+using Json = nlohmann::ordered_json;
+
+// 2024-07-26 00:00 UTC.
+constexpr int64_t kNow = 1721952000;
+
+Json ReadJson(const std::string& path) {
+  absl::StatusOr<std::string> content = ReadFile(path);
+  EXPECT_TRUE(content.ok()) << content.status().message();
+  return Json::parse(content.value_or("{}"));
+}
+
+struct Outcome {
+  std::string error;
+  std::string text;
+  std::vector<std::pair<size_t, size_t>> spans;
+  bool has_mask = false;
+  std::string mask_error;
+};
+
+// Through the C ABI itself: it lets a test set the time.
+Outcome Render(const std::string& source, const Json& input,
+               int mask = QLORA_MASK_ASSISTANT,
+               const std::string& config = "") {
+  Outcome out;
+  QloraChatTemplate* handle = nullptr;
+  QloraString error = {};
+  QloraRendered raw = {};
+  const std::string text = input.dump();
+  if (qlora_chat_template_compile(source.data(), source.size(), config.data(),
+                                  config.size(), &handle, &error) != 0 ||
+      qlora_chat_template_render(handle, text.data(), text.size(), kNow, mask,
+                                 &raw, &error) != 0) {
+    out.error.assign(error.data, error.size);
+    qlora_text_free_string(&error);
+  } else {
+    out.text.assign(raw.rendered.data, raw.rendered.size);
+    out.has_mask = raw.has_mask != 0;
+    out.mask_error.assign(raw.mask_error.data, raw.mask_error.size);
+    for (size_t i = 0; i < raw.num_spans; ++i) {
+      out.spans.emplace_back(raw.spans[i].begin, raw.spans[i].end);
+    }
+    qlora_rendered_free(&raw);
+  }
+  qlora_chat_template_free(handle);
+  return out;
+}
+
+std::vector<std::string> SpanTexts(const Outcome& outcome) {
+  std::vector<std::string> out;
+  for (const auto& [begin, end] : outcome.spans) {
+    out.push_back(outcome.text.substr(begin, end - begin));
+  }
+  return out;
+}
+
+// Byte of the n-th code point.
+size_t ByteAt(const std::string& text, size_t n) {
+  size_t at = 0;
+  for (; at < text.size(); ++at) {
+    const bool begins = (static_cast<uint8_t>(text[at]) & 0xc0) != 0x80;
+    if (begins && n-- == 0) break;
+  }
+  return at;
+}
+
+Json Chat(std::initializer_list<std::pair<const char*, const char*>> turns) {
+  Json messages = Json::array();
+  for (const auto& [role, content] : turns) {
+    messages.push_back({{"role", role}, {"content", content}});
+  }
+  return {{"messages", messages}};
+}
+
+const char kChatMl[] =
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+TEST(ChatTemplate, RealTemplates_AllCases_GiveWhatJinjaGives) {
+  SKIP_WITHOUT_SHARED_DATA();
+  const std::string root = SharedData() + "/chat_templates/";
+  const Json cases = ReadJson(root + "cases.json");
+  const Json expected = ReadJson(root + "expected.json");
+  EXPECT_EQ(expected.size(), 34);
+  for (const auto& [name, by_case] : expected.items()) {
+    const auto source = ReadFile(root + name);
+    ASSERT_TRUE(source.ok());
+    for (const Json& c : cases["cases"]) {
+      SCOPED_TRACE(name + " " + c["name"].get<std::string>());
+      Json input = cases["variables"];
+      input.update(c["input"]);
+      const Json& want = by_case[c["name"].get<std::string>()];
+      const Outcome got = Render(*source, input);
+      if (want.contains("raises")) {
+        EXPECT_THAT(got.error, HasSubstr(want["raises"].get<std::string>()));
+        EXPECT_THAT(got.error, HasSubstr("refuses the conversation"));
+      } else if (want.contains("fails")) {
+        EXPECT_THAT(got.error, HasSubstr("failed"));
+      } else {
+        EXPECT_EQ(got.error, "");
+        EXPECT_EQ(got.text, want["text"].get<std::string>());
+        if (!want.contains("assistant_ranges")) continue;
+        ASSERT_EQ(got.spans.size(), want["assistant_ranges"].size());
+        for (size_t i = 0; i < got.spans.size(); ++i) {
+          const Json& range = want["assistant_ranges"][i];
+          EXPECT_EQ(got.spans[i].first, ByteAt(got.text, range[0]));
+          EXPECT_EQ(got.spans[i].second, ByteAt(got.text, range[1]));
+        }
+      }
+    }
+  }
+}
+
+// A mask is either the assistant's words or refused with a reason.
+TEST(ChatTemplate, RealTemplates_AllCases_MaskHoldsEachAnswerOrSaysWhyNot) {
+  SKIP_WITHOUT_SHARED_DATA();
+  const std::string root = SharedData() + "/chat_templates/";
+  const Json cases = ReadJson(root + "cases.json");
+  int masked = 0;
+  int refused = 0;
+  const Json expected = ReadJson(root + "expected.json");
+  for (const auto& [name, by_case] : expected.items()) {
+    const auto source = ReadFile(root + name);
+    ASSERT_TRUE(source.ok());
+    for (const Json& c : cases["cases"]) {
+      SCOPED_TRACE(name + " " + c["name"].get<std::string>());
+      Json input = cases["variables"];
+      input.update(c["input"]);
+      const Outcome got = Render(*source, input);
+      if (!got.error.empty()) continue;
+      ++(got.has_mask ? masked : refused);
+      EXPECT_EQ(got.has_mask, got.mask_error.empty());
+      if (!got.has_mask) continue;
+      size_t i = 0;
+      for (const Json& m : input["messages"]) {
+        if (m["role"] != "assistant") continue;
+        ASSERT_LT(i, got.spans.size());
+        const auto [begin, end] = got.spans[i++];
+        const std::string content = m["content"];
+        const size_t first = content.find_first_not_of(" \n");
+        if (first == std::string::npos) continue;
+        const size_t last = content.find_last_not_of(" \n");
+        EXPECT_THAT(got.text.substr(begin, end - begin),
+                    HasSubstr(content.substr(first, last - first + 1)));
+      }
+      EXPECT_EQ(i, got.spans.size());
+    }
+  }
+  EXPECT_GT(masked, 250);
+  RecordProperty("masked", masked);
+  RecordProperty("refused", refused);
+}
+
+TEST(ChatTemplate, NoGenerationTags_MaskIsTheDifferenceOfPrefixes) {
+  const Json input = Chat({{"user", "a"},
+                           {"assistant", "one"},
+                           {"user", "b"},
+                           {"assistant", "two"}});
+  EXPECT_THAT(SpanTexts(Render(kChatMl, input)),
+              ::testing::ElementsAre("one<|im_end|>\n", "two<|im_end|>\n"));
+  EXPECT_THAT(SpanTexts(Render(kChatMl, input, QLORA_MASK_LAST)),
+              ::testing::ElementsAre("two<|im_end|>\n"));
+  const Outcome none = Render(kChatMl, input, QLORA_MASK_NONE);
+  EXPECT_FALSE(none.has_mask);
+  EXPECT_EQ(none.mask_error, "");
+}
+
+TEST(ChatTemplate, NoAssistantTurn_HasAMaskOfNothing) {
+  const Outcome got = Render(kChatMl, Chat({{"user", "a"}}));
+  EXPECT_TRUE(got.has_mask);
+  EXPECT_TRUE(got.spans.empty());
+}
+
+TEST(ChatTemplate, PrefixesDiffer_MaskIsRefusedWithTurnAndRemedy) {
+  const std::string last_differs =
+      "{% for m in messages %}[{{ m.role }}]{% if loop.last %}!{% endif %}"
+      "{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]"
+      "{% endif %}";
+  const Json input = Chat({{"user", "a"}, {"assistant", "b"}});
+  const Outcome got = Render(last_differs, input);
+  EXPECT_EQ(got.error, "");
+  EXPECT_FALSE(got.has_mask);
+  EXPECT_TRUE(got.spans.empty());
+  EXPECT_THAT(got.mask_error, HasSubstr("assistant message 1"));
+  EXPECT_THAT(got.mask_error, HasSubstr("data.loss_on"));
+}
+
+TEST(ChatTemplate, GenerationTagsWithWhitespaceControl_TrimLikeBlocks) {
+  const std::string source =
+      "{% for m in messages %}\n"
+      "  {%- if m.role == 'assistant' %}\n"
+      "A:{% generation %}\n"
+      "{{ m.content }};{%- endgeneration -%}  \n"
+      "  {%- else %}\n"
+      "U:{{ m.content }}|\n"
+      "  {%- endif %}\n"
+      "{% endfor %}\n"
+      "{# {% generation %} in a comment {% endgeneration %} #}";
+  const Outcome got =
+      Render(source, Chat({{"user", "x"}, {"assistant", "é1"}, {"user", "y"}}));
+  EXPECT_EQ(got.error, "");
+  EXPECT_EQ(got.text, "U:x|A:é1;U:y|");
+  EXPECT_THAT(SpanTexts(got), ::testing::ElementsAre("é1;"));
+}
+
+TEST(ChatTemplate, GenerationTagsThatMarkNothing_AreNotASilentZeroMask) {
+  const std::string source =
+      "{% for m in messages %}{{ m.content }}{% endfor %}"
+      "{% if false %}{% generation %}{% endgeneration %}{% endif %}";
+  const Outcome got = Render(source, Chat({{"user", "x"}, {"assistant", "y"}}));
+  EXPECT_FALSE(got.has_mask);
+  EXPECT_THAT(got.mask_error, HasSubstr("mark nothing"));
+}
+
+TEST(ChatTemplate, SentinelsInAMessage_AreRefused) {
+  const std::string source =
+      "{% for m in messages %}{% generation %}{{ m.content }}"
+      "{% endgeneration %}{% endfor %}";
+  const Outcome got = Render(source, Chat({{"assistant", "a\ufdd1b"}}));
+  EXPECT_THAT(got.error, HasSubstr("U+FDD0"));
+}
+
+TEST(ChatTemplate, SpecialTokens_ComeFromTokenizerConfig) {
+  const std::string source =
+      "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
+      "{{ pad_token is defined }}{{ additional_special_tokens[1] }}";
+  const std::string config =
+      R"({"bos_token": {"__type": "AddedToken", "content": "<s>"},
+          "eos_token": "</s>", "pad_token": null,
+          "additional_special_tokens": ["<a>", {"content": "<b>"}]})";
+  const Outcome got =
+      Render(source, Chat({{"user", "x"}}), QLORA_MASK_NONE, config);
+  EXPECT_EQ(got.error, "");
+  EXPECT_EQ(got.text, "<s>x</s>False<b>");
+}
+
+TEST(ChatTemplate, Values_ArePrintedAndDumpedAsPythonDoes) {
+  const Json input = {{"messages", Json::array()},
+                      {"v",
+                       {{"t", true},
+                        {"n", nullptr},
+                        {"f", 1.5},
+                        {"e", 1e-5},
+                        {"b", 1e16},
+                        {"s", "it's \"q\" <&> é\n"},
+                        {"l", {1, "a"}}}}};
+  EXPECT_EQ(Render("{{ v }}", input).text,
+            "{'t': True, 'n': None, 'f': 1.5, 'e': 1e-05, 'b': 1e+16, "
+            "'s': 'it\\'s \"q\" <&> é\\n', 'l': [1, 'a']}");
+  EXPECT_EQ(Render("{{ v | tojson }}", input).text,
+            R"({"t": true, "n": null, "f": 1.5, "e": 1e-05, "b": 1e+16, )"
+            R"("s": "it's \"q\" <&> é\n", "l": [1, "a"]})");
+  EXPECT_EQ(
+      Render("{{ {'a': [1, {}], 'b': []} | tojson(indent=2) }}", input).text,
+      "{\n  \"a\": [\n    1,\n    {}\n  ],\n  \"b\": []\n}");
+  EXPECT_EQ(Render("{{ 'é😀' | tojson(ensure_ascii=true) }}", input).text,
+            R"("\u00e9\ud83d\ude00")");
+  EXPECT_EQ(
+      Render("{{ strftime_now('%d %b %Y %A %-d %j %H:%M') }}", input).text,
+      "26 Jul 2024 Friday 26 208 00:00");
+}
+
+TEST(ChatTemplate, MethodsOfDicts_WinOverKeysOfTheSameName) {
+  const Json input = {{"messages", Json::array()},
+                      {"spec", {{"type", "array"}, {"items", {{"x", 1}}}}}};
+  EXPECT_EQ(
+      Render("{% for k, v in spec.items() %}{{ k }};{% endfor %}", input).text,
+      "type;items;");
+}
+
+TEST(ChatTemplate, HostileTemplates_AreStopped) {
+  const Json input = {{"messages", Json::array()}};
+  const char* const endless =
+      "{% for a in range(99999) %}{% for b in range(99999) %}{% set x = a + b "
+      "%}{% endfor %}{% endfor %}";
+  EXPECT_THAT(Render(endless, input).error, HasSubstr("fuel"));
+  EXPECT_NE(
+      Render("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", input).error,
+      "");
+  EXPECT_NE(Render("{{ 'x' * 100000000000 }}", input).error, "");
+  EXPECT_THAT(
+      Render("{% set x = 'y' * 1000000 %}{% for i in range(200) %}{{ x }}"
+             "{% endfor %}",
+             input)
+          .error,
+      HasSubstr("64 MiB"));
+  EXPECT_NE(Render("{% include '/etc/passwd' %}", input).error, "");
+  EXPECT_NE(Render("{{" + std::string(100000, '('), input).error, "");
+}
+
+TEST(ChatTemplate, BadInput_IsRefusedWithTheReason) {
+  EXPECT_THAT(Render("{% for %}", Chat({})).error, HasSubstr("Jinja"));
+  EXPECT_THAT(Render("{{ x }}", Json::array()).error, HasSubstr("object"));
+  EXPECT_THAT(Render("{{ x }}", Json::object()).error, HasSubstr("messages"));
+  EXPECT_THAT(Render("{{ a.b.c }}", Chat({})).error, HasSubstr("failed"));
+  EXPECT_THAT(Render("x", Chat({}), QLORA_MASK_NONE, "[").error,
+              HasSubstr("tokenizer_config.json"));
+}
+
+TEST(LoadModelText, RealModels_TemplateAndSpecialTokensAreFound) {
+  SKIP_WITHOUT_SHARED_DATA();
+  const auto qwen = LoadModelText(SharedData() + "/tokenizers/qwen2", "");
+  ASSERT_TRUE(qwen.ok()) << qwen.status();
+  ASSERT_NE(qwen->chat_template, nullptr);
+  EXPECT_EQ(qwen->eos_id, qwen->tokenizer->TokenToId("<|im_end|>"));
+  EXPECT_FALSE(qwen->bos_id.has_value());
+  const auto rendered = qwen->chat_template->Render(
+      Chat({{"user", "hi"}, {"assistant", "yes"}}).dump(), Mask::kAssistant);
+  ASSERT_TRUE(rendered.ok()) << rendered.status();
+  ASSERT_EQ(rendered->spans.size(), 1) << rendered->mask_error;
+
+  const auto llama = LoadModelText(SharedData() + "/tokenizers/llama2", "");
+  ASSERT_TRUE(llama.ok()) << llama.status();
+  EXPECT_EQ(llama->bos_id, 1);
+  EXPECT_EQ(llama->eos_id, 2);
+  EXPECT_EQ(llama->chat_template, nullptr);
+
+  const auto own = LoadModelText(SharedData() + "/tokenizers/llama2", kChatMl);
+  ASSERT_TRUE(own.ok());
+  EXPECT_NE(own->chat_template, nullptr);
+  const auto bad = LoadModelText(SharedData() + "/tokenizers/llama2", "{% x");
+  EXPECT_TRUE(absl::IsInvalidArgument(bad.status()));
+}
+
+}  // namespace
+}  // namespace qlora::text
