@@ -1,0 +1,335 @@
+#include "common/formats/yaml_tree.h"
+
+#include <yaml-cpp/eventhandler.h>
+#include <yaml-cpp/exceptions.h>
+#include <yaml-cpp/parser.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace qlora {
+namespace {
+
+size_t CountNodes(const YamlNode& node) {
+  size_t count = 1;
+  for (const YamlNode& item : node.items) count += CountNodes(item);
+  for (const YamlNode::Entry& entry : node.entries) {
+    count += CountNodes(entry.value);
+  }
+  return count;
+}
+
+// Builds the tree from yaml-cpp's events. After the first error it ignores the
+// rest of the (bounded) input.
+class TreeBuilder final : public YAML::EventHandler {
+ public:
+  explicit TreeBuilder(YamlDocument& document) : document_(document) {}
+
+  void OnDocumentStart(const YAML::Mark&) override {}
+  void OnDocumentEnd() override {}
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t anchor) override {
+    Add(At(mark, YamlNode::Kind::kNull), anchor);
+  }
+  void OnScalar(const YAML::Mark& mark, const std::string& tag,
+                YAML::anchor_t anchor, const std::string& value) override;
+  void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override;
+  void OnSequenceStart(const YAML::Mark& mark, const std::string& tag,
+                       YAML::anchor_t anchor,
+                       YAML::EmitterStyle::value) override {
+    Open(At(mark, YamlNode::Kind::kSequence), tag, anchor);
+  }
+  void OnSequenceEnd() override { Close(); }
+  void OnMapStart(const YAML::Mark& mark, const std::string& tag,
+                  YAML::anchor_t anchor, YAML::EmitterStyle::value) override {
+    Open(At(mark, YamlNode::Kind::kMap), tag, anchor);
+  }
+  void OnMapEnd() override { Close(); }
+
+ private:
+  struct Level {
+    YamlNode node;
+    YAML::anchor_t anchor;
+    bool has_key = false;
+  };
+
+  bool failed() const { return !document_.errors.empty(); }
+  void Fail(const YamlNode& at, std::string message) {
+    if (!failed()) {
+      document_.errors.push_back({at.line, at.column, std::move(message)});
+    }
+  }
+  static YamlNode At(const YAML::Mark& mark, YamlNode::Kind kind) {
+    YamlNode node;
+    node.kind = kind;
+    node.line = mark.line + 1;
+    node.column = mark.column + 1;
+    return node;
+  }
+  void CheckTag(const YamlNode& node, const std::string& tag) {
+    if (tag.empty() || tag == "?" || tag == "!") return;
+    Fail(node, absl::StrCat("the tag ", tag, " is not supported"));
+  }
+  void Open(YamlNode node, const std::string& tag, YAML::anchor_t anchor);
+  void Close();
+  void Add(YamlNode node, YAML::anchor_t anchor);
+  void AddToMap(Level& level, YamlNode node);
+
+  YamlDocument& document_;
+  std::vector<Level> levels_;
+  std::map<YAML::anchor_t, YamlNode> anchors_;
+  size_t nodes_ = 0;
+};
+
+void TreeBuilder::OnScalar(const YAML::Mark& mark, const std::string& tag,
+                           YAML::anchor_t anchor, const std::string& value) {
+  if (failed()) return;
+  YamlNode node = At(mark, YamlNode::Kind::kScalar);
+  CheckTag(node, tag);
+  node.quoted = tag == "!";
+  node.text = value;
+  const bool null = !node.quoted && (value.empty() || value == "~" ||
+                                     value == "null" || value == "Null");
+  if (null) node.kind = YamlNode::Kind::kNull;
+  Add(std::move(node), anchor);
+}
+
+void TreeBuilder::OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) {
+  if (failed()) return;
+  const YamlNode at = At(mark, YamlNode::Kind::kNull);
+  const auto it = anchors_.find(anchor);
+  if (it == anchors_.end()) {
+    return Fail(at, "the alias stands inside its own anchor");
+  }
+  nodes_ += CountNodes(it->second);
+  if (nodes_ > kMaxYamlNodes) return Fail(at, "aliases expand to too much");
+  Add(it->second, 0);
+}
+
+void TreeBuilder::Open(YamlNode node, const std::string& tag,
+                       YAML::anchor_t anchor) {
+  if (failed()) return;
+  CheckTag(node, tag);
+  if (levels_.size() >= kMaxYamlDepth) {
+    return Fail(node,
+                absl::StrCat("nested deeper than ", kMaxYamlDepth, " levels"));
+  }
+  levels_.push_back({std::move(node), anchor});
+}
+
+void TreeBuilder::Close() {
+  if (failed()) return;
+  Level level = std::move(levels_.back());
+  levels_.pop_back();
+  Add(std::move(level.node), level.anchor);
+}
+
+void TreeBuilder::Add(YamlNode node, YAML::anchor_t anchor) {
+  if (failed()) return;
+  if (++nodes_ > kMaxYamlNodes) return Fail(node, "too many values");
+  if (anchor != 0) anchors_[anchor] = node;
+  if (levels_.empty()) {
+    document_.root = std::move(node);
+  } else if (levels_.back().node.is_sequence()) {
+    levels_.back().node.items.push_back(std::move(node));
+  } else {
+    AddToMap(levels_.back(), std::move(node));
+  }
+}
+
+void TreeBuilder::AddToMap(Level& level, YamlNode node) {
+  if (level.has_key) {
+    level.node.entries.back().value = std::move(node);
+    level.has_key = false;
+    return;
+  }
+  if (!node.is_scalar()) return Fail(node, "a key must be a plain word");
+  if (const YamlNode* earlier = level.node.Find(node.text)) {
+    return Fail(node, absl::StrCat("the key '", node.text,
+                                   "' appears twice (first in line ",
+                                   earlier->line, ")"));
+  }
+  level.node.entries.push_back({node.text, node.line, node.column, {}});
+  level.has_key = true;
+}
+
+// Offset of the first byte that is not UTF-8, npos if there is none.
+size_t FindInvalidUtf8(std::string_view text) {
+  size_t i = 0;
+  while (i < text.size()) {
+    const auto lead = static_cast<unsigned char>(text[i]);
+    const size_t length = lead < 0x80             ? 1
+                          : (lead & 0xe0) == 0xc0 ? 2
+                          : (lead & 0xf0) == 0xe0 ? 3
+                          : (lead & 0xf8) == 0xf0 ? 4
+                                                  : 0;
+    if (length == 0 || i + length > text.size()) return i;
+    uint32_t code = length == 1 ? lead : lead & (0x7f >> length);
+    for (size_t k = 1; k < length; ++k) {
+      const auto next = static_cast<unsigned char>(text[i + k]);
+      if ((next & 0xc0) != 0x80) return i;
+      code = code << 6 | (next & 0x3f);
+    }
+    constexpr uint32_t kSmallest[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (code < kSmallest[length] || code > 0x10ffff ||
+        (code >= 0xd800 && code < 0xe000)) {
+      return i;
+    }
+    i += length;
+  }
+  return std::string_view::npos;
+}
+
+void ParseEvents(std::string_view text, YamlDocument& document) {
+  std::istringstream stream{std::string(text)};
+  // yaml-cpp reports by exceptions; they end here.
+  try {
+    YAML::Parser parser(stream);
+    TreeBuilder builder(document);
+    if (!parser.HandleNextDocument(builder)) return;
+    YamlDocument rest;
+    TreeBuilder ignored(rest);
+    if (document.errors.empty() && parser.HandleNextDocument(ignored)) {
+      document.errors.push_back(
+          {rest.root.line, 1, "a second document follows; only one is read"});
+    }
+  } catch (const YAML::Exception& error) {
+    document.errors.push_back(
+        {error.mark.line + 1, error.mark.column + 1, error.msg});
+  } catch (const std::exception& error) {
+    document.errors.push_back({0, 0, error.what()});
+  }
+}
+
+// Words that read the same in every place and as whatever type they had.
+bool IsPlain(const std::string& text) {
+  if (text.empty() || text == "-" || text == "." || text.back() == ':') {
+    return false;
+  }
+  if (!absl::ascii_isalnum(text[0]) && text[0] != '/' && text[0] != '.' &&
+      text[0] != '-' && text[0] != '+') {
+    return false;
+  }
+  return std::all_of(text.begin(), text.end(), [](char c) {
+    return absl::ascii_isalnum(c) || absl::StrContains("_./:+-", c);
+  });
+}
+
+// Whether an unquoted string of this text would read as another type.
+bool LooksTyped(const std::string& text) {
+  const std::string lower = absl::AsciiStrToLower(text);
+  return absl::ascii_isdigit(text[0]) || text[0] == '-' || text[0] == '+' ||
+         text[0] == '.' || lower == "true" || lower == "false" ||
+         lower == "null" || lower == "yes" || lower == "no";
+}
+
+std::string ScalarText(const std::string& text, bool quoted) {
+  if (IsPlain(text) && !(quoted && LooksTyped(text))) return text;
+  return nlohmann::json(text).dump(-1, ' ', false,
+                                   nlohmann::json::error_handler_t::replace);
+}
+
+void WriteNode(const YamlNode& node, const std::string& indent, bool after_dash,
+               std::string& out);
+
+// "value\n" after "key:" or "-".
+void WriteValue(const YamlNode& value, const std::string& indent, bool in_list,
+                std::string& out) {
+  switch (value.kind) {
+    case YamlNode::Kind::kNull:
+      out += " null\n";
+      return;
+    case YamlNode::Kind::kScalar:
+      out += " " + ScalarText(value.text, value.quoted) + "\n";
+      return;
+    case YamlNode::Kind::kSequence:
+    case YamlNode::Kind::kMap:
+      if (value.items.empty() && value.entries.empty()) {
+        out += value.is_map() ? " {}\n" : " []\n";
+      } else if (in_list) {
+        out += " ";
+        WriteNode(value, indent + "  ", true, out);
+      } else {
+        out += "\n";
+        WriteNode(value, indent + "  ", false, out);
+      }
+  }
+}
+
+// A map or sequence with something in it; the first line's indent is there
+// already when it follows a dash.
+void WriteNode(const YamlNode& node, const std::string& indent, bool after_dash,
+               std::string& out) {
+  bool first = after_dash;
+  for (const YamlNode& item : node.items) {
+    if (!first) out += indent;
+    first = false;
+    out += "-";
+    WriteValue(item, indent, true, out);
+  }
+  for (const YamlNode::Entry& entry : node.entries) {
+    if (!first) out += indent;
+    first = false;
+    out += ScalarText(entry.key, false) + ":";
+    WriteValue(entry.value, indent, false, out);
+  }
+}
+
+}  // namespace
+
+YamlNode YamlNode::Scalar(std::string text, bool quoted) {
+  YamlNode node;
+  node.kind = Kind::kScalar;
+  node.text = std::move(text);
+  node.quoted = quoted;
+  return node;
+}
+
+const YamlNode* YamlNode::Find(std::string_view key) const {
+  for (const Entry& entry : entries) {
+    if (entry.key == key) return &entry.value;
+  }
+  return nullptr;
+}
+
+YamlNode* YamlNode::Find(std::string_view key) {
+  return const_cast<YamlNode*>(std::as_const(*this).Find(key));
+}
+
+YamlDocument ParseYaml(std::string_view text) {
+  YamlDocument document;
+  if (text.size() > kMaxYamlBytes) {
+    document.errors.push_back(
+        {0, 0,
+         absl::StrCat("the file has ", text.size(), " bytes; at most ",
+                      kMaxYamlBytes, " are read")});
+    return document;
+  }
+  const size_t bad = std::min(FindInvalidUtf8(text), text.find('\0'));
+  if (bad != std::string_view::npos) {
+    const std::string_view before = text.substr(0, bad);
+    const int line = 1 + std::count(before.begin(), before.end(), '\n');
+    document.errors.push_back({line, 0, "not UTF-8 text"});
+    return document;
+  }
+  ParseEvents(text, document);
+  return document;
+}
+
+std::string WriteYaml(const YamlNode& root) {
+  if (root.is_scalar()) return ScalarText(root.text, root.quoted) + "\n";
+  if (root.is_null()) return "null\n";
+  if (root.items.empty() && root.entries.empty()) {
+    return root.is_map() ? "{}\n" : "[]\n";
+  }
+  std::string out;
+  WriteNode(root, "", false, out);
+  return out;
+}
+
+}  // namespace qlora
