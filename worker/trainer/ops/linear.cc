@@ -1,0 +1,156 @@
+#include "worker/trainer/ops/linear.h"
+
+#include "kernels/blockwise.h"
+#include "worker/trainer/ops/dropout.h"
+#include "worker/trainer/ops/gemm.h"
+#include "worker/trainer/ops/parallel.h"
+#include "worker/trainer/ops/rows.h"
+
+namespace qlora::trainer {
+namespace {
+
+View AsCompute(const float* data, int64_t rows, int64_t columns, Dtype dtype,
+               void* buffer) {
+  const View master = FloatView(data, rows, columns);
+  if (dtype == Dtype::kFloat32) return master;
+  const View out = MakeView(buffer, dtype, rows, columns);
+  Convert(master, out);
+  return out;
+}
+
+// The adapter's matrices in the compute type; one at a time in bfloat16.
+View LoraA(const LinearCall& c, Dtype dtype) {
+  return AsCompute(c.lora.a, c.lora.rank, c.weight.in_features, dtype,
+                   c.scratch.lora);
+}
+View LoraB(const LinearCall& c, Dtype dtype) {
+  return AsCompute(c.lora.b, c.weight.out_features, c.lora.rank, dtype,
+                   c.scratch.lora);
+}
+
+// x, or x with elements dropped, in scratch.
+View AdapterInput(const LinearCall& c, const View& x) {
+  const DropoutMask& mask = c.lora.dropout;
+  if (mask.probability == 0) return x;
+  const View dropped = MakeView(c.scratch.dropped, x.dtype, x.rows, x.columns);
+  ApplyDropout(x, mask.row_keys, mask.module, mask.probability, false, dropped);
+  return dropped;
+}
+
+// grad += alpha * a^T b; through `buffer` where the product is not float32.
+void AddProduct(const View& a, const View& b, float alpha, void* buffer,
+                float* grad) {
+  const View sum = FloatView(grad, a.columns, b.columns);
+  if (a.dtype == Dtype::kFloat32) {
+    Gemm(Op::kTransposed, a, Op::kPlain, b, alpha, 1, sum);
+    return;
+  }
+  const View product = MakeView(buffer, a.dtype, a.columns, b.columns);
+  Gemm(Op::kTransposed, a, Op::kPlain, b, alpha, 0, product);
+  AddTo(product, sum);
+}
+
+void Multiply(const LinearCall& call, const View& x, const View& y, bool add,
+              const View& xa) {
+  const LinearWeight& weight = call.weight;
+  if (weight.bias != nullptr) {
+    if (add) {
+      for (int64_t r = 0; r < y.rows; ++r) {
+        AddTo(FloatView(weight.bias, 1, y.columns), y.Rows(r, 1));
+      }
+    } else {
+      FillRows(weight.bias, y);
+    }
+  }
+  const View w = MaterializeRows(weight, 0, weight.out_features, x.dtype,
+                                 call.scratch.weight);
+  const bool keep = add || weight.bias != nullptr;
+  Gemm(Op::kPlain, x, Op::kTransposed, w, 1, keep ? 1 : 0, y);
+  if (call.lora.rank == 0) return;
+  Gemm(Op::kPlain, xa, Op::kTransposed, LoraB(call, x.dtype), call.lora.scale,
+       1, y);
+}
+
+}  // namespace
+
+View MaterializeRows(const LinearWeight& weight, int64_t row_begin,
+                     int64_t row_end, Dtype dtype, void* buffer) {
+  const int64_t rows = row_end - row_begin;
+  const int64_t columns = weight.in_features;
+  const View out = MakeView(buffer, dtype, rows, columns);
+  if (weight.format == WeightFormat::kNf4) {
+    const auto type = dtype == Dtype::kFloat32 ? kernels::FloatType::kFloat32
+                                               : kernels::FloatType::kBfloat16;
+    kernels::DequantizeNf4(static_cast<const uint8_t*>(weight.data),
+                           weight.scales, weight.out_features, columns,
+                           weight.block_size, row_begin, row_end, type, buffer,
+                           columns, KernelParallelFor());
+    return out;
+  }
+  const auto stored = weight.format == WeightFormat::kFloat32
+                          ? Dtype::kFloat32
+                          : Dtype::kBfloat16;
+  const View whole = MakeView(const_cast<void*>(weight.data), stored,
+                              weight.out_features, columns);
+  const View part = whole.Rows(row_begin, rows);
+  if (stored == dtype) return part;
+  Convert(part, out);
+  return out;
+}
+
+void Linear(const LinearCall& call, const View& x, const View& y, bool add,
+            void* xa) {
+  const View narrow = MakeView(xa, x.dtype, x.rows, call.lora.rank);
+  if (call.lora.rank > 0) {
+    Gemm(Op::kPlain, AdapterInput(call, x), Op::kTransposed,
+         LoraA(call, x.dtype), 1, 0, narrow);
+  }
+  if (y.dtype == x.dtype) {
+    Multiply(call, x, y, add, narrow);
+    return;
+  }
+  const View product =
+      MakeView(call.scratch.output, x.dtype, y.rows, y.columns);
+  Multiply(call, x, product, false, narrow);
+  AddTo(product, y);
+}
+
+void LinearBackward(const LinearCall& call, const View& x, const void* xa,
+                    const View& dy, const View& dx, bool add) {
+  const LoraWeights& lora = call.lora;
+  const View dnarrow =
+      MakeView(call.scratch.narrow, dy.dtype, dy.rows, lora.rank);
+  if (lora.rank > 0) {
+    Gemm(Op::kPlain, dy, Op::kPlain, LoraB(call, dy.dtype), lora.scale, 0,
+         dnarrow);
+    const View narrow =
+        MakeView(const_cast<void*>(xa), x.dtype, x.rows, lora.rank);
+    AddProduct(dy, narrow, lora.scale, call.scratch.weight, lora.db);
+    AddProduct(dnarrow, AdapterInput(call, x), 1, call.scratch.weight, lora.da);
+  }
+  if (dx.data == nullptr) return;
+  const LinearWeight& weight = call.weight;
+  Gemm(Op::kPlain, dy, Op::kPlain,
+       MaterializeRows(weight, 0, weight.out_features, dy.dtype,
+                       call.scratch.weight),
+       1, add ? 1 : 0, dx);
+  if (lora.rank == 0) return;
+  const View a = LoraA(call, dy.dtype);
+  const DropoutMask& mask = lora.dropout;
+  if (mask.probability == 0) {
+    Gemm(Op::kPlain, dnarrow, Op::kPlain, a, 1, 1, dx);
+    return;
+  }
+  const View dropped =
+      MakeView(call.scratch.dropped, dx.dtype, dx.rows, dx.columns);
+  Gemm(Op::kPlain, dnarrow, Op::kPlain, a, 1, 0, dropped);
+  ApplyDropout(dropped, mask.row_keys, mask.module, mask.probability, true, dx);
+}
+
+void LinearWeightGrad(const LinearCall& call, const View& x, const View& dy,
+                      float* dw, float* db) {
+  AddProduct(dy, x, 1, call.scratch.weight, dw);
+  if (db != nullptr) AddColumnSums(dy, db);
+}
+
+}  // namespace qlora::trainer

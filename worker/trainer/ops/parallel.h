@@ -1,0 +1,26 @@
+// The process's one thread pool, LibTorch's.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/functional/function_ref.h"
+#include "kernels/blockwise.h"
+
+namespace qlora::trainer {
+
+int NumThreads();
+
+// body(begin, end) over disjoint ranges that cover [0, n), each at least
+// `grain` long, on the pool and this thread; returns when all are done.
+void Parallel(int64_t n, int64_t grain,
+              absl::FunctionRef<void(int64_t begin, int64_t end)> body);
+
+// body(task, slot) for each task in [0, tasks), each once, handed out as
+// threads become free; slot < NumThreads() names the thread's own scratch.
+void ParallelTasks(int64_t tasks,
+                   absl::FunctionRef<void(int64_t task, int slot)> body);
+
+// The same pool for the kernel library.
+const kernels::ParallelFor& KernelParallelFor();
+
+}  // namespace qlora::trainer
