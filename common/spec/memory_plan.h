@@ -44,7 +44,12 @@ struct MemoryPlanInput {
   int64_t budget = 0;
   // Whether the device has bfloat16 arithmetic faster than float32.
   bool fast_bfloat16 = false;
+  // Compute threads of a rank.
+  int threads = 2;
 };
+
+// Tokens whose logits exist at a time.
+int64_t LossChunkTokens(const ModelDescription& model, int64_t max_tokens);
 
 // ResourceExhausted if even recomputing every layer with one row does not fit;
 // the message says what needs how much.

@@ -37,6 +37,11 @@ View AdapterInput(const LinearCall& c, const View& x) {
   return dropped;
 }
 
+// scale * dY B.
+View NarrowGrad(const LinearCall& c, const View& like) {
+  return MakeView(c.scratch.narrow, like.dtype, like.rows, c.lora.rank);
+}
+
 // grad += alpha * a^T b; through `buffer` where the product is not float32.
 void AddProduct(const View& a, const View& b, float alpha, void* buffer,
                 float* grad) {
@@ -55,9 +60,7 @@ void Multiply(const LinearCall& call, const View& x, const View& y, bool add,
   const LinearWeight& weight = call.weight;
   if (weight.bias != nullptr) {
     if (add) {
-      for (int64_t r = 0; r < y.rows; ++r) {
-        AddTo(FloatView(weight.bias, 1, y.columns), y.Rows(r, 1));
-      }
+      AddRow(weight.bias, y);
     } else {
       FillRows(weight.bias, y);
     }
@@ -73,6 +76,14 @@ void Multiply(const LinearCall& call, const View& x, const View& y, bool add,
 
 }  // namespace
 
+View StoredTable(const LinearWeight& weight) {
+  const Dtype dtype = weight.format == WeightFormat::kFloat32
+                          ? Dtype::kFloat32
+                          : Dtype::kBfloat16;
+  return MakeView(const_cast<void*>(weight.data), dtype, weight.out_features,
+                  weight.in_features);
+}
+
 View MaterializeRows(const LinearWeight& weight, int64_t row_begin,
                      int64_t row_end, Dtype dtype, void* buffer) {
   const int64_t rows = row_end - row_begin;
@@ -87,24 +98,22 @@ View MaterializeRows(const LinearWeight& weight, int64_t row_begin,
                            columns, KernelParallelFor());
     return out;
   }
-  const auto stored = weight.format == WeightFormat::kFloat32
-                          ? Dtype::kFloat32
-                          : Dtype::kBfloat16;
-  const View whole = MakeView(const_cast<void*>(weight.data), stored,
-                              weight.out_features, columns);
-  const View part = whole.Rows(row_begin, rows);
-  if (stored == dtype) return part;
+  const View part = StoredTable(weight).Rows(row_begin, rows);
+  if (part.dtype == dtype) return part;
   Convert(part, out);
   return out;
 }
 
-void Linear(const LinearCall& call, const View& x, const View& y, bool add,
-            void* xa) {
-  const View narrow = MakeView(xa, x.dtype, x.rows, call.lora.rank);
-  if (call.lora.rank > 0) {
-    Gemm(Op::kPlain, AdapterInput(call, x), Op::kTransposed,
-         LoraA(call, x.dtype), 1, 0, narrow);
-  }
+void AdapterInputProduct(const LinearCall& call, const View& x, void* xa) {
+  if (call.lora.rank == 0) return;
+  Gemm(Op::kPlain, AdapterInput(call, x), Op::kTransposed, LoraA(call, x.dtype),
+       1, 0, MakeView(xa, x.dtype, x.rows, call.lora.rank));
+}
+
+void LinearProduct(const LinearCall& call, const View& x, const View& y,
+                   bool add, const void* xa) {
+  const View narrow =
+      MakeView(const_cast<void*>(xa), x.dtype, x.rows, call.lora.rank);
   if (y.dtype == x.dtype) {
     Multiply(call, x, y, add, narrow);
     return;
@@ -115,28 +124,33 @@ void Linear(const LinearCall& call, const View& x, const View& y, bool add,
   AddTo(product, y);
 }
 
-void LinearBackward(const LinearCall& call, const View& x, const void* xa,
-                    const View& dy, const View& dx, bool add) {
+void AdapterOutputGrad(const LinearCall& call, const void* xa, const View& dy) {
   const LoraWeights& lora = call.lora;
-  const View dnarrow =
-      MakeView(call.scratch.narrow, dy.dtype, dy.rows, lora.rank);
-  if (lora.rank > 0) {
-    Gemm(Op::kPlain, dy, Op::kPlain, LoraB(call, dy.dtype), lora.scale, 0,
-         dnarrow);
-    const View narrow =
-        MakeView(const_cast<void*>(xa), x.dtype, x.rows, lora.rank);
-    AddProduct(dy, narrow, lora.scale, call.scratch.weight, lora.db);
-    AddProduct(dnarrow, AdapterInput(call, x), 1, call.scratch.weight, lora.da);
-  }
-  if (dx.data == nullptr) return;
+  if (lora.rank == 0) return;
+  Gemm(Op::kPlain, dy, Op::kPlain, LoraB(call, dy.dtype), lora.scale, 0,
+       NarrowGrad(call, dy));
+  const View narrow =
+      MakeView(const_cast<void*>(xa), dy.dtype, dy.rows, lora.rank);
+  AddProduct(dy, narrow, lora.scale, call.scratch.weight, lora.db);
+}
+
+void AdapterInputGrad(const LinearCall& call, const View& x) {
+  if (call.lora.rank == 0) return;
+  AddProduct(NarrowGrad(call, x), AdapterInput(call, x), 1, call.scratch.weight,
+             call.lora.da);
+}
+
+void LinearInputGrad(const LinearCall& call, const View& dy, const View& dx,
+                     bool add) {
   const LinearWeight& weight = call.weight;
   Gemm(Op::kPlain, dy, Op::kPlain,
        MaterializeRows(weight, 0, weight.out_features, dy.dtype,
                        call.scratch.weight),
        1, add ? 1 : 0, dx);
-  if (lora.rank == 0) return;
+  if (call.lora.rank == 0) return;
+  const View dnarrow = NarrowGrad(call, dy);
   const View a = LoraA(call, dy.dtype);
-  const DropoutMask& mask = lora.dropout;
+  const DropoutMask& mask = call.lora.dropout;
   if (mask.probability == 0) {
     Gemm(Op::kPlain, dnarrow, Op::kPlain, a, 1, 1, dx);
     return;

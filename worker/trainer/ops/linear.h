@@ -56,19 +56,30 @@ struct LinearCall {
   LinearScratch scratch;
 };
 
+// A dense W as it is stored.
+View StoredTable(const LinearWeight& weight);
+
 // W in `dtype`: itself, or converted or dequantized into `buffer`.
 View MaterializeRows(const LinearWeight& weight, int64_t row_begin,
                      int64_t row_end, Dtype dtype, void* buffer);
 
-// y = ..., or y += ... if `add`. With `add` y is float32 (the residual). xa
-// [tokens, rank] receives dropout(x) A^T for the backward; unused if no LoRA.
-void Linear(const LinearCall& call, const View& x, const View& y, bool add,
-            void* xa);
+// xa [tokens, rank] = dropout(x) A^T. Without an adapter nothing.
+void AdapterInputProduct(const LinearCall& call, const View& x, void* xa);
+// y = ..., or y += ... if `add`; y is then float32 (the residual). Takes xa.
+void LinearProduct(const LinearCall& call, const View& x, const View& y,
+                   bool add, const void* xa);
 
-// The adapter's gradients; dx (= or, if `add`, +=) the input's, unless
-// dx.data is null. dx has the compute type.
-void LinearBackward(const LinearCall& call, const View& x, const void* xa,
-                    const View& dy, const View& dx, bool add);
+// The backward in three parts, in this order, because the input may have to be
+// recomputed out of what the second gives. Without an adapter the first and
+// the last do nothing. A linear's parts may not be mixed with another's.
+//
+// dB, and dY B into scratch.
+void AdapterOutputGrad(const LinearCall& call, const void* xa, const View& dy);
+// dx = (or, if `add`, +=) the gradient of the input; of the compute type.
+void LinearInputGrad(const LinearCall& call, const View& dy, const View& dx,
+                     bool add);
+// dA; may come before LinearInputGrad.
+void AdapterInputGrad(const LinearCall& call, const View& x);
 
 // dw += dy^T x, db += column sums of dy (db null: no bias). Float32 sums.
 void LinearWeightGrad(const LinearCall& call, const View& x, const View& dy,

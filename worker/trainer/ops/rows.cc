@@ -169,6 +169,12 @@ void FillRows(const float* bias, const View& out) {
   });
 }
 
+void AddRow(const float* bias, const View& x) {
+  ForRows(x, [&](int64_t r) {
+    Simd<float>().add(bias, x.columns, x.row<float>(r));
+  });
+}
+
 void AddColumnSums(const View& y, float* sums) {
   WithType(y.dtype, [&](auto t) {
     using T = decltype(t);

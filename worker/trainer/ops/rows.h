@@ -50,6 +50,8 @@ void AddTo(const View& y, const View& x);
 void Convert(const View& x, const View& out);
 // Every row becomes `bias`.
 void FillRows(const float* bias, const View& out);
+// Every row += `bias`; x Float.
+void AddRow(const float* bias, const View& x);
 // sums[c] += sum over rows of y[., c].
 void AddColumnSums(const View& y, float* sums);
 

@@ -1,0 +1,279 @@
+#include "common/spec/memory_plan.h"
+
+#include <algorithm>
+#include <string>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace qlora {
+namespace {
+
+// The tensor library, its thread pool and buffers of its products.
+constexpr int64_t kRuntimeBytes = int64_t{300} << 20;
+// Enough tokens for the products to run near their best.
+constexpr int64_t kGoodTokens = 2048;
+constexpr int64_t kFewTokens = 512;
+constexpr int kGatheredBlocks = 3;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What does not depend on the micro-batch.
+struct Job {
+  const ModelDescription& model;
+  const JobSpec& spec;
+  std::vector<LinearShape> linears;
+  ComputeDtype dtype = ComputeDtype::kFloat32;
+  int64_t element = 4;
+  int world_size = 1;
+  int threads = 1;
+  int64_t rank = 0;
+  int64_t trainable = 0;
+  // Lowest layer that a backward enters.
+  int first = 0;
+
+  bool full() const { return spec.method == Method::kFull; }
+};
+
+int64_t Nf4Bytes(const JobSpec& spec, int64_t n) {
+  const int64_t blocks = CeilDiv(n, spec.quantization.block_size);
+  const int64_t scales = spec.quantization.double_quant
+                             ? blocks + 4 * CeilDiv(blocks, 256) + 4
+                             : 4 * blocks;
+  return CeilDiv(n, 2) + scales;
+}
+
+int64_t BlockBytes(const Job& job) {
+  int64_t bytes = 2 * job.model.hidden_size * 4;
+  for (const LinearShape& l : job.linears) {
+    const int64_t n = l.out_features * l.in_features;
+    bytes += job.spec.method == Method::kQlora ? Nf4Bytes(job.spec, n)
+                                               : n * job.element;
+    if (l.bias) bytes += l.out_features * 4;
+  }
+  return bytes;
+}
+
+int64_t OuterBytes(const Job& job) {
+  const int64_t tables = job.model.tie_word_embeddings ? 1 : 2;
+  const int64_t hidden = job.model.hidden_size;
+  return tables * job.model.vocab_size * hidden * job.element + hidden * 4;
+}
+
+// Everything that a kept layer saves for its backward, but its input.
+int64_t StateBytes(const Job& job, int64_t tokens) {
+  const ModelDescription& m = job.model;
+  const int64_t compute =
+      2 * m.q_size() + 2 * m.kv_size() + 2 * m.intermediate_size + 7 * job.rank;
+  const int64_t floats = m.hidden_size + 2 + m.num_heads;
+  return tokens * (compute * job.element + floats * 4);
+}
+
+int64_t InputBytes(const Job& job, int64_t tokens) {
+  return tokens * job.model.hidden_size * 4;
+}
+
+int64_t AttentionScratch(const Job& job, int64_t tokens) {
+  constexpr int64_t kTile = 64;
+  const int64_t padded = CeilDiv(job.model.head_dim, 16) * 16;
+  const int64_t rows = CeilDiv(tokens, kTile) * kTile;
+  return job.threads * 4 *
+         ((5 * rows + 3 * kTile) * padded + 2 * kTile * (kTile + 1));
+}
+
+// Buffers that all layers share; `state` where some layer is recomputed.
+int64_t SharedBytes(const Job& job, int64_t tokens, bool state) {
+  const ModelDescription& m = job.model;
+  int64_t weight = 0, widest = 0;
+  for (const LinearShape& l : job.linears) {
+    weight = std::max(weight, l.out_features * l.in_features);
+    widest = std::max({widest, l.out_features, l.in_features});
+  }
+  const int64_t wide =
+      std::max(m.intermediate_size, 2 * (m.q_size() + m.kv_size()));
+  int64_t row = 2 * m.hidden_size + wide + job.rank;
+  int64_t fixed = weight;
+  if (job.element == 2) {
+    row += 2 * m.hidden_size;
+    fixed += job.rank * widest;
+  }
+  int64_t bytes = 0;
+  if (!job.full() && job.spec.lora.dropout > 0) {
+    row += widest;
+    bytes += tokens * 8;
+  }
+  bytes += (tokens * row + fixed) * job.element;
+  // The stream after the last layer and its gradient; rotary table.
+  bytes += tokens * (2 * m.hidden_size + m.head_dim) * 4;
+  bytes += AttentionScratch(job, tokens);
+  return state ? bytes + StateBytes(job, tokens) : bytes;
+}
+
+int64_t LogitsBytes(const Job& job, int64_t tokens) {
+  const int64_t chunk = LossChunkTokens(job.model, tokens);
+  return chunk * (job.model.vocab_size + 2 * job.model.hidden_size) *
+             job.element +
+         chunk * 4 + tokens * 4;
+}
+
+MemoryPlan MakePlan(const Job& job, int rows, int kept) {
+  const int64_t tokens = int64_t{rows} * job.spec.data.max_seq_len;
+  const int layers = job.model.num_layers;
+  const int used = layers - job.first;
+  MemoryPlan plan;
+  plan.micro_batch_size = rows;
+  plan.compute_dtype = job.dtype;
+  // The last layers are kept: theirs are the first states to be freed again.
+  plan.layers.assign(layers, LayerMemory::kRecompute);
+  std::fill_n(plan.layers.rbegin(), kept, LayerMemory::kKeep);
+  const auto add = [&](std::string what, int64_t bytes) {
+    if (bytes > 0) plan.items.push_back({std::move(what), bytes});
+  };
+  if (!job.full()) {
+    add("base (sharded)",
+        CeilDiv(BlockBytes(job), job.world_size) * layers + OuterBytes(job));
+    if (job.world_size > 1) {
+      add("gathered blocks",
+          BlockBytes(job) * std::min(layers, kGatheredBlocks));
+    }
+  }
+  add(job.full() ? "parameters" : "adapter", job.trainable * 4);
+  add("gradients", job.trainable * 4);
+  add("optimizer", job.trainable * 8);
+  const int kept_used = std::min(kept, used);
+  add("activations",
+      kept_used * StateBytes(job, tokens) + used * InputBytes(job, tokens));
+  add("workspace", SharedBytes(job, tokens, kept_used < used));
+  add("logits", LogitsBytes(job, tokens));
+  add("runtime", kRuntimeBytes);
+  return plan;
+}
+
+// The lowest layer with an adapter.
+int FirstLayer(const std::vector<std::string>& modules, int layers) {
+  int first = layers;
+  for (const std::string& module : modules) {
+    for (int l = 0; l < first; ++l) {
+      if (absl::StartsWith(module, absl::StrCat("model.layers.", l, "."))) {
+        first = l;
+      }
+    }
+  }
+  return first;
+}
+
+int64_t AdapterSize(const Job& job, const std::vector<std::string>& modules) {
+  int64_t total = 0;
+  for (const std::string& module : modules) {
+    for (const LinearShape& l : job.linears) {
+      if (absl::EndsWith(module, "." + l.name)) {
+        total += job.rank * (l.in_features + l.out_features);
+      }
+    }
+  }
+  return total;
+}
+
+absl::StatusOr<Job> MakeJob(const MemoryPlanInput& input) {
+  const JobSpec& spec = *input.spec;
+  Job job{.model = *input.model,
+          .spec = spec,
+          .linears = BlockLinears(*input.model)};
+  job.dtype = spec.train.compute_dtype;
+  if (job.dtype == ComputeDtype::kAuto) {
+    job.dtype =
+        input.fast_bfloat16 ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32;
+  }
+  job.element = job.dtype == ComputeDtype::kBfloat16 ? 2 : 4;
+  job.world_size = std::max(1, input.world_size);
+  job.threads = std::max(1, input.threads);
+  if (job.full()) {
+    job.trainable = ParameterCount(job.model);
+    return job;
+  }
+  job.rank = spec.lora.rank;
+  ASSIGN_OR_RETURN(const std::vector<std::string> modules,
+                   MatchTargetModules(job.model, spec.lora.target_modules));
+  job.first = FirstLayer(modules, job.model.num_layers);
+  job.trainable = AdapterSize(job, modules);
+  return job;
+}
+
+// Rows worth trying, best first.
+std::vector<int> RowChoices(const JobSpec& spec, int world_size) {
+  const int64_t most =
+      std::max<int64_t>(1, CeilDiv(spec.train.global_batch_size, world_size));
+  if (spec.train.micro_batch_size > 0) {
+    return {
+        static_cast<int>(std::min<int64_t>(most, spec.train.micro_batch_size))};
+  }
+  const int64_t good =
+      std::max<int64_t>(1, kGoodTokens / spec.data.max_seq_len);
+  std::vector<int> rows;
+  for (int64_t r = std::min(most, good); r >= 1; r /= 2) {
+    rows.push_back(static_cast<int>(r));
+  }
+  return rows;
+}
+
+absl::Status DoesNotFit(const MemoryPlan& plan, int64_t budget) {
+  const bool kept = plan.layers.back() == LayerMemory::kKeep;
+  std::string text = absl::StrCat(
+      "a rank needs ", plan.total() >> 20, " MiB with ",
+      kept ? "train.activation_memory: keep" : "every layer recomputed",
+      " and ", plan.micro_batch_size, " rows per forward, and may use ",
+      budget >> 20, " MiB:");
+  for (const MemoryItem& item : plan.items) {
+    absl::StrAppend(&text, " ", item.what, " ", item.bytes >> 20, " MiB,");
+  }
+  text.back() = ';';
+  return absl::ResourceExhaustedError(absl::StrCat(
+      text, kept ? " set train.activation_memory to auto," : "",
+      " use a shorter data.max_seq_len, more devices or a smaller base"));
+}
+
+}  // namespace
+
+int64_t LossChunkTokens(const ModelDescription& model, int64_t max_tokens) {
+  constexpr int64_t kLogits = int64_t{16} << 20;
+  const int64_t fit = kLogits / std::max<int64_t>(1, model.vocab_size);
+  return std::min(max_tokens, std::max<int64_t>(16, fit));
+}
+
+absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input) {
+  ASSIGN_OR_RETURN(const Job job, MakeJob(input));
+  const int layers = job.model.num_layers;
+  const auto fits = [&](const MemoryPlan& plan) {
+    return input.budget == 0 || plan.total() <= input.budget;
+  };
+  const std::vector<int> choices = RowChoices(*input.spec, job.world_size);
+  const ActivationMemory wish = input.spec->train.activation_memory;
+  if (wish != ActivationMemory::kRecompute) {
+    for (const int rows : choices) {
+      const bool few =
+          rows * int64_t{input.spec->data.max_seq_len} <
+          std::min(kFewTokens,
+                   choices.front() * int64_t{input.spec->data.max_seq_len});
+      MemoryPlan plan = MakePlan(job, rows, layers);
+      if (fits(plan) && (!few || wish == ActivationMemory::kKeep)) return plan;
+    }
+    if (wish == ActivationMemory::kKeep) {
+      return DoesNotFit(MakePlan(job, choices.back(), layers), input.budget);
+    }
+  }
+  for (const int rows : choices) {
+    MemoryPlan best = MakePlan(job, rows, 0);
+    if (!fits(best)) continue;
+    if (wish == ActivationMemory::kRecompute) return best;
+    for (int kept = 1; kept < layers; ++kept) {
+      MemoryPlan plan = MakePlan(job, rows, kept);
+      if (!fits(plan)) break;
+      best = std::move(plan);
+    }
+    return best;
+  }
+  return DoesNotFit(MakePlan(job, choices.back(), 0), input.budget);
+}
+
+}  // namespace qlora

@@ -1,0 +1,166 @@
+#include "worker/trainer/model/workspace.h"
+
+#include <algorithm>
+
+#include "common/base/status_macros.h"
+
+namespace qlora::trainer {
+
+// Hands out aligned pieces; without memory it only counts.
+class Workspace::Cutter {
+ public:
+  explicit Cutter(uint8_t* base) : base_(base) {}
+
+  template <typename T>
+  T* Take(int64_t count) {
+    return static_cast<T*>(Bytes(count * static_cast<int64_t>(sizeof(T))));
+  }
+  void* Take(Dtype dtype, int64_t count) {
+    return Bytes(count * ElementSize(dtype));
+  }
+  void* Bytes(int64_t bytes) {
+    constexpr int64_t kAlign = AlignedBuffer::kAlignment;
+    void* piece = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += (bytes + kAlign - 1) / kAlign * kAlign;
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  uint8_t* base_;
+  int64_t used_ = 0;
+};
+
+namespace {
+
+struct Sizes {
+  explicit Sizes(const WorkspaceOptions& o)
+      : tokens(o.max_tokens),
+        hidden(o.model->hidden_size),
+        inner(o.model->intermediate_size),
+        q(o.model->q_size()),
+        kv(o.model->kv_size()),
+        heads(o.model->num_heads),
+        vocab(o.model->vocab_size) {
+    for (const LinearShape& l : BlockLinears(*o.model)) {
+      weight = std::max(weight, l.in_features * l.out_features);
+      widest = std::max({widest, l.in_features, l.out_features});
+    }
+  }
+  int64_t tokens, hidden, inner, q, kv, heads, vocab;
+  int64_t weight = 0, widest = 0;
+};
+
+// Everything but x.
+template <typename Cutter>
+BlockState CutState(const WorkspaceOptions& o, const Sizes& s, Cutter& cut) {
+  BlockState state;
+  const int64_t t = s.tokens;
+  state.x_mid = cut.template Take<float>(t * s.hidden);
+  state.input_rstd = cut.template Take<float>(t);
+  state.mid_rstd = cut.template Take<float>(t);
+  state.q = cut.Take(o.dtype, t * s.q);
+  if (!o.decode) {
+    state.k = cut.Take(o.dtype, t * s.kv);
+    state.v = cut.Take(o.dtype, t * s.kv);
+    state.lse = cut.template Take<float>(t * s.heads);
+  }
+  state.attention = cut.Take(o.dtype, t * s.q);
+  state.gate = cut.Take(o.dtype, t * s.inner);
+  state.up = cut.Take(o.dtype, t * s.inner);
+  for (void*& xa : state.xa) xa = cut.Take(o.dtype, t * o.lora_rank);
+  return state;
+}
+
+template <typename Cutter>
+BlockScratch CutScratch(const WorkspaceOptions& o, const Sizes& s,
+                        Cutter& cut) {
+  BlockScratch b;
+  const bool narrow_type = o.dtype == Dtype::kBfloat16;
+  b.normed = cut.Take(o.dtype, s.tokens * s.hidden);
+  b.wide = cut.Take(o.dtype, s.tokens * std::max(s.inner, 2 * (s.q + s.kv)));
+  b.linear.weight = cut.Take(o.dtype, s.weight);
+  b.linear.narrow = cut.Take(o.dtype, s.tokens * o.lora_rank);
+  if (narrow_type) {
+    b.linear.lora = cut.Take(o.dtype, o.lora_rank * s.widest);
+    b.linear.output = cut.Take(o.dtype, s.tokens * s.hidden);
+  }
+  if (o.dropout) b.linear.dropped = cut.Take(o.dtype, s.tokens * s.widest);
+  if (!o.decode) {
+    b.dnormed = cut.Take(o.dtype, s.tokens * s.hidden);
+    if (narrow_type) b.dy = cut.Take(o.dtype, s.tokens * s.hidden);
+  }
+  const AttentionShape shape = {o.model->num_heads, o.model->num_kv_heads,
+                                o.model->head_dim};
+  b.attention =
+      cut.Bytes(AttentionScratchBytes(shape, o.max_positions, o.threads));
+  return b;
+}
+
+template <typename Cutter>
+LossArgs CutLoss(const WorkspaceOptions& o, const Sizes& s,
+                 const BlockScratch& block, Cutter& cut) {
+  LossArgs loss;
+  loss.dtype = o.dtype;
+  loss.chunk = o.decode ? 1 : LossChunkTokens(*o.model, o.max_tokens);
+  loss.logits = cut.Take(o.dtype, loss.chunk * s.vocab);
+  loss.normed = cut.Take(o.dtype, loss.chunk * s.hidden);
+  loss.dnormed = cut.Take(o.dtype, loss.chunk * s.hidden);
+  loss.rstd = cut.template Take<float>(loss.chunk);
+  loss.rows = cut.template Take<int32_t>(s.tokens);
+  loss.weight = block.linear.weight;
+  loss.weight_elements = s.weight;
+  return loss;
+}
+
+}  // namespace
+
+void Workspace::Cut(const WorkspaceOptions& o, Cutter& cut) {
+  const Sizes s(o);
+  const auto layers = static_cast<int>(o.layers.size());
+  states.assign(layers, {});
+  bool recompute = o.decode;
+  int kept = -1;
+  for (int l = o.first; l < layers && !o.decode; ++l) {
+    if (o.layers[l] == LayerMemory::kKeep) {
+      states[l] = CutState(o, s, cut);
+      kept = l;
+    } else {
+      recompute = true;
+    }
+    states[l].x = cut.Take<float>(s.tokens * s.hidden);
+  }
+  // Where all layers are kept, evaluation and the layers below `first` (which
+  // run before any state is filled) can do with a kept layer's buffers.
+  shared = recompute || kept < 0 ? CutState(o, s, cut) : states[kept];
+  for (int l = 0; l < layers && o.decode; ++l) {
+    states[l].k = cut.Take(o.dtype, o.max_positions * s.kv);
+    states[l].v = cut.Take(o.dtype, o.max_positions * s.kv);
+  }
+  x_final = cut.Take<float>(s.tokens * s.hidden);
+  dx = cut.Take<float>(s.tokens * s.hidden);
+  const int half = o.model->head_dim / 2;
+  rotary = {cut.Take<float>(o.max_positions * half),
+            cut.Take<float>(o.max_positions * half), o.model->head_dim};
+  block = CutScratch(o, s, cut);
+  loss = CutLoss(o, s, block, cut);
+  if (o.dropout) {
+    row_keys = {cut.Take<uint64_t>(s.tokens), static_cast<size_t>(s.tokens)};
+  }
+}
+
+absl::StatusOr<Workspace> Workspace::Create(const WorkspaceOptions& options) {
+  Workspace workspace;
+  Cutter counter(nullptr);
+  workspace.Cut(options, counter);
+  ASSIGN_OR_RETURN(workspace.memory_,
+                   AlignedBuffer::Create(counter.used(), "the workspace"));
+  Cutter cutter(workspace.memory_.bytes().data());
+  workspace.Cut(options, cutter);
+  FillRotaryTable(options.model->rope_inv_freq, options.max_positions,
+                  const_cast<float*>(workspace.rotary.cos),
+                  const_cast<float*>(workspace.rotary.sin));
+  return workspace;
+}
+
+}  // namespace qlora::trainer
