@@ -154,6 +154,52 @@ absl::Status WriteFileAtomically(const std::string& path,
   return SyncPath(parent.empty() ? "." : parent);
 }
 
+DirectoryWriter::DirectoryWriter(std::string path, std::string temporary)
+    : path_(std::move(path)), temporary_(std::move(temporary)) {}
+
+absl::StatusOr<std::unique_ptr<DirectoryWriter>> DirectoryWriter::Create(
+    const std::string& path) {
+  const std::string temporary = absl::StrCat(path, ".tmp-", RandomSuffix());
+  if (::mkdir(temporary.c_str(), 0755) != 0) {
+    return ErrnoToStatus(errno, temporary);
+  }
+  return std::unique_ptr<DirectoryWriter>(new DirectoryWriter(path, temporary));
+}
+
+DirectoryWriter::~DirectoryWriter() {
+  if (!committed_) RemoveRecursively(temporary_).IgnoreError();
+}
+
+absl::Status DirectoryWriter::Commit() {
+  RETURN_IF_ERROR(SyncPath(temporary_));
+  RETURN_IF_ERROR(RemoveRecursively(path_));
+  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
+    return ErrnoToStatus(errno, path_);
+  }
+  committed_ = true;
+  const std::string parent = fs::path(path_).parent_path().string();
+  return SyncPath(parent.empty() ? "." : parent);
+}
+
+absl::StatusOr<std::string> CopyFileSynced(const std::string& from,
+                                           const std::string& to) {
+  const Fd fd(::open(from.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return ErrnoToStatus(errno, from);
+  ASSIGN_OR_RETURN(const std::unique_ptr<FileWriter> writer,
+                   FileWriter::Create(to));
+  std::string buffer(1 << 20, '\0');
+  while (true) {
+    const ssize_t n = ::read(fd.get(), buffer.data(), buffer.size());
+    if (n == 0) return writer->Commit();
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      return ErrnoToStatus(errno, from);
+    }
+    RETURN_IF_ERROR(writer->Append(
+        std::string_view(buffer).substr(0, static_cast<size_t>(n))));
+  }
+}
+
 absl::Status CreateDirectories(const std::string& path) {
   std::error_code error;
   fs::create_directories(path, error);

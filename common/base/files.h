@@ -50,6 +50,36 @@ class FileWriter {
   Sha256 hash_;
 };
 
+// A directory that appears whole or not at all: written beside its final path,
+// as path.tmp-<random>, and renamed. Used by one thread.
+class DirectoryWriter {
+ public:
+  // The parent must exist.
+  static absl::StatusOr<std::unique_ptr<DirectoryWriter>> Create(
+      const std::string& path);
+  // Removes what was written unless Commit succeeded.
+  ~DirectoryWriter();
+  DirectoryWriter(const DirectoryWriter&) = delete;
+  DirectoryWriter& operator=(const DirectoryWriter&) = delete;
+
+  // Where to write. Files must be synced by whoever writes them.
+  const std::string& directory() const { return temporary_; }
+  // Syncs the directory, renames it, syncs the parent. An older directory at
+  // the path is replaced.
+  absl::Status Commit();
+
+ private:
+  DirectoryWriter(std::string path, std::string temporary);
+  const std::string path_;
+  const std::string temporary_;
+  bool committed_ = false;
+};
+
+// Copies a file's content, syncs the copy, gives its SHA-256. NotFound names
+// the source.
+absl::StatusOr<std::string> CopyFileSynced(const std::string& from,
+                                           const std::string& to);
+
 // Creates path and its parents.
 absl::Status CreateDirectories(const std::string& path);
 
