@@ -1,0 +1,482 @@
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <thread>
+
+#include "common/base/files.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/shared_data.h"
+#include "worker/trainer/data/dataset.h"
+#include "worker/trainer/data/sampler.h"
+
+namespace qlora::trainer {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr int32_t kNo = kIgnoredLabel;
+
+// Marks what the assistant says; "<" and ">" stand for the turns' ends.
+constexpr char kTagged[] =
+    "{% for m in messages %}{% if m.role == 'assistant' %}A:"
+    "{% generation %}{{ m.content }}<{% endgeneration %}"
+    "{% else %}U:{{ m.content }}>{% endif %}{% endfor %}";
+
+class DatasetTest : public ::testing::Test {
+ protected:
+  DatasetTest() {
+    std::string pattern = fs::temp_directory_path() / "qlora-data-XXXXXX";
+    dir_ = ::mkdtemp(pattern.data());
+    // A tokenizer of characters: id 0 is <s>, 1 is </s>, 2 is unknown.
+    nlohmann::json vocab = {{"<s>", 0}, {"</s>", 1}, {"?", 2}};
+    const std::string letters =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+        " .,:;!#<>\n'\"-";
+    for (const char c : letters) vocab[std::string(1, c)] = vocab.size();
+    const nlohmann::json bos = {
+        {"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}};
+    const nlohmann::json text = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}};
+    const auto added = [](int id, const char* content) {
+      return nlohmann::json{
+          {"id", id},        {"content", content}, {"single_word", false},
+          {"lstrip", false}, {"rstrip", false},    {"normalized", false},
+          {"special", true}};
+    };
+    const nlohmann::json tokenizer = {
+        {"version", "1.0"},
+        {"added_tokens", {added(0, "<s>"), added(1, "</s>")}},
+        {"post_processor",
+         {{"type", "TemplateProcessing"},
+          {"single", {bos, text}},
+          {"pair", {bos, text, bos, text}},
+          {"special_tokens",
+           {{"<s>", {{"id", "<s>"}, {"ids", {0}}, {"tokens", {"<s>"}}}}}}}},
+        {"model",
+         {{"type", "BPE"},
+          {"unk_token", "?"},
+          {"vocab", vocab},
+          {"merges", nlohmann::json::array()}}}};
+    Write("tokenizer.json", tokenizer.dump());
+    Write("tokenizer_config.json",
+          R"({"bos_token": "<s>", "eos_token": "</s>"})");
+    vocab_size_ = static_cast<int64_t>(vocab.size());
+    LoadText("");
+  }
+  ~DatasetTest() override { fs::remove_all(dir_); }
+
+  void LoadText(std::string_view chat_template) {
+    auto text = text::LoadModelText(dir_, chat_template);
+    ASSERT_TRUE(text.ok()) << text.status().message();
+    text_ = *std::move(text);
+  }
+
+  std::string Write(const std::string& name, const std::string& content) const {
+    std::ofstream(dir_ + "/" + name, std::ios::binary) << content;
+    return dir_ + "/" + name;
+  }
+
+  // A data file called `name` in messages.
+  DataFile File(const std::string& name, DataFormat format,
+                const std::string& content) const {
+    return {.name = name, .path = Write(name, content), .format = format};
+  }
+
+  DataOptions Options(std::vector<DataFile> train) const {
+    DataOptions options;
+    options.train = std::move(train);
+    options.packing = false;
+    options.max_seq_len = 1000;
+    options.vocab_size = vocab_size_;
+    return options;
+  }
+
+  LoadedData Load(const DataOptions& options) const {
+    auto data = LoadData(options, &text_);
+    EXPECT_TRUE(data.ok()) << data.status().message();
+    return data.ok() ? *std::move(data) : LoadedData{};
+  }
+
+  std::string Error(const DataOptions& options) const {
+    const auto data = LoadData(options, &text_);
+    EXPECT_FALSE(data.ok());
+    return std::string(data.status().message());
+  }
+
+  // The row's text, and what of it is trained.
+  std::string Tokens(const Row& row) const {
+    return *text_.tokenizer->Decode(row.tokens, false);
+  }
+  std::string Trained(const Row& row) const {
+    std::vector<int32_t> ids;
+    for (const int32_t label : row.labels) {
+      if (label != kNo) ids.push_back(label);
+    }
+    // Without a decoder the crate joins tokens with spaces.
+    return *text_.tokenizer->Decode(ids, false);
+  }
+
+  std::string dir_;
+  int64_t vocab_size_ = 0;
+  text::ModelText text_;
+};
+
+std::string Spaced(const std::string& text) {
+  std::string out;
+  for (const char c : text) {
+    if (!out.empty()) out += ' ';
+    out += c;
+  }
+  return out;
+}
+
+TEST_F(DatasetTest, Chat_EachLossOn_TrainsItsPart) {
+  LoadText(kTagged);
+  DataOptions options = Options({File(
+      "c.jsonl", DataFormat::kChat,
+      R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"one"},{"role":"user","content":"r"},{"role":"assistant","content":"two"}]})")});
+  const Row row = Load(options).train.row(0);
+  EXPECT_EQ(Tokens(row), Spaced("U:q>A:one<U:r>A:two<"));
+  EXPECT_EQ(Trained(row), Spaced("one<two<"));
+  EXPECT_THAT(row.document_lengths, ElementsAre(row.tokens.size()));
+  options.loss_on = LossOn::kLast;
+  EXPECT_EQ(Trained(Load(options).train.row(0)), Spaced("two<"));
+  options.loss_on = LossOn::kAll;
+  EXPECT_EQ(Load(options).train.row(0).labels, row.tokens);
+}
+
+TEST_F(DatasetTest, PromptCompletion_TrainsCompletionAndEndOfSequence) {
+  DataOptions options =
+      Options({File("p.jsonl", DataFormat::kPromptCompletion,
+                    R"({"prompt":"ab:","completion":"cd"})")});
+  const Row row = Load(options).train.row(0);
+  EXPECT_EQ(Tokens(row), "<s> " + Spaced("ab:cd") + " </s>");
+  EXPECT_EQ(Trained(row), "c d </s>");
+  EXPECT_EQ(row.labels[0], kNo);
+  options.loss_on = LossOn::kAll;
+  EXPECT_EQ(Load(options).train.row(0).labels, row.tokens);
+}
+
+TEST_F(DatasetTest, PromptCompletionThatEndsInEos_GetsNoSecond) {
+  const DataOptions options =
+      Options({File("p.jsonl", DataFormat::kPromptCompletion,
+                    R"({"prompt":"a","completion":"b</s>"})")});
+  EXPECT_EQ(Tokens(Load(options).train.row(0)), "<s> a b </s>");
+}
+
+TEST_F(DatasetTest, Alpaca_WithoutTemplate_UsesTheStanfordPrompt) {
+  const DataOptions options =
+      Options({File("a.json", DataFormat::kAlpaca,
+                    R"([{"instruction":"add","input":"1 2","output":"3"},
+                {"instruction":"hi","input":"","output":"yo"}])")});
+  const LoadedData data = Load(options);
+  ASSERT_EQ(data.train.size(), 2);
+  EXPECT_THAT(Tokens(data.train.row(0)),
+              HasSubstr(Spaced("### Input:\n1 2\n\n### Response:\n3")));
+  EXPECT_EQ(Trained(data.train.row(0)), "3 </s>");
+  EXPECT_THAT(Tokens(data.train.row(1)),
+              HasSubstr(Spaced("### Instruction:\nhi\n\n### Response:\nyo")));
+  EXPECT_EQ(Trained(data.train.row(1)), "y o </s>");
+}
+
+TEST_F(DatasetTest, Alpaca_WithTemplate_IsAChat) {
+  LoadText(kTagged);
+  const DataOptions options =
+      Options({File("a.json", DataFormat::kAlpaca,
+                    R"([{"instruction":"add","input":"1 2","output":"3"}])")});
+  const Row row = Load(options).train.row(0);
+  EXPECT_EQ(Tokens(row), Spaced("U:add\n\n1 2>A:3<"));
+  EXPECT_EQ(Trained(row), Spaced("3<"));
+}
+
+TEST_F(DatasetTest, TextRecords_GetSpecialTokensAndAreTrainedWhole) {
+  const DataOptions options =
+      Options({File("t.jsonl", DataFormat::kText,
+                    "\xef\xbb\xbf{\"text\":\"ab\"}\r\n\n{\"text\":\"c\"}")});
+  const LoadedData data = Load(options);
+  ASSERT_EQ(data.train.size(), 2);
+  EXPECT_EQ(Tokens(data.train.row(0)), "<s> a b");
+  EXPECT_EQ(data.train.row(1).labels, data.train.row(1).tokens);
+  EXPECT_EQ(data.train.stats().total_tokens, 5);
+  EXPECT_EQ(data.train.stats().trained_tokens, 3);
+}
+
+TEST_F(DatasetTest, PlainText_IsCutInWindowsOfMaxSeqLen) {
+  DataOptions options =
+      Options({File("t.txt", DataFormat::kText, "abcdefgh\n")});
+  options.max_seq_len = 4;
+  const LoadedData data = Load(options);
+  ASSERT_EQ(data.train.size(), 3);
+  EXPECT_EQ(Tokens(data.train.row(0)), "<s> a b c");
+  EXPECT_EQ(Tokens(data.train.row(1)), "d e f g");
+  EXPECT_EQ(Tokens(data.train.row(2)), "h \n");
+  EXPECT_EQ(data.train.stats().records, 3);
+}
+
+TEST_F(DatasetTest, Tokens_NeedNoTokenizerAndMayHaveLabels) {
+  const DataOptions options =
+      Options({File("k.jsonl", DataFormat::kTokens,
+                    "{\"input_ids\":[5,6,7]}\n"
+                    "{\"input_ids\":[5,6,7],\"labels\":[-100,-100,9]}")});
+  const auto data = LoadData(options, nullptr);
+  ASSERT_TRUE(data.ok()) << data.status();
+  EXPECT_THAT(data->train.row(0).labels, ElementsAre(5, 6, 7));
+  EXPECT_THAT(data->train.row(1).tokens, ElementsAre(5, 6, 7));
+  EXPECT_THAT(data->train.row(1).labels, ElementsAre(kNo, kNo, 9));
+}
+
+TEST_F(DatasetTest, TooLong_IsTruncatedSplitOrDropped) {
+  DataOptions options = Options({File("k.jsonl", DataFormat::kTokens,
+                                      "{\"input_ids\":[1,2,3,4,5,6,7,8,9]}\n"
+                                      "{\"input_ids\":[1,2,3,4]}")});
+  options.max_seq_len = 4;
+  const LoadedData truncated = Load(options);
+  ASSERT_EQ(truncated.train.size(), 2);
+  EXPECT_THAT(truncated.train.row(0).tokens, ElementsAre(1, 2, 3, 4));
+  EXPECT_EQ(truncated.train.stats().truncated, 1);
+
+  options.on_too_long = OnTooLong::kSplit;
+  const LoadedData split = Load(options);
+  // The last piece has a single token, which nothing predicts.
+  ASSERT_EQ(split.train.size(), 3);
+  EXPECT_THAT(split.train.row(1).tokens, ElementsAre(5, 6, 7, 8));
+  EXPECT_EQ(split.train.stats().split, 1);
+
+  options.on_too_long = OnTooLong::kDrop;
+  const LoadedData dropped = Load(options);
+  EXPECT_EQ(dropped.train.size(), 1);
+  EXPECT_EQ(dropped.train.stats().dropped, 1);
+}
+
+TEST_F(DatasetTest, Packing_FillsRowsAndKeepsDocumentsApart) {
+  DataOptions options = Options({File("k.jsonl", DataFormat::kTokens,
+                                      "{\"input_ids\":[1,2,3]}\n"
+                                      "{\"input_ids\":[4,5,6,7]}\n"
+                                      "{\"input_ids\":[8,9]}")});
+  options.max_seq_len = 5;
+  options.packing = true;
+  const Dataset train = Load(options).train;
+  ASSERT_EQ(train.size(), 2);
+  EXPECT_THAT(train.row(0).tokens, ElementsAre(1, 2, 3, 8, 9));
+  EXPECT_THAT(train.row(0).document_lengths, ElementsAre(3, 2));
+  EXPECT_THAT(train.row(1).tokens, ElementsAre(4, 5, 6, 7));
+  EXPECT_EQ(train.longest_row(), 5);
+  EXPECT_EQ(train.stats().documents, 3);
+  EXPECT_EQ(train.stats().trained_tokens, 6);
+}
+
+TEST_F(DatasetTest, EvalFraction_SetsTheSameRecordsAsideEachTime) {
+  std::string lines;
+  for (int i = 0; i < 40; ++i) {
+    lines += "{\"input_ids\":[3," + std::to_string(i + 3) + "]}\n";
+  }
+  DataOptions options = Options({File("k.jsonl", DataFormat::kTokens, lines)});
+  options.eval_fraction = 0.1;
+  const LoadedData data = Load(options);
+  EXPECT_EQ(data.train.size(), 36);
+  EXPECT_EQ(data.eval.size(), 4);
+  std::set<int32_t> seen;
+  for (int64_t i = 0; i < 36; ++i) seen.insert(data.train.row(i).tokens[1]);
+  for (int64_t i = 0; i < 4; ++i) seen.insert(data.eval.row(i).tokens[1]);
+  EXPECT_EQ(seen.size(), 40);
+  EXPECT_EQ(Load(options).eval.row(2).tokens, data.eval.row(2).tokens);
+  options.seed = 43;
+  std::set<int32_t> other;
+  const LoadedData again = Load(options);
+  std::set<int32_t> first;
+  for (int64_t i = 0; i < 4; ++i) {
+    first.insert(data.eval.row(i).tokens[1]);
+    other.insert(again.eval.row(i).tokens[1]);
+  }
+  EXPECT_NE(first, other);
+}
+
+TEST_F(DatasetTest, EvalFiles_AreReadApart) {
+  DataOptions options =
+      Options({File("k.jsonl", DataFormat::kTokens, "{\"input_ids\":[1,2]}")});
+  options.eval = {
+      File("e.jsonl", DataFormat::kTokens, "{\"input_ids\":[3,4,5]}")};
+  const LoadedData data = Load(options);
+  EXPECT_EQ(data.train.size(), 1);
+  ASSERT_EQ(data.eval.size(), 1);
+  EXPECT_THAT(data.eval.row(0).tokens, ElementsAre(3, 4, 5));
+}
+
+TEST_F(DatasetTest, BadRecords_FailWithFileLineAndCount) {
+  LoadText(kTagged);
+  DataOptions options =
+      Options({File("bad.jsonl", DataFormat::kChat,
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},"
+                    "{\"role\":\"assistant\",\"content\":\"b\"}]}\n"
+                    "{\"messages\": [}\n"
+                    "\n"
+                    "{\"text\":\"x\"}\n"
+                    "[1]\n"
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}\n"
+                    "{\"messages\":[{\"role\":\"user\"}]}\n"
+                    "{\"messages\":[{\"content\":\"a\"}]}\n")});
+  const std::string error = Error(options);
+  EXPECT_THAT(error, HasSubstr("6 of 7 records are bad"));
+  EXPECT_THAT(error, HasSubstr("bad.jsonl:2: not valid JSON: parse error at "
+                               "line 1, column 15"));
+  EXPECT_THAT(error, HasSubstr("bad.jsonl:4: lacks \"messages\" (it has "
+                               "\"text\")"));
+  EXPECT_THAT(error, HasSubstr("bad.jsonl:5: is not a JSON object"));
+  EXPECT_THAT(error, HasSubstr("bad.jsonl:6: no token of it is trained"));
+  EXPECT_THAT(error, HasSubstr("messages[0] has no \"content\""));
+  EXPECT_THAT(error, HasSubstr("data.on_bad_record: skip"));
+
+  options.on_bad_record = OnBadRecord::kSkip;
+  const LoadedData data = Load(options);
+  EXPECT_EQ(data.train.size(), 1);
+  EXPECT_EQ(data.train.stats().records, 7);
+  EXPECT_EQ(data.train.stats().bad, 6);
+  EXPECT_EQ(data.train.stats().bad_messages.size(), 5);
+}
+
+TEST_F(DatasetTest, BadTokens_AreNamed) {
+  const auto error = [&](const std::string& line) {
+    return Error(Options({File("k.jsonl", DataFormat::kTokens, line)}));
+  };
+  EXPECT_THAT(error(R"({"input_ids":[1,99999]})"),
+              HasSubstr("k.jsonl:1: input_ids[1] is 99999, not a token id"));
+  EXPECT_THAT(error(R"({"input_ids":[1,-1]})"),
+              HasSubstr("input_ids[1] is -1"));
+  EXPECT_THAT(error(R"({"input_ids":[1,2.5]})"), HasSubstr("is 2.5"));
+  EXPECT_THAT(error(R"({"input_ids":"x"})"), HasSubstr("not an array"));
+  EXPECT_THAT(error(R"({"input_ids":[1,2],"labels":[1]})"),
+              HasSubstr("2 input_ids but 1 labels"));
+  EXPECT_THAT(error(R"({"input_ids":[1,2],"labels":[-100,-100]})"),
+              HasSubstr("no token of it is trained"));
+  EXPECT_THAT(error(R"({"input_ids":[7]})"), HasSubstr("no token"));
+  EXPECT_THAT(error(std::string(5000, '[')), HasSubstr("deeper than 100"));
+  EXPECT_THAT(error("{\"input_ids\":" + std::string(5000, '[')),
+              HasSubstr("deeper than 100"));
+}
+
+TEST_F(DatasetTest, AnswerBehindMaxSeqLen_IsABadRecord) {
+  DataOptions options =
+      Options({File("p.jsonl", DataFormat::kPromptCompletion,
+                    R"({"prompt":"abcdefgh","completion":"x"})")});
+  options.max_seq_len = 5;
+  EXPECT_THAT(Error(options), HasSubstr("p.jsonl:1: has 11 tokens and none"));
+  options.on_too_long = OnTooLong::kSplit;
+  EXPECT_EQ(Load(options).train.size(), 1);
+}
+
+TEST_F(DatasetTest, EmptyMissingAndBrokenFiles_AreNamed) {
+  EXPECT_THAT(Error(Options({File("e.jsonl", DataFormat::kTokens, "")})),
+              HasSubstr("no record to use"));
+  EXPECT_THAT(Error(Options({File("e.txt", DataFormat::kText, "")})),
+              HasSubstr("no record to use"));
+  EXPECT_THAT(Error(Options({File("e.json", DataFormat::kTokens, "[]")})),
+              HasSubstr("no record to use"));
+  EXPECT_THAT(Error(Options({File("e.json", DataFormat::kAlpaca, "[{},\n")})),
+              HasSubstr("e.json: not valid JSON: parse error at line 2"));
+  const auto missing = LoadData(
+      Options({{.name = "gone.jsonl", .path = dir_ + "/gone.jsonl"}}), nullptr);
+  EXPECT_THAT(std::string(missing.status().message()),
+              HasSubstr("needs a tokenizer"));
+  const DataOptions gone = Options({{.name = "gone.jsonl",
+                                     .path = dir_ + "/gone.jsonl",
+                                     .format = DataFormat::kText}});
+  EXPECT_TRUE(absl::IsNotFound(LoadData(gone, &text_).status()));
+  EXPECT_THAT(Error(gone), HasSubstr("data file gone.jsonl"));
+  EXPECT_THAT(Error(Options(
+                  {{.name = "d", .path = dir_, .format = DataFormat::kText}})),
+              HasSubstr("not a regular file"));
+  EXPECT_THAT(Error(Options({File("u.txt", DataFormat::kText, "ab\xff")})),
+              HasSubstr("u.txt:1: the text is not UTF-8 at byte 2"));
+}
+
+TEST_F(DatasetTest, ChatWithoutTemplate_SaysWhatToSet) {
+  EXPECT_THAT(Error(Options({File("c.jsonl", DataFormat::kChat, "{}")})),
+              HasSubstr("set data.chat_template"));
+}
+
+TEST_F(DatasetTest, TokenizerLargerThanVocabulary_FailsEvenWhenSkipping) {
+  DataOptions options =
+      Options({File("t.jsonl", DataFormat::kText, R"({"text":"ab-"})")});
+  options.vocab_size = vocab_size_ - 1;
+  options.on_bad_record = OnBadRecord::kSkip;
+  const std::string error = Error(options);
+  EXPECT_THAT(error, HasSubstr("the tokenizer in " + dir_));
+  EXPECT_THAT(error,
+              HasSubstr("vocabulary has " + std::to_string(vocab_size_ - 1)));
+  EXPECT_THAT(error, HasSubstr("t.jsonl:1"));
+}
+
+TEST_F(DatasetTest, Cache_GivesTheSameRowsAndSurvivesDamage) {
+  LoadText(kTagged);
+  DataOptions options =
+      Options({File("c.jsonl", DataFormat::kChat,
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},"
+                    "{\"role\":\"assistant\",\"content\":\"b\"}]}\n{\n")});
+  options.on_bad_record = OnBadRecord::kSkip;
+  const LoadedData plain = Load(options);
+  options.cache_directory = dir_ + "/work/cache";
+  const auto check = [&](const LoadedData& data) {
+    ASSERT_EQ(data.train.size(), plain.train.size());
+    EXPECT_EQ(data.train.row(0).tokens, plain.train.row(0).tokens);
+    EXPECT_EQ(data.train.row(0).labels, plain.train.row(0).labels);
+    EXPECT_EQ(data.train.stats().bad, 1);
+    EXPECT_EQ(data.train.stats().bad_messages,
+              plain.train.stats().bad_messages);
+  };
+  check(Load(options));
+  const auto caches = [&] {
+    std::vector<std::string> out;
+    for (const auto& entry : fs::directory_iterator(options.cache_directory)) {
+      if (entry.path().extension() == ".tokens") out.push_back(entry.path());
+    }
+    return out;
+  };
+  ASSERT_EQ(caches().size(), 1);
+  check(Load(options));
+  // Damage: a flipped byte, then a cut.
+  const std::string path = caches()[0];
+  std::string content = *ReadFile(path);
+  content[content.size() / 2] ^= 1;
+  std::ofstream(path, std::ios::binary) << content;
+  check(Load(options));
+  fs::resize_file(path, 20);
+  check(Load(options));
+  // Another option is another cache.
+  options.loss_on = LossOn::kAll;
+  EXPECT_NE(Load(options).train.row(0).labels, plain.train.row(0).labels);
+  EXPECT_EQ(caches().size(), 2);
+}
+
+TEST_F(DatasetTest, RanksAndThreadsAtOnce_GetTheSameRows) {
+  std::string lines;
+  for (int i = 0; i < 10000; ++i) {
+    lines += "{\"text\":\"line " + std::to_string(i) + "\"}\n";
+  }
+  DataOptions options = Options({File("t.jsonl", DataFormat::kText, lines)});
+  const LoadedData plain = Load(options);
+  options.cache_directory = dir_ + "/cache";
+  options.threads = 3;
+  std::vector<std::jthread> ranks;
+  for (int rank = 0; rank < 3; ++rank) {
+    ranks.emplace_back([&] {
+      const LoadedData data = Load(options);
+      ASSERT_EQ(data.train.size(), plain.train.size());
+      for (int64_t i = 0; i < data.train.size(); i += 97) {
+        EXPECT_EQ(data.train.row(i).tokens, plain.train.row(i).tokens);
+      }
+    });
+  }
+}
+
+TEST_F(DatasetTest, CacheThatCannotBeWritten_IsDoneWithout) {
+  DataOptions options =
+      Options({File("t.jsonl", DataFormat::kText, R"({"text":"ab"})")});
+  options.cache_directory = Write("file", "") + "/cache";
+  EXPECT_EQ(Load(options).train.size(), 1);
+}
+
+}  // namespace
+}  // namespace qlora::trainer

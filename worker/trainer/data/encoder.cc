@@ -1,0 +1,282 @@
+#include "worker/trainer/data/encoder.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace qlora::trainer {
+namespace {
+
+using text::Mask;
+using text::Span;
+
+template <typename... Args>
+absl::Status Bad(const Args&... args) {
+  return absl::InvalidArgumentError(absl::StrCat(args...));
+}
+
+std::string KeysOf(const Json& record) {
+  std::string keys;
+  for (const auto& [key, value] : record.items()) {
+    if (keys.size() > 200) return keys + ", ...";
+    absl::StrAppend(&keys, keys.empty() ? "" : ", ", "\"", key, "\"");
+  }
+  return keys.empty() ? "no keys" : keys;
+}
+
+absl::StatusOr<const Json*> Field(const Json& record, const char* key) {
+  const auto it = record.find(key);
+  if (it == record.end()) {
+    return Bad("lacks \"", key, "\" (it has ", KeysOf(record),
+               "); correct the record or data.train[].format");
+  }
+  return &*it;
+}
+
+absl::StatusOr<std::string> StringField(const Json& record, const char* key) {
+  ASSIGN_OR_RETURN(const Json* value, Field(record, key));
+  if (!value->is_string()) return Bad("\"", key, "\" is not a string");
+  return value->get<std::string>();
+}
+
+absl::Status CheckMessage(const Json& message, size_t i) {
+  if (!message.is_object()) return Bad("messages[", i, "] is not an object");
+  const auto role = message.find("role");
+  if (role == message.end() || !role->is_string()) {
+    return Bad("messages[", i, "] has no string \"role\"");
+  }
+  const auto content = message.find("content");
+  const bool absent = content == message.end() || content->is_null();
+  if (absent && !message.contains("tool_calls")) {
+    return Bad("messages[", i, "] has no \"content\"");
+  }
+  if (!absent && !content->is_string() && !content->is_array()) {
+    return Bad("messages[", i, "].content is not a string");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckMessages(const Json& messages) {
+  if (!messages.is_array() || messages.empty()) {
+    return Bad("\"messages\" is not an array with messages in it");
+  }
+  for (size_t i = 0; i < messages.size(); ++i) {
+    RETURN_IF_ERROR(CheckMessage(messages[i], i));
+  }
+  return absl::OkStatus();
+}
+
+// What transformers gives a template, which may ask whether tools is none.
+absl::StatusOr<Json> TemplateInput(const Json& record) {
+  Json input = {{"tools", nullptr}, {"documents", nullptr}};
+  for (const char* key : {"messages", "tools", "documents"}) {
+    if (record.contains(key)) input[key] = record[key];
+  }
+  if (!input["tools"].is_null() && !input["tools"].is_array()) {
+    return Bad("\"tools\" is not an array");
+  }
+  const auto more = record.find("chat_template_kwargs");
+  if (more != record.end() && more->is_object()) input.update(*more);
+  return input;
+}
+
+// Labels of the tokens that begin inside a span.
+std::vector<int32_t> LabelsInside(const text::Encoding& encoding,
+                                  const std::vector<Span>& spans) {
+  std::vector<int32_t> labels(encoding.ids.size(), kIgnoredLabel);
+  for (size_t i = 0; i < labels.size(); ++i) {
+    const uint32_t start = encoding.starts[i];
+    const auto after =
+        std::upper_bound(spans.begin(), spans.end(), start,
+                         [](uint32_t at, const Span& s) { return at < s.end; });
+    if (after != spans.end() && start >= after->begin) {
+      labels[i] = encoding.ids[i];
+    }
+  }
+  return labels;
+}
+
+absl::StatusOr<std::vector<int32_t>> Ids(const Json& array, const char* key,
+                                         int64_t vocab_size, bool is_labels) {
+  if (!array.is_array()) return Bad("\"", key, "\" is not an array");
+  std::vector<int32_t> ids;
+  ids.reserve(array.size());
+  for (size_t i = 0; i < array.size(); ++i) {
+    const bool integer = array[i].is_number_integer();
+    const int64_t id = integer ? array[i].get<int64_t>() : -1;
+    const bool ignored = is_labels && integer && id == kIgnoredLabel;
+    if (!ignored && (id < 0 || id >= vocab_size)) {
+      return Bad(key, "[", i, "] is ", array[i].dump(),
+                 ", not a token id below ", vocab_size,
+                 is_labels ? " or -100" : "");
+    }
+    ids.push_back(static_cast<int32_t>(id));
+  }
+  return ids;
+}
+
+// The prompt with which Stanford Alpaca was trained.
+std::string AlpacaPrompt(const std::string& instruction,
+                         const std::string& input) {
+  return input.empty()
+             ? absl::StrCat(
+                   "Below is an instruction that describes a task. Write a "
+                   "response that appropriately completes the request.\n\n"
+                   "### Instruction:\n",
+                   instruction, "\n\n### Response:\n")
+             : absl::StrCat(
+                   "Below is an instruction that describes a task, paired with "
+                   "an input that provides further context. Write a response "
+                   "that appropriately completes the request.\n\n"
+                   "### Instruction:\n",
+                   instruction, "\n\n### Input:\n", input,
+                   "\n\n### Response:\n");
+}
+
+}  // namespace
+
+bool HasTrainedToken(const int32_t* labels, int64_t length) {
+  for (int64_t i = 1; i < length; ++i) {
+    if (labels[i] != kIgnoredLabel) return true;
+  }
+  return false;
+}
+
+absl::StatusOr<EncodedRecord> RecordEncoder::Encode(const Record& record,
+                                                    DataFormat format) const {
+  Json parsed;
+  if (!record.text.empty()) {
+    ASSIGN_OR_RETURN(parsed, ParseJson(record.text));
+  }
+  const Json& value = record.text.empty() ? record.value : parsed;
+  if (!value.is_object()) return Bad("is not a JSON object");
+  switch (format) {
+    case DataFormat::kChat:
+      return EncodeChat(value);
+    case DataFormat::kAlpaca:
+      return EncodeAlpaca(value);
+    case DataFormat::kTokens:
+      return EncodeTokens(value);
+    case DataFormat::kPromptCompletion: {
+      ASSIGN_OR_RETURN(const std::string prompt, StringField(value, "prompt"));
+      ASSIGN_OR_RETURN(const std::string completion,
+                       StringField(value, "completion"));
+      return EncodeCompletion(prompt, completion);
+    }
+    case DataFormat::kText:
+      break;
+  }
+  ASSIGN_OR_RETURN(const std::string content, StringField(value, "text"));
+  EncodedRecord out;
+  ASSIGN_OR_RETURN(out.tokens, EncodePlain(content, /*first=*/true));
+  out.labels = out.tokens;
+  return out;
+}
+
+absl::StatusOr<std::vector<int32_t>> RecordEncoder::EncodePlain(
+    std::string_view text, bool first) const {
+  ASSIGN_OR_RETURN(text::Encoding encoding,
+                   text_->tokenizer->Encode(text, first));
+  RETURN_IF_ERROR(CheckVocabulary(encoding.ids));
+  return std::move(encoding.ids);
+}
+
+absl::StatusOr<EncodedRecord> RecordEncoder::EncodeChat(
+    const Json& record) const {
+  ASSIGN_OR_RETURN(const Json* messages, Field(record, "messages"));
+  RETURN_IF_ERROR(CheckMessages(*messages));
+  ASSIGN_OR_RETURN(const Json input, TemplateInput(record));
+  const Mask mask = loss_on_ == LossOn::kAll         ? Mask::kNone
+                    : loss_on_ == LossOn::kAssistant ? Mask::kAssistant
+                                                     : Mask::kLast;
+  ASSIGN_OR_RETURN(const text::Rendered rendered,
+                   text_->chat_template->Render(input.dump(), mask));
+  if (mask != Mask::kNone && !rendered.has_mask) {
+    return Bad(rendered.mask_error);
+  }
+  ASSIGN_OR_RETURN(text::Encoding encoding,
+                   text_->tokenizer->Encode(rendered.text,
+                                            /*add_special_tokens=*/false));
+  RETURN_IF_ERROR(CheckVocabulary(encoding.ids));
+  EncodedRecord out;
+  out.labels = mask == Mask::kNone ? encoding.ids
+                                   : LabelsInside(encoding, rendered.spans);
+  out.tokens = std::move(encoding.ids);
+  return out;
+}
+
+absl::StatusOr<EncodedRecord> RecordEncoder::EncodeCompletion(
+    const std::string& prompt, const std::string& completion) const {
+  ASSIGN_OR_RETURN(text::Encoding encoding,
+                   text_->tokenizer->Encode(prompt + completion,
+                                            /*add_special_tokens=*/true));
+  const auto begin = static_cast<uint32_t>(prompt.size());
+  const auto end = static_cast<uint32_t>(prompt.size() + completion.size());
+  EncodedRecord out;
+  out.labels = loss_on_ == LossOn::kAll
+                   ? encoding.ids
+                   : LabelsInside(encoding, {{begin, end}});
+  out.tokens = std::move(encoding.ids);
+  if (text_->eos_id.has_value()) {
+    if (out.tokens.empty() || out.tokens.back() != *text_->eos_id) {
+      out.tokens.push_back(*text_->eos_id);
+      out.labels.push_back(*text_->eos_id);
+    }
+    out.labels.back() = *text_->eos_id;
+  }
+  RETURN_IF_ERROR(CheckVocabulary(out.tokens));
+  return out;
+}
+
+absl::StatusOr<EncodedRecord> RecordEncoder::EncodeAlpaca(
+    const Json& record) const {
+  ASSIGN_OR_RETURN(const std::string instruction,
+                   StringField(record, "instruction"));
+  ASSIGN_OR_RETURN(const std::string output, StringField(record, "output"));
+  std::string input;
+  if (record.contains("input") && !record["input"].is_null()) {
+    ASSIGN_OR_RETURN(input, StringField(record, "input"));
+  }
+  if (text_->chat_template == nullptr) {
+    return EncodeCompletion(AlpacaPrompt(instruction, input), output);
+  }
+  const std::string asked =
+      input.empty() ? instruction : absl::StrCat(instruction, "\n\n", input);
+  return EncodeChat({{"messages",
+                      {{{"role", "user"}, {"content", asked}},
+                       {{"role", "assistant"}, {"content", output}}}}});
+}
+
+absl::StatusOr<EncodedRecord> RecordEncoder::EncodeTokens(
+    const Json& record) const {
+  ASSIGN_OR_RETURN(const Json* ids, Field(record, "input_ids"));
+  EncodedRecord out;
+  ASSIGN_OR_RETURN(out.tokens, Ids(*ids, "input_ids", vocab_size_, false));
+  out.labels = out.tokens;
+  if (record.contains("labels") && !record["labels"].is_null()) {
+    ASSIGN_OR_RETURN(out.labels,
+                     Ids(record["labels"], "labels", vocab_size_, true));
+  }
+  if (out.labels.size() != out.tokens.size()) {
+    return Bad("has ", out.tokens.size(), " input_ids but ", out.labels.size(),
+               " labels");
+  }
+  return out;
+}
+
+absl::Status RecordEncoder::CheckVocabulary(
+    const std::vector<int32_t>& ids) const {
+  for (const int32_t id : ids) {
+    if (id < vocab_size_) continue;
+    const auto token = text_->tokenizer->Decode({&id, 1}, false);
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the tokenizer in ", text_->tokenizer->directory(), " gives token id ",
+        id, " (\"", token.value_or(""), "\"), but the model's vocabulary has ",
+        vocab_size_, " entries; use the tokenizer that belongs to the model"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace qlora::trainer

@@ -1,0 +1,203 @@
+#include "worker/trainer/data/records.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <iterator>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+
+namespace qlora::trainer {
+namespace {
+
+constexpr int kMaxDepth = 100;
+constexpr size_t kPieceBytes = 4 << 20;
+constexpr char kByteOrderMark[] = "\xef\xbb\xbf";
+
+// Accepts everything and keeps the message of the first error.
+class ErrorFinder : public nlohmann::json_sax<Json> {
+ public:
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t) override { return true; }
+  bool number_unsigned(number_unsigned_t) override { return true; }
+  bool number_float(number_float_t, const string_t&) override { return true; }
+  bool string(string_t&) override { return true; }
+  bool binary(binary_t&) override { return true; }
+  bool start_object(size_t) override { return true; }
+  bool key(string_t&) override { return true; }
+  bool end_object() override { return true; }
+  bool start_array(size_t) override { return true; }
+  bool end_array() override { return true; }
+  bool parse_error(size_t, const std::string&,
+                   const nlohmann::detail::exception& e) override {
+    message_ = e.what();
+    // Without "[json.exception.parse_error.101] ".
+    const size_t end = message_.find("] ");
+    if (end != std::string::npos) message_.erase(0, end + 2);
+    return false;
+  }
+  const std::string& message() const { return message_; }
+
+ private:
+  std::string message_;
+};
+
+// Depth of brackets outside strings.
+int NestingDepth(std::string_view text) {
+  int depth = 0;
+  int deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      in_string = c != '"';
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '[' || c == '{') {
+      deepest = std::max(deepest, ++depth);
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return deepest;
+}
+
+bool IsBlank(std::string_view line) {
+  return line.find_first_not_of(" \t\r\n") == std::string_view::npos;
+}
+
+bool EndsWith(std::string_view text, std::string_view end) {
+  return text.size() >= end.size() &&
+         text.substr(text.size() - end.size()) == end;
+}
+
+}  // namespace
+
+absl::StatusOr<Json> ParseJson(std::string_view text) {
+  if (NestingDepth(text) > kMaxDepth) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("JSON is nested deeper than ", kMaxDepth));
+  }
+  Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!value.is_discarded()) return value;
+  ErrorFinder finder;
+  Json::sax_parse(text, &finder);
+  return absl::InvalidArgumentError(
+      absl::StrCat("not valid JSON: ", finder.message()));
+}
+
+absl::StatusOr<std::unique_ptr<RecordReader>> RecordReader::Open(
+    const DataFile& file) {
+  std::error_code error;
+  const auto status = std::filesystem::status(file.path, error);
+  if (!std::filesystem::exists(status)) {
+    return absl::NotFoundError(absl::StrCat(
+        "data file ", file.name,
+        file.name == file.path ? "" : absl::StrCat(" (", file.path, ")"),
+        " does not exist"));
+  }
+  if (!std::filesystem::is_regular_file(status)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("data file ", file.name, " is not a regular file"));
+  }
+  std::unique_ptr<RecordReader> reader(new RecordReader(file));
+  if (!reader->in_) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("data file ", file.name, " cannot be read"));
+  }
+  RETURN_IF_ERROR(reader->DetectLayout());
+  return reader;
+}
+
+absl::Status RecordReader::DetectLayout() {
+  char mark[3] = {};
+  in_.read(mark, sizeof(mark));
+  in_.clear();
+  if (std::string_view(mark, sizeof(mark)) != kByteOrderMark) in_.seekg(0);
+  const auto start = in_.tellg();
+  char first = 0;
+  in_ >> first;
+  in_.clear();
+  in_.seekg(start);
+  const std::string& name = file_.name;
+  const bool named_json = EndsWith(name, ".json") || EndsWith(name, ".jsonl") ||
+                          EndsWith(name, ".ndjson");
+  const bool bracket = first == '[' || first == '{';
+  if (file_.format == DataFormat::kText && !named_json &&
+      (!bracket || EndsWith(name, ".txt"))) {
+    layout_ = Layout::kPlain;
+  } else if (first == '[') {
+    layout_ = Layout::kArray;
+    return ReadArray();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RecordReader::ReadArray() {
+  const std::string text{std::istreambuf_iterator<char>(in_), {}};
+  absl::StatusOr<Json> value = ParseJson(text);
+  if (!value.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "data file ", file_.name, ": ", std::string(value.status().message()),
+        "; a file that begins with [ has to be one array of "
+        "records, other files hold one object a line"));
+  }
+  array_ = *std::move(value);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<Record>> RecordReader::Next(int limit) {
+  std::vector<Record> records;
+  while (static_cast<int>(records.size()) < limit) {
+    Record record;
+    const bool got = layout_ == Layout::kLines   ? NextLine(&record)
+                     : layout_ == Layout::kArray ? NextArrayValue(&record)
+                                                 : NextPiece(&record);
+    if (!got) break;
+    records.push_back(std::move(record));
+    // Pieces are large: one at a time bounds the memory.
+    if (layout_ == Layout::kPlain) break;
+  }
+  if (in_.bad()) {
+    return absl::UnavailableError(
+        absl::StrCat("reading data file ", file_.name, " failed"));
+  }
+  return records;
+}
+
+bool RecordReader::NextLine(Record* record) {
+  while (std::getline(in_, record->text)) {
+    ++line_;
+    if (IsBlank(record->text)) continue;
+    record->where = absl::StrCat(file_.name, ":", line_);
+    return true;
+  }
+  return false;
+}
+
+bool RecordReader::NextArrayValue(Record* record) {
+  if (next_value_ == array_.size()) return false;
+  record->value = std::move(array_[next_value_++]);
+  record->where = absl::StrCat(file_.name, ": record ", next_value_);
+  return true;
+}
+
+bool RecordReader::NextPiece(Record* record) {
+  record->plain = true;
+  record->where = absl::StrCat(file_.name, ":", line_ + 1);
+  record->text.resize(kPieceBytes);
+  in_.read(record->text.data(), kPieceBytes);
+  record->text.resize(in_.gcount());
+  std::string rest;
+  if (in_ && std::getline(in_, rest)) {
+    record->text += rest;
+    if (!in_.eof()) record->text += '\n';
+  }
+  line_ += std::count(record->text.begin(), record->text.end(), '\n');
+  return !record->text.empty();
+}
+
+}  // namespace qlora::trainer

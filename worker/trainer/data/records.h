@@ -1,0 +1,73 @@
+// Reads the records of a data file:
+//
+//   chat, prompt_completion, alpaca, tokens   one JSON object a line, or a file
+//                                             that holds one JSON array
+//   text                                      the same with {"text": ...}, or
+//                                             plain text
+//
+// A file is plain text if its format is text and it neither is called .json,
+// .jsonl or .ndjson nor begins with a bracket. Blank lines and a byte order
+// mark are skipped. Used by one thread.
+#pragma once
+
+#include <cstdint>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "nlohmann/json.hpp"
+#include "worker/trainer/data/dataset.h"
+
+namespace qlora::trainer {
+
+// Keeps the order of keys: templates print what they are given.
+using Json = nlohmann::ordered_json;
+
+struct Record {
+  // "FILE:LINE" or "FILE: record N".
+  std::string where;
+  // A line of JSON, or a piece of plain text.
+  std::string text;
+  // The value itself, out of an array; then text is empty.
+  Json value;
+  bool plain = false;
+};
+
+// InvalidArgument saying where the text stops to be JSON; nesting deeper than
+// 100 is refused.
+absl::StatusOr<Json> ParseJson(std::string_view text);
+
+class RecordReader {
+ public:
+  // NotFound, or InvalidArgument if it is no regular file or a broken array.
+  static absl::StatusOr<std::unique_ptr<RecordReader>> Open(
+      const DataFile& file);
+
+  // The next records, at most `limit`; none at the end. Plain text comes in
+  // pieces of some MiB cut at ends of lines. Unavailable if reading fails.
+  absl::StatusOr<std::vector<Record>> Next(int limit);
+
+ private:
+  enum class Layout { kLines, kArray, kPlain };
+
+  explicit RecordReader(const DataFile& file)
+      : file_(file), in_(file.path, std::ios::binary) {}
+  absl::Status DetectLayout();
+  absl::Status ReadArray();
+  // False at the end of the file.
+  bool NextLine(Record* record);
+  bool NextArrayValue(Record* record);
+  bool NextPiece(Record* record);
+
+  const DataFile file_;
+  std::ifstream in_;
+  Layout layout_ = Layout::kLines;
+  int64_t line_ = 0;
+  Json array_;
+  size_t next_value_ = 0;
+};
+
+}  // namespace qlora::trainer

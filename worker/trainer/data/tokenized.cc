@@ -1,0 +1,195 @@
+#include "worker/trainer/data/tokenized.h"
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/status_macros.h"
+#include "worker/trainer/data/encoder.h"
+#include "worker/trainer/data/records.h"
+
+namespace qlora::trainer {
+namespace {
+
+constexpr int kRecordsAtOnce = 4096;
+constexpr size_t kMessagesKept = 5;
+
+void ParallelFor(size_t size, int threads,
+                 const std::function<void(size_t)>& body) {
+  std::atomic<size_t> next = 0;
+  const auto work = [&] {
+    for (size_t i; (i = next.fetch_add(1)) < size;) body(i);
+  };
+  std::vector<std::jthread> helpers;
+  const size_t count = std::min<size_t>(std::max(threads, 1), size);
+  for (size_t t = 1; t < count; ++t) helpers.emplace_back(work);
+  work();
+}
+
+class Tokenizing {
+ public:
+  Tokenizing(const DataOptions& options, const text::ModelText* text)
+      : options_(options),
+        encoder_(text, options.loss_on, options.vocab_size) {}
+
+  absl::Status AddFile(const DataFile& file);
+  absl::StatusOr<Tokenized> Finish();
+
+ private:
+  absl::Status AddRecord(const Record& record,
+                         const absl::StatusOr<EncodedRecord>& encoded);
+  absl::Status AddPiece(const Record& record, bool first);
+  void AddWindow(const int32_t* tokens, int64_t length);
+  // Appends the record's documents; false if none has a trained token.
+  bool AddDocuments(const EncodedRecord& record);
+  absl::Status Refuse(const std::string& where, const absl::Status& why);
+
+  const DataOptions& options_;
+  const RecordEncoder encoder_;
+  Tokenized out_;
+  // Tokens of plain text behind the last whole window.
+  std::vector<int32_t> rest_;
+};
+
+absl::Status Tokenizing::AddFile(const DataFile& file) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<RecordReader> reader,
+                   RecordReader::Open(file));
+  for (bool first = true;; first = false) {
+    ASSIGN_OR_RETURN(const std::vector<Record> records,
+                     reader->Next(kRecordsAtOnce));
+    if (records.empty()) break;
+    if (records[0].plain) {
+      RETURN_IF_ERROR(AddPiece(records[0], first));
+      continue;
+    }
+    std::vector<std::optional<absl::StatusOr<EncodedRecord>>> encoded(
+        records.size());
+    ParallelFor(records.size(), options_.threads, [&](size_t i) {
+      encoded[i] = encoder_.Encode(records[i], file.format);
+    });
+    for (size_t i = 0; i < records.size(); ++i) {
+      RETURN_IF_ERROR(AddRecord(records[i], *encoded[i]));
+    }
+  }
+  AddWindow(rest_.data(), static_cast<int64_t>(rest_.size()));
+  rest_.clear();
+  return absl::OkStatus();
+}
+
+absl::Status Tokenizing::AddPiece(const Record& record, bool first) {
+  const absl::StatusOr<std::vector<int32_t>> ids =
+      encoder_.EncodePlain(record.text, first);
+  if (!ids.ok()) {
+    ++out_.stats.records;
+    return Refuse(record.where, ids.status());
+  }
+  rest_.insert(rest_.end(), ids->begin(), ids->end());
+  const auto window = static_cast<size_t>(options_.max_seq_len);
+  size_t begin = 0;
+  for (; rest_.size() - begin >= window; begin += window) {
+    AddWindow(rest_.data() + begin, options_.max_seq_len);
+  }
+  rest_.erase(rest_.begin(), rest_.begin() + static_cast<int64_t>(begin));
+  return absl::OkStatus();
+}
+
+void Tokenizing::AddWindow(const int32_t* tokens, int64_t length) {
+  // A single token predicts nothing.
+  if (length < 2) return;
+  ++out_.stats.records;
+  out_.documents.Append(tokens, tokens, length);
+  out_.record_ends.push_back(out_.documents.size());
+}
+
+absl::Status Tokenizing::AddRecord(
+    const Record& record, const absl::StatusOr<EncodedRecord>& encoded) {
+  ++out_.stats.records;
+  if (!encoded.ok()) return Refuse(record.where, encoded.status());
+  const auto length = static_cast<int64_t>(encoded->tokens.size());
+  if (!HasTrainedToken(encoded->labels.data(), length)) {
+    return Refuse(record.where,
+                  absl::InvalidArgumentError(
+                      "no token of it is trained: nothing in it is an answer "
+                      "(see data.loss_on)"));
+  }
+  if (length > options_.max_seq_len &&
+      options_.on_too_long == OnTooLong::kDrop) {
+    ++out_.stats.dropped;
+    return absl::OkStatus();
+  }
+  if (AddDocuments(*encoded)) return absl::OkStatus();
+  return Refuse(
+      record.where,
+      absl::InvalidArgumentError(absl::StrCat(
+          "has ", length, " tokens and none that is trained among the first ",
+          options_.max_seq_len,
+          "; raise data.max_seq_len or set data.on_too_long: drop or split")));
+}
+
+bool Tokenizing::AddDocuments(const EncodedRecord& record) {
+  const auto length = static_cast<int64_t>(record.tokens.size());
+  const int64_t most = options_.max_seq_len;
+  const bool split = options_.on_too_long == OnTooLong::kSplit;
+  const int64_t before = out_.documents.size();
+  for (int64_t begin = 0; begin < (split ? length : 1); begin += most) {
+    const int64_t part = std::min(most, length - begin);
+    if (!HasTrainedToken(record.labels.data() + begin, part)) continue;
+    out_.documents.Append(record.tokens.data() + begin,
+                          record.labels.data() + begin, part);
+  }
+  if (out_.documents.size() == before) return false;
+  if (length > most) ++(split ? out_.stats.split : out_.stats.truncated);
+  out_.record_ends.push_back(out_.documents.size());
+  return true;
+}
+
+absl::Status Tokenizing::Refuse(const std::string& where,
+                                const absl::Status& why) {
+  const std::string message =
+      absl::StrCat(where, ": ", std::string(why.message()));
+  // The tokenizer itself is wrong: no skipping of records helps.
+  if (!absl::IsInvalidArgument(why)) return absl::Status(why.code(), message);
+  ++out_.stats.bad;
+  if (out_.stats.bad_messages.size() < kMessagesKept) {
+    out_.stats.bad_messages.push_back(message);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Tokenized> Tokenizing::Finish() {
+  const DatasetStats& stats = out_.stats;
+  const std::string messages = absl::StrJoin(stats.bad_messages, "; ");
+  if (stats.bad > 0 && options_.on_bad_record == OnBadRecord::kFail) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        stats.bad, " of ", stats.records, " records are bad: ", messages,
+        stats.bad > static_cast<int64_t>(stats.bad_messages.size()) ? "; ..."
+                                                                    : "",
+        " (correct them, or set data.on_bad_record: skip)"));
+  }
+  if (out_.documents.size() == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the data has no record to use: ", stats.records, " read, ", stats.bad,
+        " bad, ", stats.dropped, " longer than data.max_seq_len",
+        messages.empty() ? "" : ": ", messages));
+  }
+  return std::move(out_);
+}
+
+}  // namespace
+
+absl::StatusOr<Tokenized> Tokenize(const std::vector<DataFile>& files,
+                                   const DataOptions& options,
+                                   const text::ModelText* text) {
+  Tokenizing tokenizing(options, text);
+  for (const DataFile& file : files) {
+    RETURN_IF_ERROR(tokenizing.AddFile(file));
+  }
+  return tokenizing.Finish();
+}
+
+}  // namespace qlora::trainer
