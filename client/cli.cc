@@ -1,0 +1,97 @@
+#include "client/cli.h"
+
+#include <cstdlib>
+#include <iostream>
+
+#include "absl/strings/str_cat.h"
+#include "client/errors.h"
+#include "common/base/status_macros.h"
+
+namespace qlora::client {
+namespace {
+
+absl::StatusOr<Session> MakeSession(const GlobalFlags& flags) {
+  Session session;
+  session.output.out = &std::cout;
+  session.output.terminal = DetectTerminal();
+  ASSIGN_OR_RETURN(session.output.format, ParseOutputFormat(flags.output));
+  ASSIGN_OR_RETURN(session.config_path, ConfigPath());
+  ASSIGN_OR_RETURN(session.config, LoadConfig(session.config_path));
+  const char* environment = std::getenv("QLORA_ENDPOINT");
+  ASSIGN_OR_RETURN(session.endpoint,
+                   ResolveEndpoint({flags.endpoint, flags.context,
+                                    environment == nullptr ? "" : environment},
+                                   session.config));
+  session.project = flags.project;
+  return session;
+}
+
+absl::StatusOr<int> RunChosen(const Cli& cli) {
+  ASSIGN_OR_RETURN(Session session, MakeSession(cli.flags()));
+  ASSIGN_OR_RETURN(const int code, cli.chosen()(session));
+  if (!session.output.out->flush()) {
+    return absl::ResourceExhaustedError("cannot write to standard output");
+  }
+  return code;
+}
+
+// The verb that was meant, for the hint: the deepest one that was parsed.
+std::string CommandName(const CLI::App& app) {
+  const std::vector<CLI::App*> chosen = app.get_subcommands();
+  return chosen.empty()
+             ? app.get_name()
+             : absl::StrCat(app.get_name(), " ", CommandName(*chosen.front()));
+}
+
+}  // namespace
+
+Cli::Cli() : app_("Fine-tunes models on your own machines.", "qloractl") {
+  app_.require_subcommand(1);
+  app_.fallthrough();
+  app_.option_defaults()->always_capture_default(false);
+  app_.add_option("--endpoint", flags_.endpoint,
+                  "Coordinator, host:port (over QLORA_ENDPOINT and the current "
+                  "context)");
+  app_.add_option("--context", flags_.context,
+                  "Coordinator by its name in the configuration");
+  app_.add_option("--project", flags_.project, "Project whose jobs are meant");
+  app_.add_option("-o,--output", flags_.output,
+                  "table, wide, json, yaml, name or jsonl");
+  AddJobVerbs(*this);
+  AddResultVerbs(*this);
+  AddRegistryVerbs(*this);
+  AddSetupVerbs(*this);
+}
+
+void Cli::Do(CLI::App* verb, Action action) {
+  verb->final_callback(
+      [this, action = std::move(action)] { chosen_ = action; });
+}
+
+void Cli::DoSimple(CLI::App* verb,
+                   std::function<absl::Status(Session&)> action) {
+  Do(verb,
+     [action = std::move(action)](Session& session) -> absl::StatusOr<int> {
+       RETURN_IF_ERROR(action(session));
+       return kExitOk;
+     });
+}
+
+int RunCli(int argc, char** argv) {
+  Cli cli;
+  try {
+    cli.app().parse(argc, argv);
+  } catch (const CLI::Success& e) {
+    return cli.app().exit(e);
+  } catch (const CLI::ParseError& e) {
+    std::cerr << FormatError(WithHint(
+        UsageError(e.what()), absl::StrCat(CommandName(cli.app()), " --help")));
+    return kExitUsage;
+  }
+  const absl::StatusOr<int> code = RunChosen(cli);
+  if (code.ok()) return *code;
+  std::cerr << FormatError(code.status());
+  return ExitCodeFor(code.status());
+}
+
+}  // namespace qlora::client

@@ -1,0 +1,140 @@
+// Flags of the verbs that need no job: job files, contexts, the local instance.
+#include "absl/strings/str_cat.h"
+#include "client/cli.h"
+#include "client/errors.h"
+#include "client/verbs.h"
+
+namespace qlora::client {
+namespace {
+
+constexpr char kDataDirHelp[] =
+    "Where state and logs lie; default: $XDG_STATE_HOME/qlora/local";
+
+void AddExplain(Cli& cli) {
+  auto key = std::make_shared<std::string>();
+  CLI::App* verb = cli.app().add_subcommand(
+      "explain", "What a key of the job file means; without one, all keys");
+  verb->add_option("KEY", *key, "For instance train.learning_rate");
+  cli.DoSimple(verb, [key](Session& s) { return Explain(s, *key); });
+}
+
+void AddInit(Cli& cli) {
+  struct Options {
+    std::string file = "job.yaml";
+    std::string name = "my-job";
+    bool force = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* verb =
+      cli.app().add_subcommand("init", "Write a job file to begin with");
+  verb->add_option("FILE", options->file, "Default: job.yaml");
+  verb->add_option("--name", options->name, "Name of the job");
+  verb->add_flag("--force", options->force, "Overwrite the file");
+  cli.DoSimple(verb, [options](Session& s) {
+    return Init(s, options->file, options->name, options->force);
+  });
+}
+
+void AddContext(Cli& cli) {
+  CLI::App* context =
+      cli.app().add_subcommand("context", "Coordinators by name");
+  context->require_subcommand(1);
+  cli.DoSimple(context->add_subcommand("list", "All contexts"),
+               [](Session& s) { return ContextList(s); });
+  auto name = std::make_shared<std::string>();
+  CLI::App* use = context->add_subcommand("use", "Make one the current one");
+  use->add_option("NAME", *name, "Context")->required();
+  cli.DoSimple(use, [name](Session& s) { return ContextUse(s, *name); });
+  auto endpoint = std::make_shared<std::string>();
+  CLI::App* set = context->add_subcommand("set", "Name a coordinator");
+  set->add_option("NAME", *name, "Context")->required();
+  set->add_option("ADDRESS", *endpoint, "host:port")->required();
+  cli.DoSimple(set, [name, endpoint](Session& s) {
+    return ContextSet(s, *name, *endpoint);
+  });
+  CLI::App* remove = context->add_subcommand("delete", "Forget a context");
+  remove->add_option("NAME", *name, "Context")->required();
+  cli.DoSimple(remove, [name](Session& s) { return ContextDelete(s, *name); });
+}
+
+void AddLocalStart(Cli& cli, CLI::App& local) {
+  auto options = std::make_shared<LocalStartOptions>();
+  CLI::App* verb = local.add_subcommand(
+      "start",
+      "Start a coordinator and a worker and make them the current "
+      "context");
+  verb->add_option("--cpu-ranks", options->cpu_ranks,
+                   "Devices that the processor offers; default: the worker "
+                   "decides")
+      ->check(CLI::Range(1, 256));
+  verb->add_option("--data-dir", options->data_dir, kDataDirHelp);
+  verb->add_option("--model-root", options->model_roots,
+                   "Directory with models that jobs may name; repeatable; "
+                   "default: the current directory")
+      ->allow_extra_args(false);
+  verb->add_flag("--foreground", options->foreground,
+                 "Stay, log to standard error, end both on Ctrl-C");
+  cli.DoSimple(verb, [options](Session& s) { return LocalStart(s, *options); });
+}
+
+void AddLocal(Cli& cli) {
+  CLI::App* local = cli.app().add_subcommand(
+      "local", "A coordinator and a worker on this machine");
+  local->require_subcommand(1);
+  AddLocalStart(cli, *local);
+  struct Options {
+    std::string data_dir;
+    int timeout = 30;
+    bool follow = false;
+  };
+  auto options = std::make_shared<Options>();
+  CLI::App* status = local->add_subcommand("status", "What runs");
+  status->add_option("--data-dir", options->data_dir, kDataDirHelp);
+  cli.DoSimple(status, [options](Session& s) {
+    return LocalStatus(s, options->data_dir);
+  });
+  CLI::App* stop = local->add_subcommand(
+      "stop",
+      "End what start started; a running job saves and goes on at the "
+      "next start");
+  stop->add_option("--data-dir", options->data_dir, kDataDirHelp);
+  stop->add_option("--timeout", options->timeout,
+                   "Seconds until a daemon is killed")
+      ->check(CLI::NonNegativeNumber);
+  cli.DoSimple(stop, [options](Session& s) {
+    return LocalStop(s, options->data_dir, absl::Seconds(options->timeout));
+  });
+  CLI::App* logs = local->add_subcommand("logs", "What the daemons logged");
+  logs->add_option("--data-dir", options->data_dir, kDataDirHelp);
+  logs->add_flag("-f,--follow", options->follow, "Stay until Ctrl-C");
+  cli.DoSimple(logs, [options](Session& s) {
+    return LocalLogs(s, options->data_dir, options->follow);
+  });
+}
+
+void AddCompletion(Cli& cli) {
+  auto shell = std::make_shared<std::string>();
+  CLI::App* verb = cli.app().add_subcommand(
+      "completion", "A completion script: source <(qloractl completion bash)");
+  verb->add_option("SHELL", *shell, "bash")
+      ->required()
+      ->check(CLI::IsMember({"bash"}));
+  cli.DoSimple(verb, [&cli](Session& s) {
+    *s.output.out << BashCompletion(cli.app());
+    return absl::OkStatus();
+  });
+}
+
+}  // namespace
+
+void AddSetupVerbs(Cli& cli) {
+  AddExplain(cli);
+  AddInit(cli);
+  AddContext(cli);
+  AddLocal(cli);
+  cli.DoSimple(cli.app().add_subcommand("version", "This program's version"),
+               [](Session& s) { return Version(s); });
+  AddCompletion(cli);
+}
+
+}  // namespace qlora::client

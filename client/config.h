@@ -1,0 +1,64 @@
+// The client's configuration: named coordinators ("contexts") in
+// $XDG_CONFIG_HOME/qlora/config.yaml (default ~/.config/qlora/config.yaml).
+//
+//   current: local
+//   contexts:
+//     local: {endpoint: "127.0.0.1:7070", data_dir: /home/me/.local/state/...}
+//     lab: {endpoint: "10.0.0.5:7070"}
+//
+// Flag over environment over file. Values only.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace qlora::client {
+
+struct Context {
+  // host:port of the coordinator.
+  std::string endpoint;
+  // Set for what `local start` made: where its state lies.
+  std::string data_dir;
+};
+
+struct Config {
+  // Name of the current context; empty without one.
+  std::string current;
+  std::map<std::string, Context> contexts;
+};
+
+// Used when neither a flag, nor the environment, nor the file names one.
+inline constexpr char kDefaultEndpoint[] = "127.0.0.1:7070";
+
+// $XDG_CONFIG_HOME/qlora/config.yaml. FailedPrecondition if neither that
+// variable nor HOME is set.
+absl::StatusOr<std::string> ConfigPath();
+
+// $XDG_STATE_HOME/qlora/local (default ~/.local/state/qlora/local).
+absl::StatusOr<std::string> DefaultLocalDirectory();
+
+// An absent file is an empty configuration. InvalidArgument names the file, the
+// line and what is wrong there.
+absl::StatusOr<Config> LoadConfig(const std::string& path);
+absl::StatusOr<Config> ParseConfig(const std::string& yaml,
+                                   const std::string& source_name);
+
+absl::Status SaveConfig(const std::string& path, const Config& config);
+std::string FormatConfig(const Config& config);
+
+struct EndpointChoice {
+  // --endpoint and --context; empty when not given.
+  std::string endpoint_flag;
+  std::string context_flag;
+  // QLORA_ENDPOINT; empty when not set.
+  std::string environment;
+};
+
+// NotFound if a named context does not exist.
+absl::StatusOr<std::string> ResolveEndpoint(const EndpointChoice& choice,
+                                            const Config& config);
+
+}  // namespace qlora::client

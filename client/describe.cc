@@ -1,0 +1,163 @@
+// DescribeJob and FormatPlan: many lines about one thing.
+#include <algorithm>
+
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "client/render.h"
+
+namespace qlora::client {
+namespace {
+
+void AppendField(std::string* text, const std::string& name,
+                 const std::string& value) {
+  if (!value.empty())
+    absl::StrAppendFormat(text, "%-14s%s\n", name + ":", value);
+}
+
+std::string Indented(const std::string& text) {
+  std::string indented;
+  for (absl::string_view line : absl::StrSplit(text, '\n')) {
+    if (!line.empty()) absl::StrAppend(&indented, "  ", line, "\n");
+  }
+  return indented;
+}
+
+std::string ProgressText(const v1::Job& job) {
+  const v1::JobProgress& progress = job.progress();
+  if (progress.total_steps() == 0) return "";
+  std::string text =
+      absl::StrFormat("step %d of %d, epoch %.2f", progress.step(),
+                      progress.total_steps(), progress.epoch());
+  if (progress.step() > 0) {
+    absl::StrAppendFormat(&text, ", loss %.4f", progress.loss());
+  }
+  if (progress.has_eval_loss()) {
+    absl::StrAppendFormat(&text, ", evaluation loss %.4f",
+                          progress.eval_loss());
+  }
+  if (progress.has_eta() && job.state() == v1::JOB_STATE_RUNNING) {
+    absl::StrAppend(&text, ", about ",
+                    ShortDuration(absl::Seconds(progress.eta().seconds())),
+                    " left");
+  }
+  return text;
+}
+
+std::string StateText(const v1::Job& job) {
+  std::string text = StateName(job.state());
+  if (job.failure_class() != v1::FAILURE_CLASS_UNSPECIFIED) {
+    absl::StrAppend(&text, " (", FailureName(job.failure_class()), ")");
+  }
+  return text;
+}
+
+std::string LabelText(const v1::Job& job) {
+  std::vector<std::string> labels;
+  for (const auto& [key, value] : job.labels()) {
+    labels.push_back(absl::StrCat(key, "=", value));
+  }
+  std::sort(labels.begin(), labels.end());
+  return absl::StrJoin(labels, ", ");
+}
+
+std::string RankTable(const v1::Job& job) {
+  Table table({{"RANK", true}, {"NODE"}, {"DEVICE"}});
+  for (const v1::RankAssignment& rank : job.ranks()) {
+    table.AddRow({absl::StrCat(rank.rank()), rank.node(), rank.device()});
+  }
+  return table.Format(/*color=*/false);
+}
+
+std::string OutputTable(const v1::Job& job) {
+  Table table({{"FILE"}, {"SIZE", true}, {"SHA256"}});
+  for (const v1::ArtifactFile& file : job.output()) {
+    table.AddRow({file.path(), FormatBytes(file.size_bytes()), file.sha256()});
+  }
+  return table.Format(/*color=*/false);
+}
+
+void AppendSection(std::string* text, const std::string& title,
+                   const std::string& body) {
+  absl::StrAppend(text, "\n", title, ":\n", Indented(body));
+}
+
+}  // namespace
+
+std::string DescribeJob(const v1::Job& job,
+                        const std::vector<v1::JobEvent>& events,
+                        const std::vector<v1::Checkpoint>& checkpoints,
+                        absl::Time now) {
+  std::string text;
+  AppendField(&text, "Id", job.job_id());
+  AppendField(&text, "Name", job.name());
+  AppendField(&text, "Project", job.project());
+  AppendField(&text, "Labels", LabelText(job));
+  AppendField(&text, "Method", job.method());
+  AppendField(&text, "State", StateText(job));
+  AppendField(&text, "Reason", job.reason());
+  AppendField(&text, "Priority", absl::StrCat(job.priority()));
+  AppendField(&text, "Attempt",
+              absl::StrCat(job.attempt(), " (", job.restarts(), " restarts)"));
+  AppendField(&text, "Created",
+              FormatTime(job.has_create_time(), job.create_time()));
+  AppendField(&text, "Started",
+              FormatTime(job.has_start_time(), job.start_time()));
+  AppendField(&text, "Finished",
+              FormatTime(job.has_finish_time(), job.finish_time()));
+  if (job.state() == v1::JOB_STATE_BACKOFF && job.has_backoff_until()) {
+    AppendField(
+        &text, "Next attempt",
+        absl::StrCat("in ", ShortDuration(ToTime(job.backoff_until()) - now)));
+  }
+  AppendField(&text, "Progress", ProgressText(job));
+  if (job.ranks_size() > 0) AppendSection(&text, "Ranks", RankTable(job));
+  if (!checkpoints.empty()) {
+    AppendSection(&text, "Checkpoints",
+                  FormatTable(CheckpointView(), checkpoints, false, false));
+  }
+  if (job.output_size() > 0) AppendSection(&text, "Output", OutputTable(job));
+  if (!events.empty()) {
+    AppendSection(&text, "Events",
+                  FormatTable(EventView(), events, false, false));
+  }
+  AppendSection(&text, "Job file", job.job_file());
+  return text;
+}
+
+std::string FormatPlan(const v1::PlanJobResponse& plan) {
+  std::string text;
+  AppendField(&text, "Rows", absl::StrCat(plan.rows()));
+  AppendField(&text, "Steps", absl::StrCat(plan.total_steps()));
+  AppendField(
+      &text, "Tokens",
+      absl::StrCat(plan.tokens_total_per_epoch(), " an epoch, ",
+                   plan.tokens_trained_per_epoch(), " of them trained"));
+  AppendField(&text, "Records",
+              absl::StrCat(plan.truncated_records(), " truncated, ",
+                           plan.dropped_records(), " dropped, ",
+                           plan.bad_records(), " bad"));
+  AppendField(&text, "Parameters",
+              absl::StrCat(plan.trainable_parameters(), " trained of ",
+                           plan.total_parameters()));
+  AppendField(&text, "Compute", plan.compute_dtype());
+  const auto recomputed = std::count(plan.activation_plan().begin(),
+                                     plan.activation_plan().end(), "recompute");
+  AppendField(&text, "Layers",
+              absl::StrCat(plan.activation_plan_size() - recomputed, " kept, ",
+                           recomputed, " recomputed"));
+  Table memory({{"MEMORY PER RANK"}, {"BYTES", true}});
+  for (const v1::MemoryPlanItem& item : plan.memory()) {
+    memory.AddRow({item.what(), FormatBytes(item.bytes())});
+  }
+  memory.AddRow({"total", FormatBytes(plan.memory_bytes_per_rank())});
+  absl::StrAppend(&text, "\n", memory.Format(/*color=*/false), "\n");
+  if (plan.does_not_fit().empty()) {
+    AppendField(&text, "Fits on", absl::StrJoin(plan.fits_on(), ", "));
+  } else {
+    AppendField(&text, "Does not fit", plan.does_not_fit());
+  }
+  return text;
+}
+
+}  // namespace qlora::client

@@ -1,0 +1,35 @@
+// Shows a job on its way to the end: a live bar on a terminal, plain lines in a
+// pipe.
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "client/session.h"
+#include "qlora/v1/job.pb.h"
+
+namespace qlora::client {
+
+struct FollowOptions {
+  // Steps are shown; otherwise only states.
+  bool metrics = true;
+  absl::Duration timeout = absl::InfiniteDuration();
+};
+
+// Follows until the job ends, the timeout passes or Ctrl-C, which detaches and
+// leaves the job alone. Returns the exit code 0, 100, 101 or 103.
+absl::StatusOr<int> FollowJob(Session& session, const std::string& job,
+                              const FollowOptions& options);
+
+// 0, 100 or 103 for an ended job, 101 for another.
+int OutcomeExitCode(const v1::Job& job);
+
+// "SUCCEEDED j-... after 12s: 60 steps, loss 3.2 -> 1.1" and what to type next.
+std::string OutcomeText(const v1::Job& job, double first_loss);
+
+// The live bar's text.
+std::string ProgressText(const v1::Job& job, const v1::MetricPoint* point,
+                         bool connected, bool utf8);
+
+}  // namespace qlora::client

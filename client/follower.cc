@@ -1,0 +1,147 @@
+#include "client/follower.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/time/clock.h"
+#include "client/render.h"
+
+namespace qlora::client {
+namespace {
+
+constexpr absl::Duration kReconnectPause = absl::Milliseconds(500);
+// How long the last metrics may come in after the job's end.
+constexpr absl::Duration kMetricsGrace = absl::Seconds(3);
+
+}  // namespace
+
+JobFollower::JobFollower(Connection& connection, std::string job,
+                         std::string project, bool metrics)
+    : connection_(connection),
+      job_(std::move(job)),
+      project_(std::move(project)) {
+  {
+    MutexLock lock(&mu_);
+    metrics_over_ = !metrics;
+  }
+  watcher_ = std::thread([this] { WatchLoop(); });
+  if (metrics) metrics_ = std::thread([this] { MetricsLoop(); });
+}
+
+JobFollower::~JobFollower() {
+  {
+    MutexLock lock(&mu_);
+    stopping_ = true;
+    if (watch_context_ != nullptr) watch_context_->TryCancel();
+    if (metrics_context_ != nullptr) metrics_context_->TryCancel();
+    changed_.SignalAll();
+  }
+  watcher_.join();
+  if (metrics_.joinable()) metrics_.join();
+}
+
+JobFollower::Update JobFollower::Next(absl::Duration wait) {
+  const absl::Time end = absl::Now() + wait;
+  MutexLock lock(&mu_);
+  while (!has_news_) {
+    const absl::Duration left = end - absl::Now();
+    if (left <= absl::ZeroDuration()) break;
+    changed_.WaitWithTimeout(&mu_, left);
+  }
+  const bool late = watch_over_ && absl::Now() > watch_end_ + kMetricsGrace;
+  news_.done = watch_over_ && (metrics_over_ || late || !news_.error.ok());
+  Update update = news_;
+  news_.job.reset();
+  news_.points.clear();
+  has_news_ = false;
+  return update;
+}
+
+bool JobFollower::Open(grpc::ClientContext* context,
+                       grpc::ClientContext** slot) {
+  MutexLock lock(&mu_);
+  if (stopping_) return false;
+  *slot = context;
+  return true;
+}
+
+bool JobFollower::Again(const grpc::Status& status,
+                        grpc::ClientContext** slot) {
+  MutexLock lock(&mu_);
+  *slot = nullptr;
+  if (stopping_) return false;
+  if (!status.ok() && !IsConnectionLoss(status)) {
+    news_.error = connection_.ToStatus(status);
+    return false;
+  }
+  news_.connected = status.ok();
+  has_news_ = true;
+  changed_.SignalAll();
+  const absl::Time resume = absl::Now() + kReconnectPause;
+  while (!stopping_ && absl::Now() < resume) {
+    changed_.WaitWithTimeout(&mu_, resume - absl::Now());
+  }
+  return !stopping_;
+}
+
+bool JobFollower::job_ended() {
+  MutexLock lock(&mu_);
+  return terminal_;
+}
+
+void JobFollower::WatchLoop() {
+  v1::WatchJobRequest request;
+  request.set_job(job_);
+  request.set_project(project_);
+  while (true) {
+    grpc::ClientContext context;
+    if (!Open(&context, &watch_context_)) return;
+    const auto reader = connection_.jobs().WatchJob(&context, request);
+    v1::Job job;
+    while (reader->Read(&job)) {
+      MutexLock lock(&mu_);
+      terminal_ = IsTerminal(job.state());
+      news_.job = job;
+      news_.connected = true;
+      has_news_ = true;
+      changed_.SignalAll();
+    }
+    const grpc::Status status = reader->Finish();
+    if (job_ended() || !Again(status, &watch_context_)) break;
+  }
+  MutexLock lock(&mu_);
+  watch_context_ = nullptr;
+  watch_over_ = true;
+  watch_end_ = absl::Now();
+  has_news_ = true;
+  changed_.SignalAll();
+}
+
+void JobFollower::MetricsLoop() {
+  v1::StreamMetricsRequest request;
+  request.set_job(job_);
+  request.set_project(project_);
+  while (true) {
+    grpc::ClientContext context;
+    if (!Open(&context, &metrics_context_)) return;
+    const auto reader = connection_.jobs().StreamMetrics(&context, request);
+    v1::MetricPoint point;
+    while (reader->Read(&point)) {
+      request.set_after_step(point.step());
+      MutexLock lock(&mu_);
+      news_.points.push_back(point);
+      has_news_ = true;
+      changed_.SignalAll();
+    }
+    const grpc::Status status = reader->Finish();
+    // The stream's orderly end is the job's.
+    if (status.ok() || !Again(status, &metrics_context_)) break;
+  }
+  MutexLock lock(&mu_);
+  metrics_context_ = nullptr;
+  metrics_over_ = true;
+  has_news_ = true;
+  changed_.SignalAll();
+}
+
+}  // namespace qlora::client

@@ -1,0 +1,78 @@
+// Watches one job and its metrics, over restarts of the coordinator, until the
+// job ends.
+//
+// Threads: two of its own read the streams; Next and the destructor are for one
+// thread.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "client/connection.h"
+#include "common/base/mutex.h"
+#include "qlora/v1/job.pb.h"
+
+namespace qlora::client {
+
+class JobFollower {
+ public:
+  // connection must outlive the follower. Without metrics only the job is
+  // watched.
+  JobFollower(Connection& connection, std::string job, std::string project,
+              bool metrics);
+  // Cancels the streams and joins.
+  ~JobFollower();
+  JobFollower(const JobFollower&) = delete;
+  JobFollower& operator=(const JobFollower&) = delete;
+
+  struct Update {
+    // Set if the job changed since the last call.
+    std::optional<v1::Job> job;
+    // Points that came since the last call.
+    std::vector<v1::MetricPoint> points;
+    // False while the coordinator cannot be reached; tried again meanwhile.
+    bool connected = true;
+    // Nothing more will come: the job ended, or `error` says why not.
+    bool done = false;
+    absl::Status error;
+  };
+
+  // Waits until there is news, at most `wait`.
+  Update Next(absl::Duration wait);
+
+ private:
+  void WatchLoop();
+  void MetricsLoop();
+  // Stores the context so that the destructor can cancel it; false when
+  // stopping.
+  bool Open(grpc::ClientContext* context, grpc::ClientContext** slot);
+  // Notes how a stream ended. True if it is to be opened again, after a pause.
+  bool Again(const grpc::Status& status, grpc::ClientContext** slot);
+  bool job_ended();
+
+  Connection& connection_;
+  const std::string job_;
+  const std::string project_;
+
+  Mutex mu_;
+  CondVar changed_;
+  Update news_ ABSL_GUARDED_BY(mu_);
+  bool has_news_ ABSL_GUARDED_BY(mu_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  bool watch_over_ ABSL_GUARDED_BY(mu_) = false;
+  bool metrics_over_ ABSL_GUARDED_BY(mu_) = false;
+  bool terminal_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Time watch_end_ ABSL_GUARDED_BY(mu_);
+  grpc::ClientContext* watch_context_ ABSL_GUARDED_BY(mu_) = nullptr;
+  grpc::ClientContext* metrics_context_ ABSL_GUARDED_BY(mu_) = nullptr;
+  // Last, so that they see everything else alive.
+  std::thread watcher_;
+  std::thread metrics_;
+};
+
+}  // namespace qlora::client

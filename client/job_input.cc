@@ -1,0 +1,137 @@
+#include "client/job_input.h"
+
+#include <filesystem>
+#include <iostream>
+#include <iterator>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "client/errors.h"
+#include "client/transfer.h"
+#include "common/base/files.h"
+#include "common/base/status_macros.h"
+
+namespace qlora::client {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr size_t kMaxJobFileBytes = 256 << 10;
+
+absl::StatusOr<std::string> ReadText(const std::string& file) {
+  if (file != "-") return ReadFile(file);
+  return std::string(std::istreambuf_iterator<char>(std::cin), {});
+}
+
+absl::StatusOr<JobSpec> Check(const std::string& yaml,
+                              const std::string& source_name) {
+  ParsedJob parsed = ParseJobFile(yaml);
+  if (parsed.errors.empty()) return parsed.spec;
+  absl::Status status =
+      WithWhat(SpecErrorsToStatus(parsed.errors, source_name),
+               absl::StrCat(source_name, " is not a valid job file"));
+  return WithHint(std::move(status), "qloractl explain");
+}
+
+// True for what the server resolves: a name in a registry or a place on a
+// worker.
+bool IsServerSide(const std::string& path) {
+  return absl::StartsWith(path, "dataset:") ||
+         absl::StartsWith(path, "adapter:") || fs::path(path).is_absolute();
+}
+
+// False also for what cannot be a path, such as a long inline template.
+bool Exists(const fs::path& path) {
+  std::error_code error;
+  return fs::exists(path, error);
+}
+
+absl::Status CheckDataFiles(const JobInput& job) {
+  std::vector<std::string> paths;
+  for (const DataSource& source : job.spec.data.train) {
+    paths.push_back(source.path);
+  }
+  for (const DataSource& source : job.spec.data.eval) {
+    paths.push_back(source.path);
+  }
+  if (!job.spec.lora.init_adapter.empty()) {
+    paths.push_back(job.spec.lora.init_adapter);
+  }
+  for (const std::string& path : paths) {
+    const fs::path local = fs::path(job.directory) / path;
+    if (IsServerSide(path) || Exists(local)) continue;
+    return WithHint(
+        WithWhat(
+            absl::NotFoundError(absl::StrCat("no such file: ", local.string())),
+            absl::StrCat("cannot find ", path, ", which the job file names")),
+        "qloractl dataset list");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<JobInput> ReadJob(const std::string& file,
+                                 const std::vector<std::string>& set,
+                                 const std::string& name) {
+  const absl::StatusOr<std::string> text = ReadText(file);
+  if (!text.ok()) {
+    return WithHint(WithWhat(text.status(), "cannot read the job file"),
+                    "qloractl init");
+  }
+  if (text->size() > kMaxJobFileBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(file, ": larger than 256 KiB: is this a job file?"));
+  }
+  JobInput job;
+  job.directory =
+      file == "-"
+          ? fs::current_path().string()
+          : fs::absolute(file).parent_path().lexically_normal().string();
+  std::vector<std::string> assignments = set;
+  if (!name.empty()) assignments.push_back(absl::StrCat("name=", name));
+  const std::string source = file == "-" ? "standard input" : file;
+  // Checked as written first, so that lines and columns are the user's.
+  if (assignments.empty()) RETURN_IF_ERROR(Check(*text, source).status());
+  ASSIGN_OR_RETURN(job.yaml, ApplyOverrides(*text, assignments));
+  ASSIGN_OR_RETURN(job.spec, Check(job.yaml, source));
+  const fs::path base = fs::path(job.directory) / job.spec.model.base;
+  std::error_code error;
+  if (!fs::path(job.spec.model.base).is_absolute() &&
+      fs::is_directory(base, error)) {
+    job.spec.model.base = fs::canonical(base).string();
+    ASSIGN_OR_RETURN(
+        job.yaml,
+        ApplyOverrides(job.yaml,
+                       {absl::StrCat("model.base=", job.spec.model.base)}));
+  }
+  RETURN_IF_ERROR(CheckDataFiles(job));
+  return job;
+}
+
+absl::StatusOr<std::vector<v1::UploadedInput>> UploadInputs(
+    Connection& connection, const JobInput& job, ProgressLine& progress) {
+  std::vector<v1::UploadedInput> inputs;
+  for (const std::string& path : NamedPaths(job.spec)) {
+    const std::string local = (fs::path(job.directory) / path).string();
+    if (IsServerSide(path) || !Exists(local)) continue;
+    v1::UploadedInput input;
+    input.set_path(path);
+    if (fs::is_directory(local)) {
+      ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                       VisibleFiles(local));
+      ASSIGN_OR_RETURN(const std::vector<v1::ArtifactFile> files,
+                       UploadDirectory(connection, local, names, progress));
+      input.mutable_files()->Assign(files.begin(), files.end());
+    } else {
+      ASSIGN_OR_RETURN(
+          *input.add_files(),
+          UploadFile(connection, local, fs::path(path).filename().string(),
+                     progress));
+    }
+    inputs.push_back(std::move(input));
+  }
+  progress.Clear();
+  return inputs;
+}
+
+}  // namespace qlora::client

@@ -1,0 +1,36 @@
+// From a job file on disk to what CreateJob and PlanJob take.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/connection.h"
+#include "client/terminal.h"
+#include "common/spec/job_spec.h"
+#include "qlora/v1/job.pb.h"
+
+namespace qlora::client {
+
+struct JobInput {
+  // With --set and --name applied and a relative model directory made absolute.
+  std::string yaml;
+  JobSpec spec;
+  // Where the job file's relative paths begin.
+  std::string directory;
+};
+
+// Reads FILE ("-": standard input, paths relative to the current directory),
+// applies --set and --name, and checks everything that can be checked here.
+// InvalidArgument with line and column of each mistake; NotFound for the job
+// file or a file that it names.
+absl::StatusOr<JobInput> ReadJob(const std::string& file,
+                                 const std::vector<std::string>& set,
+                                 const std::string& name);
+
+// Uploads the files that lie beside the job file and are named in it.
+absl::StatusOr<std::vector<v1::UploadedInput>> UploadInputs(
+    Connection& connection, const JobInput& job, ProgressLine& progress);
+
+}  // namespace qlora::client

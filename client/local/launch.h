@@ -1,0 +1,31 @@
+// Starting a coordinator and a worker on this machine and waiting until both
+// can take a job.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/local/instance.h"
+
+namespace qlora::client {
+
+struct LaunchOptions {
+  // Absolute, exists.
+  std::string data_dir;
+  int cpu_ranks = 0;
+  // Absolute.
+  std::vector<std::string> model_roots;
+  // Logs go to standard error and the daemons end with this process.
+  bool foreground = false;
+};
+
+// Starts both; on an error nothing is left running. Unavailable with the last
+// lines of a daemon's log if it ends or is not ready within a minute.
+absl::StatusOr<LocalInstance> LaunchLocal(const LaunchOptions& options);
+
+// The directory of the running program, where the daemons lie too.
+absl::StatusOr<std::string> ProgramDirectory();
+
+}  // namespace qlora::client

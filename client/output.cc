@@ -1,0 +1,121 @@
+#include "client/output.h"
+
+#include <google/protobuf/util/json_util.h>
+#include <yaml-cpp/yaml.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/ascii.h"
+#include "client/errors.h"
+#include "common/base/status_macros.h"
+
+namespace qlora::client {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+void EmitString(const std::string& text, YAML::Emitter& out) {
+  if (text.find('\n') != std::string::npos) {
+    out << YAML::Literal << text;
+    return;
+  }
+  // Quoted unless a reader gets a string back, not a number, a boolean or null.
+  const bool word = std::all_of(text.begin(), text.end(), [](char c) {
+    return absl::ascii_isalpha(c) || c == '_' || c == '/';
+  });
+  static const char* const kReserved[] = {"true", "false", "null", "yes", "no",
+                                          "on",   "off",   "y",    "n"};
+  const std::string lower = absl::AsciiStrToLower(text);
+  const bool reserved = std::find(std::begin(kReserved), std::end(kReserved),
+                                  lower) != std::end(kReserved);
+  if (!text.empty() && word && !reserved) {
+    out << text;
+  } else {
+    out << YAML::DoubleQuoted << text;
+  }
+}
+
+void EmitYaml(const Json& value, YAML::Emitter& out) {
+  if (value.is_object()) {
+    out << YAML::BeginMap;
+    for (const auto& [key, item] : value.items()) {
+      out << YAML::Key << key << YAML::Value;
+      EmitYaml(item, out);
+    }
+    out << YAML::EndMap;
+  } else if (value.is_array()) {
+    out << YAML::BeginSeq;
+    for (const Json& item : value) EmitYaml(item, out);
+    out << YAML::EndSeq;
+  } else if (value.is_string()) {
+    EmitString(value.get<std::string>(), out);
+  } else {
+    out << value.dump();
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& text) {
+  if (text == "table") return OutputFormat::kTable;
+  if (text == "wide") return OutputFormat::kWide;
+  if (text == "json") return OutputFormat::kJson;
+  if (text == "yaml") return OutputFormat::kYaml;
+  if (text == "name") return OutputFormat::kName;
+  if (text == "jsonl") return OutputFormat::kJsonl;
+  return UsageError(absl::StrCat("-o ", text,
+                                 ": no such format; one of table, wide, json, "
+                                 "yaml, name, jsonl"));
+}
+
+absl::StatusOr<std::string> ToJson(const google::protobuf::Message& message,
+                                   bool one_line) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.add_whitespace = !one_line;
+  std::string text;
+  const auto status =
+      google::protobuf::util::MessageToJsonString(message, &text, options);
+  if (!status.ok()) {
+    return absl::InternalError(
+        absl::StrCat("cannot write JSON: ", status.ToString()));
+  }
+  if (one_line) text += "\n";
+  return text;
+}
+
+absl::StatusOr<std::string> ToYaml(const google::protobuf::Message& message) {
+  ASSIGN_OR_RETURN(const std::string json, ToJson(message, /*one_line=*/true));
+  YAML::Emitter out;
+  EmitYaml(Json::parse(json), out);
+  return absl::StrCat(out.c_str(), "\n");
+}
+
+std::string Table::Format(bool color) const {
+  std::vector<size_t> widths;
+  for (size_t c = 0; c < headers_.size(); ++c) {
+    int width = DisplayWidth(headers_[c].title);
+    for (const auto& row : rows_) width = std::max(width, DisplayWidth(row[c]));
+    widths.push_back(width);
+  }
+  const auto line = [&](const std::function<std::string(size_t)>& cell) {
+    std::string text;
+    for (size_t c = 0; c < headers_.size(); ++c) {
+      const std::string content = cell(c);
+      const std::string blanks(widths[c] - DisplayWidth(content), ' ');
+      if (c > 0) text += "  ";
+      text += headers_[c].right ? blanks + content : content + blanks;
+    }
+    absl::StripTrailingAsciiWhitespace(&text);
+    return text;
+  };
+  const std::string header = line([&](size_t c) { return headers_[c].title; });
+  std::string text = color ? absl::StrCat("\x1b[1m", header, "\x1b[0m\n")
+                           : absl::StrCat(header, "\n");
+  for (const auto& row : rows_) {
+    absl::StrAppend(&text, line([&](size_t c) { return row[c]; }), "\n");
+  }
+  return text;
+}
+
+}  // namespace qlora::client

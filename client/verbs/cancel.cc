@@ -1,0 +1,28 @@
+#include "absl/strings/str_cat.h"
+#include "client/job_calls.h"
+#include "client/render.h"
+#include "client/verbs.h"
+
+namespace qlora::client {
+
+absl::Status Cancel(Session& session, const std::vector<std::string>& jobs,
+                    const std::string& reason) {
+  for (const std::string& job : jobs) {
+    v1::CancelJobRequest request;
+    request.set_request_id(NewRequestId());
+    request.set_job(job);
+    request.set_project(session.project);
+    request.set_reason(reason);
+    const absl::StatusOr<v1::Job> cancelled = session.connection().Call(
+        session.connection().jobs(), &v1::JobService::Stub::CancelJob, request);
+    if (!cancelled.ok()) {
+      return JobError(cancelled.status(),
+                      absl::StrCat("cannot cancel job ", job));
+    }
+    *session.output.out << cancelled->job_id() << " "
+                        << StateName(cancelled->state()) << std::endl;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace qlora::client

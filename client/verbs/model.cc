@@ -1,0 +1,133 @@
+#include <filesystem>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "client/job_calls.h"
+#include "client/pull.h"
+#include "client/render.h"
+#include "client/transfer.h"
+#include "client/verbs.h"
+#include "common/base/status_macros.h"
+
+namespace qlora::client {
+namespace fs = std::filesystem;
+namespace {
+
+// What of a model's directory is of use to a trainer: weights, configuration,
+// tokenizer, template; not other frameworks' copies of the weights.
+bool IsModelFile(const std::string& path) {
+  for (const char* extension :
+       {".json", ".safetensors", ".jinja", ".txt", ".model"}) {
+    if (absl::EndsWith(path, extension)) return true;
+  }
+  return false;
+}
+
+absl::Status FillFiles(Session& session, const std::string& directory,
+                       v1::ImportModelRequest* request) {
+  ProgressLine progress(session.output.terminal.err);
+  ASSIGN_OR_RETURN(std::vector<std::string> paths, VisibleFiles(directory));
+  std::erase_if(paths, [](const std::string& p) { return !IsModelFile(p); });
+  ASSIGN_OR_RETURN(
+      const std::vector<v1::ArtifactFile> files,
+      UploadDirectory(session.connection(), directory, paths, progress));
+  request->mutable_files()->Assign(files.begin(), files.end());
+  return absl::OkStatus();
+}
+
+absl::Status ModelError(absl::Status status, const std::string& what) {
+  if (absl::IsNotFound(status)) {
+    status = WithHint(std::move(status), "qloractl model list");
+  }
+  return WithWhat(std::move(status), what);
+}
+
+}  // namespace
+
+absl::Status ModelImport(Session& session, const ModelImportOptions& options) {
+  std::error_code error;
+  const fs::path directory = fs::canonical(options.directory, error);
+  if (error || !fs::is_directory(directory, error)) {
+    return absl::NotFoundError(
+        absl::StrCat("no such directory: ", options.directory));
+  }
+  v1::ImportModelRequest request;
+  request.set_request_id(NewRequestId());
+  request.set_name(options.name.empty() ? directory.filename().string()
+                                        : options.name);
+  if (options.upload || !session.connection().is_local()) {
+    RETURN_IF_ERROR(FillFiles(session, directory.string(), &request));
+  } else {
+    request.set_directory(directory.string());
+  }
+  const absl::StatusOr<v1::Model> model = session.connection().Call(
+      session.connection().models(), &v1::ModelService::Stub::ImportModel,
+      request, kSubmitDeadline);
+  if (!model.ok()) {
+    return WithWhat(model.status(),
+                    absl::StrCat("cannot import ", options.directory));
+  }
+  return PrintOne(session.output, *model, ModelView(absl::Now()));
+}
+
+absl::Status ModelList(Session& session) {
+  v1::ListModelsRequest request;
+  v1::ListModelsResponse all;
+  do {
+    absl::StatusOr<v1::ListModelsResponse> page =
+        session.connection().Call(session.connection().models(),
+                                  &v1::ModelService::Stub::ListModels, request);
+    if (!page.ok()) return WithWhat(page.status(), "cannot list the models");
+    request.set_page_token(page->next_page_token());
+    all.mutable_models()->MergeFrom(page->models());
+  } while (!request.page_token().empty());
+  return PrintList(session.output, all, all.models(), ModelView(absl::Now()));
+}
+
+absl::Status ModelInspect(Session& session, const std::string& name) {
+  v1::GetModelRequest request;
+  request.set_name(name);
+  const absl::StatusOr<v1::Model> model =
+      session.connection().Call(session.connection().models(),
+                                &v1::ModelService::Stub::GetModel, request);
+  if (!model.ok()) {
+    return ModelError(model.status(), absl::StrCat("cannot get model ", name));
+  }
+  if (session.output.format == OutputFormat::kTable) {
+    ASSIGN_OR_RETURN(const std::string text, ToYaml(*model));
+    *session.output.out << text;
+    return absl::OkStatus();
+  }
+  return PrintOne(session.output, *model, ModelView(absl::Now()));
+}
+
+absl::Status ModelDelete(Session& session, const std::string& name) {
+  v1::DeleteModelRequest request;
+  request.set_request_id(NewRequestId());
+  request.set_name(name);
+  const absl::Status deleted =
+      session.connection()
+          .Call(session.connection().models(),
+                &v1::ModelService::Stub::DeleteModel, request)
+          .status();
+  if (!deleted.ok()) {
+    return ModelError(deleted, absl::StrCat("cannot delete model ", name));
+  }
+  *session.output.out << name << " deleted" << std::endl;
+  return absl::OkStatus();
+}
+
+absl::Status ModelPull(Session& session, const PullOptions& options) {
+  ASSIGN_OR_RETURN(const v1::Job job, FetchJob(session, options.job));
+  if (job.method() != "full") {
+    return WithHint(
+        WithWhat(absl::FailedPreconditionError(
+                     absl::StrCat("its method is ", job.method())),
+                 absl::StrCat("job ", options.job, " made no whole model")),
+        absl::StrCat("qloractl adapter pull ", job.job_id(), " --to ",
+                     options.to));
+  }
+  return PullOutput(session, job, options);
+}
+
+}  // namespace qlora::client

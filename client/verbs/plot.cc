@@ -1,0 +1,71 @@
+#include "client/plot.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "client/follower.h"
+#include "client/interrupt.h"
+#include "client/job_calls.h"
+#include "client/render.h"
+#include "client/verbs.h"
+#include "common/base/status_macros.h"
+
+namespace qlora::client {
+namespace {
+
+constexpr int kMaxPoints = 2000;
+// Of the loss chart; the learning rate takes half of it again.
+constexpr int kMaxRows = 18;
+
+PlotStyle StyleFor(const Terminal& terminal) {
+  PlotStyle style;
+  style.width = terminal.width;
+  style.height = terminal.out
+                     ? std::clamp((terminal.height - 3) * 2 / 3, 8, kMaxRows)
+                     : 14;
+  style.utf8 = terminal.utf8;
+  style.color = terminal.color;
+  return style;
+}
+
+// Draws over the whole screen at each change, until the job ends or Ctrl-C.
+absl::Status WatchPlot(Session& session, const v1::Job& job) {
+  InterruptScope interrupt;
+  JobFollower follower(session.connection(), job.job_id(), session.project,
+                       /*metrics=*/true);
+  std::vector<v1::MetricPoint> points;
+  v1::Job latest = job;
+  bool done = false;
+  while (!done && !InterruptScope::Interrupted()) {
+    JobFollower::Update update = follower.Next(absl::Milliseconds(200));
+    done = update.done;
+    if (done) RETURN_IF_ERROR(update.error);
+    if (update.job) latest = *update.job;
+    if (!update.job && update.points.empty() && !done) continue;
+    points.insert(points.end(), update.points.begin(), update.points.end());
+    // Home, the picture, then whatever is left of the last one goes.
+    *session.output.out << "\x1b[H\x1b[2J" << latest.job_id() << "  "
+                        << StateName(latest.state()) << "\n"
+                        << DrawMetrics(points, StyleFor(DetectTerminal()))
+                        << std::flush;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status Plot(Session& session, const PlotOptions& options) {
+  if (options.watch && !session.output.terminal.out) {
+    return UsageError(
+        "plot -w draws on a terminal; without -w it can be piped");
+  }
+  ASSIGN_OR_RETURN(const v1::Job job, FetchJob(session, options.job));
+  if (options.watch && !IsTerminal(job.state())) return WatchPlot(session, job);
+  ASSIGN_OR_RETURN(const std::vector<v1::MetricPoint> points,
+                   FetchMetrics(session, job.job_id(), kMaxPoints));
+  *session.output.out << job.job_id() << "  " << StateName(job.state()) << "\n"
+                      << DrawMetrics(points, StyleFor(session.output.terminal));
+  return absl::OkStatus();
+}
+
+}  // namespace qlora::client

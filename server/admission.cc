@@ -1,0 +1,280 @@
+#include "server/admission.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <random>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/files.h"
+#include "common/base/sha256.h"
+#include "common/base/status_macros.h"
+#include "common/formats/safetensors.h"
+#include "server/core/job_plan.h"
+#include "server/core/scheduler.h"
+#include "server/status_details.h"
+
+namespace qlora::server {
+namespace {
+
+constexpr size_t kMaxJobFile = 256 << 10;
+constexpr char kDatasetPrefix[] = "dataset:";
+constexpr char kAdapterPrefix[] = "adapter:";
+
+std::string NewJobId() {
+  static constexpr char kDigits[] = "0123456789abcdefghjkmnpqrstvwxyz";
+  std::random_device random;
+  std::string id = "j-";
+  for (int i = 0; i < 12; ++i) id += kDigits[random() % 32];
+  return id;
+}
+
+bool Has(
+    const google::protobuf::RepeatedPtrField<qlora::v1::UploadedInput>& inputs,
+    const std::string& path) {
+  return std::any_of(inputs.begin(), inputs.end(),
+                     [&](const auto& input) { return input.path() == path; });
+}
+
+std::string Lexical(const std::string& path) {
+  std::string text = std::filesystem::path(path).lexically_normal().string();
+  while (text.size() > 1 && text.back() == '/') text.pop_back();
+  return text;
+}
+
+bool LexicallyBeneath(const std::string& path,
+                      const std::vector<std::string>& roots) {
+  qlora::v1::Node node;
+  *node.mutable_model_roots() = {roots.begin(), roots.end()};
+  return NodeSeesDirectory(node, path);
+}
+
+// What the spec says, as users see the job.
+qlora::v1::Job MakeView(const JobSpec& spec, const std::string& job_file) {
+  qlora::v1::Job view;
+  view.set_job_id(NewJobId());
+  view.set_name(spec.name);
+  view.set_project(spec.project);
+  for (const auto& [key, value] : spec.labels) {
+    (*view.mutable_labels())[key] = value;
+  }
+  view.set_priority(spec.priority);
+  view.set_job_file(job_file);
+  view.set_resolved_job_file(ResolvedJobFile(spec));
+  view.set_method(std::string(MethodName(spec.method)));
+  return view;
+}
+
+}  // namespace
+
+absl::StatusOr<Job> Admission::Admit(const std::string& job_file,
+                                     const Inputs& inputs) const {
+  if (job_file.size() > kMaxJobFile) {
+    return FieldError("job_file",
+                      absl::StrCat("has ", job_file.size(), " bytes, at most ",
+                                   kMaxJobFile, " are allowed"));
+  }
+  const ParsedJob parsed = ParseJobFile(job_file);
+  if (!parsed.errors.empty()) return JobFileError(parsed.errors);
+  const JobSpec& spec = parsed.spec;
+  Job job;
+  job.mutable_job() = MakeView(spec, job_file);
+  *job.record.mutable_inputs() = inputs;
+  RETURN_IF_ERROR(ResolveInputs(spec, *job.record.mutable_inputs()));
+  ASSIGN_OR_RETURN(ResolvedModel model,
+                   ResolveModel(spec.model.base, !spec.model.random_init));
+  *job.record.mutable_model() = std::move(model.source);
+  job.record.set_model_config(std::move(model.config_json));
+  ASSIGN_OR_RETURN(job.plan, MakePlan(job.record));
+  return job;
+}
+
+absl::Status Admission::CheckUploaded(
+    const google::protobuf::RepeatedPtrField<qlora::v1::ArtifactFile>& files)
+    const {
+  for (const auto& file : files) {
+    if (!IsSafeRelativePath(file.path())) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "file path \"", file.path(), "\" must be relative, without .."));
+    }
+    ASSIGN_OR_RETURN(const auto info, artifacts_->Stat(file.sha256()));
+    if (!info.complete || info.size_bytes != file.size_bytes()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(file.path(), " (", file.sha256(), ", ",
+                       file.size_bytes(), " bytes) is not uploaded"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Admission::ResolveInputs(const JobSpec& spec,
+                                      Inputs& inputs) const {
+  for (const auto& input : inputs) {
+    if (input.path().empty() || input.files().empty()) {
+      return absl::InvalidArgumentError(
+          "inputs: each has a path and at least one file");
+    }
+    RETURN_IF_ERROR(CheckUploaded(input.files()));
+  }
+  for (size_t i = 0; i < spec.data.train.size(); ++i) {
+    RETURN_IF_ERROR(ResolveInput(spec, absl::StrCat("data.train[", i, "].path"),
+                                 spec.data.train[i].path, inputs));
+  }
+  for (size_t i = 0; i < spec.data.eval.size(); ++i) {
+    RETURN_IF_ERROR(ResolveInput(spec, absl::StrCat("data.eval[", i, "].path"),
+                                 spec.data.eval[i].path, inputs));
+  }
+  if (!spec.lora.init_adapter.empty()) {
+    RETURN_IF_ERROR(ResolveInput(spec, "lora.init_adapter",
+                                 spec.lora.init_adapter, inputs));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Admission::ResolveInput(const JobSpec& spec,
+                                     const std::string& field,
+                                     const std::string& path,
+                                     Inputs& inputs) const {
+  if (Has(inputs, path)) return absl::OkStatus();
+  qlora::v1::UploadedInput input;
+  input.set_path(path);
+  std::vector<std::string> roots = model_roots_;
+  coordinator_->Read([&](const State& state) {
+    for (const auto& [name, node] : state.nodes) {
+      const auto& more = node.record.node().model_roots();
+      roots.insert(roots.end(), more.begin(), more.end());
+    }
+    if (absl::StartsWith(path, kDatasetPrefix)) {
+      const auto it =
+          state.datasets.find(path.substr(sizeof(kDatasetPrefix) - 1));
+      if (it != state.datasets.end()) *input.add_files() = it->second.file();
+    } else if (absl::StartsWith(path, kAdapterPrefix)) {
+      const std::string name = path.substr(sizeof(kAdapterPrefix) - 1);
+      const Job* newest = nullptr;
+      for (const auto& [id, job] : state.jobs) {
+        if (job.job().state() != qlora::v1::JOB_STATE_SUCCEEDED ||
+            job.job().project() != spec.project ||
+            (job.plan->spec.output.name != name && id != name) ||
+            job.plan->spec.method == Method::kFull) {
+          continue;
+        }
+        if (newest == nullptr || FromProto(newest->job().finish_time()) <
+                                     FromProto(job.job().finish_time())) {
+          newest = &job;
+        }
+      }
+      if (newest != nullptr) *input.mutable_files() = newest->job().output();
+    }
+  });
+  if (!input.files().empty()) {
+    *inputs.Add() = std::move(input);
+    return absl::OkStatus();
+  }
+  if (absl::StartsWith(path, kDatasetPrefix)) {
+    return FieldError(
+        field, absl::StrCat("no ", path, "; see `qloractl dataset list`"));
+  }
+  if (absl::StartsWith(path, kAdapterPrefix)) {
+    return FieldError(
+        field, absl::StrCat("no finished job's adapter is called ",
+                            path.substr(8), " in project ", spec.project));
+  }
+  if (absl::StartsWith(path, "/")) {
+    if (LexicallyBeneath(Lexical(path), roots)) return absl::OkStatus();
+    return FieldError(field,
+                      absl::StrCat(path, " is under none of the model roots (",
+                                   absl::StrJoin(roots, ", "), ")"));
+  }
+  return FieldError(field, absl::StrCat(path,
+                                        " was not uploaded: no such file "
+                                        "beside the job file"));
+}
+
+absl::Status Admission::CheckDirectory(const std::string& directory) const {
+  if (!absl::StartsWith(directory, "/")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(directory, " is not an absolute path"));
+  }
+  const std::string roots =
+      model_roots_.empty() ? "none" : absl::StrJoin(model_roots_, ", ");
+  const std::string path = Lexical(directory);
+  std::error_code error;
+  if (LexicallyBeneath(path, model_roots_) &&
+      !std::filesystem::is_directory(path, error)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(directory, ": no such directory"));
+  }
+  if (IsBeneathOneOf(path, model_roots_)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      directory, " is under none of the allowed model roots (", roots,
+      "); start the coordinator with --model-root to allow another"));
+}
+
+absl::StatusOr<ResolvedModel> Admission::ResolveDirectory(
+    const std::string& directory, bool weights) const {
+  const std::string path = Lexical(directory);
+  ResolvedModel model;
+  model.source.set_name(directory);
+  model.source.set_directory(path);
+  const absl::Status mine = CheckDirectory(path);
+  if (!mine.ok()) {
+    bool any_node = false, seen = false;
+    coordinator_->Read([&](const State& state) {
+      for (const auto& [name, node] : state.nodes) {
+        any_node = true;
+        seen |= NodeSeesDirectory(node.record.node(), path);
+      }
+    });
+    const bool exists_here = LexicallyBeneath(path, model_roots_);
+    if (exists_here || (any_node && !seen)) {
+      return FieldError("model.base", std::string(mine.message()));
+    }
+    return model;
+  }
+  const auto description = ReadModelDescription(path);
+  if (!description.ok()) {
+    return FieldError("model.base",
+                      std::string(description.status().message()));
+  }
+  if (weights) {
+    const auto tensors = SafetensorsReader::OpenModel(path);
+    if (!tensors.ok()) {
+      return FieldError("model.base", std::string(tensors.status().message()));
+    }
+  }
+  ASSIGN_OR_RETURN(model.config_json,
+                   ReadFile(absl::StrCat(path, "/config.json")));
+  return model;
+}
+
+absl::StatusOr<ResolvedModel> Admission::ResolveModel(const std::string& base,
+                                                      bool weights) const {
+  if (absl::StartsWith(base, "/")) return ResolveDirectory(base, weights);
+  std::optional<qlora::v1::Model> found;
+  coordinator_->Read([&](const State& state) {
+    const auto it = state.models.find(base);
+    if (it != state.models.end()) found = it->second;
+  });
+  if (!found) {
+    return FieldError(
+        "model.base",
+        absl::StrCat("no model \"", base,
+                     "\" is registered, and no such directory exists beside "
+                     "the job file; see `qloractl model list` and `qloractl "
+                     "model import`"));
+  }
+  if (!found->directory().empty()) {
+    ASSIGN_OR_RETURN(ResolvedModel model,
+                     ResolveDirectory(found->directory(), weights));
+    model.source.set_name(base);
+    return model;
+  }
+  ResolvedModel model;
+  model.source.set_name(base);
+  *model.source.mutable_files() = found->files();
+  model.config_json = found->config_json();
+  return model;
+}
+
+}  // namespace qlora::server

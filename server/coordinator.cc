@@ -1,0 +1,428 @@
+#include "server/coordinator.h"
+
+#include <algorithm>
+#include <tuple>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/log.h"
+#include "common/base/status_macros.h"
+#include "server/core/job.h"
+#include "server/core/job_plan.h"
+#include "server/core/membership.h"
+#include "server/core/scheduler.h"
+
+namespace qlora::server {
+namespace {
+
+bool Newer(const Job& a, const Job& b) {
+  const auto age = [](const Job& job) {
+    return std::make_tuple(job.job().create_time().seconds(),
+                           job.job().create_time().nanos(),
+                           absl::string_view(job.job().job_id()));
+  };
+  return age(a) > age(b);
+}
+
+bool Matches(const JobFilter& filter, const Job& job) {
+  if (job.record.deleting() || job.job().project() != filter.project) {
+    return false;
+  }
+  if (!filter.states.empty() && !filter.states.contains(job.job().state())) {
+    return false;
+  }
+  return std::all_of(
+      filter.labels.begin(), filter.labels.end(), [&](const auto& label) {
+        const auto it = job.job().labels().find(label.first);
+        return it != job.job().labels().end() && it->second == label.second;
+      });
+}
+
+// Plans of all jobs. One that this version cannot read is left without the
+// model and with what could be read, and HELD by the caller's log.
+absl::Status FillPlans(State& state) {
+  for (auto& [id, job] : state.jobs) {
+    auto plan = MakePlan(job.record);
+    if (!plan.ok()) {
+      if (!IsTerminal(job.job().state())) return plan.status();
+      plan = std::make_shared<const JobPlan>();
+    }
+    job.plan = *std::move(plan);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Create(
+    const Timings& timings, Store* store, EffectSink* sink, Clock* clock) {
+  ASSIGN_OR_RETURN(State state, store->Load());
+  state.timings = timings;
+  state.start_time = clock->Now();
+  RETURN_IF_ERROR(FillPlans(state));
+  std::unique_ptr<Coordinator> coordinator(
+      new Coordinator(std::move(state), store, sink, clock));
+  RETURN_IF_ERROR(coordinator->Change([](Draft& draft) {
+    ForgetConnections(draft);
+    ExtendDeadlines(draft);
+    return absl::OkStatus();
+  }));
+  return coordinator;
+}
+
+Coordinator::Coordinator(State state, Store* store, EffectSink* sink,
+                         Clock* clock)
+    : store_(store),
+      sink_(sink),
+      clock_(clock),
+      cluster_id_(state.cluster_id),
+      term_(state.term),
+      state_(std::move(state)),
+      random_(std::random_device{}()) {}
+
+Draft Coordinator::NewDraft() {
+  return Draft(state_, clock_->Now(),
+               std::uniform_real_distribution<double>()(random_));
+}
+
+absl::Status Coordinator::CommitLocked(Draft& draft,
+                                       std::optional<RequestResult> request) {
+  const absl::Time start = absl::Now();
+  Schedule(draft);
+  sink_->OnSchedulerPass(absl::Now() - start);
+  Transaction transaction{.draft = &draft,
+                          .request = std::move(request),
+                          .events = events_,
+                          .command_acks = command_acks_,
+                          .now = draft.now};
+  const bool quiet = draft.empty() && !transaction.request && events_.empty() &&
+                     command_acks_.empty();
+  if (!quiet) {
+    if (absl::Status status = store_->Commit(transaction); !status.ok()) {
+      LogError("transaction failed", {{"error", status}});
+      return absl::UnavailableError(
+          absl::StrCat("the database cannot be written: ", status.message()));
+    }
+  }
+  std::vector<Effect> effects = std::move(draft.effects);
+  std::move(draft).ApplyTo(state_);
+  for (const auto& [node, number] : events_) {
+    state_.nodes[node].record.set_last_event(number);
+    effects_.push_back(EventsStored{node, number});
+  }
+  events_.clear();
+  for (const auto& [node, number] : command_acks_) {
+    auto& outbox = state_.outbox[node];
+    while (!outbox.empty() && outbox.front()->number() <= number) {
+      outbox.pop_front();
+    }
+  }
+  command_acks_.clear();
+  for (Effect& effect : effects) effects_.push_back(std::move(effect));
+  return absl::OkStatus();
+}
+
+absl::Status Coordinator::Change(const std::function<absl::Status(Draft&)>& f) {
+  {
+    MutexLock lock(&mu_);
+    Draft draft = NewDraft();
+    RETURN_IF_ERROR(f(draft));
+    RETURN_IF_ERROR(CommitLocked(draft));
+  }
+  PerformEffects();
+  return absl::OkStatus();
+}
+
+void Coordinator::PerformEffects() {
+  while (true) {
+    std::deque<Effect> batch;
+    {
+      MutexLock lock(&mu_);
+      if (batch.empty() && effects_.empty()) return;
+      if (performing_) return;
+      performing_ = true;
+      batch.swap(effects_);
+    }
+    for (const Effect& effect : batch) sink_->Perform(effect);
+    MutexLock lock(&mu_);
+    performing_ = false;
+  }
+}
+
+absl::StatusOr<std::optional<std::string>> Coordinator::FindResultLocked(
+    const std::string& request_id, const std::string& digest) {
+  if (request_id.empty() || request_id.size() > 64) {
+    return absl::InvalidArgumentError(
+        "request_id: must have 1 to 64 bytes, unique for each request");
+  }
+  if (draining_) {
+    return absl::UnavailableError("the coordinator is shutting down");
+  }
+  ASSIGN_OR_RETURN(const auto known, store_->FindRequest(request_id));
+  if (!known) return std::optional<std::string>();
+  if (known->digest == digest) return known->response;
+  return absl::InvalidArgumentError(
+      absl::StrCat("request_id ", request_id, " was used for another request"));
+}
+
+absl::StatusOr<std::optional<std::string>> Coordinator::FindResult(
+    const std::string& request_id, const std::string& digest) {
+  MutexLock lock(&mu_);
+  return FindResultLocked(request_id, digest);
+}
+
+absl::StatusOr<std::string> Coordinator::Mutate(
+    const std::string& request_id, const std::string& digest,
+    const std::function<absl::StatusOr<std::string>(Draft&)>& change) {
+  std::string response;
+  {
+    MutexLock lock(&mu_);
+    ASSIGN_OR_RETURN(auto known, FindResultLocked(request_id, digest));
+    if (known) return *std::move(known);
+    Draft draft = NewDraft();
+    ASSIGN_OR_RETURN(response, change(draft));
+    RETURN_IF_ERROR(
+        CommitLocked(draft, RequestResult{request_id, digest, response}));
+  }
+  PerformEffects();
+  return response;
+}
+
+absl::StatusOr<Job> Coordinator::FindJob(const std::string& reference,
+                                         const std::string& project) const {
+  if (reference.empty()) {
+    return absl::InvalidArgumentError("job: name one by id, name or @last");
+  }
+  MutexLock lock(&mu_);
+  const Job* newest_named = nullptr;
+  std::vector<const Job*> prefixed;
+  for (const auto& [id, job] : state_.jobs) {
+    if (job.record.deleting() || job.job().project() != project) continue;
+    if (id == reference) return job;
+    if ((job.job().name() == reference || reference == "@last") &&
+        (newest_named == nullptr || Newer(job, *newest_named))) {
+      newest_named = &job;
+    }
+    if (absl::StartsWith(id, reference)) prefixed.push_back(&job);
+  }
+  if (newest_named != nullptr) return *newest_named;
+  if (prefixed.size() == 1) return *prefixed.front();
+  if (prefixed.size() > 1) {
+    return absl::AbortedError(absl::StrCat(
+        "\"", reference, "\" is the beginning of ", prefixed.size(),
+        " job ids, such as ", prefixed[0]->job().job_id(), " and ",
+        prefixed[1]->job().job_id()));
+  }
+  return absl::NotFoundError(
+      absl::StrCat("no job \"", reference, "\" in project ", project));
+}
+
+std::vector<qlora::v1::Job> Coordinator::ListJobs(const JobFilter& filter,
+                                                  const std::string& after,
+                                                  int limit) const {
+  MutexLock lock(&mu_);
+  const auto last = state_.jobs.find(after);
+  std::vector<const Job*> jobs;
+  for (const auto& [id, job] : state_.jobs) {
+    if (!Matches(filter, job)) continue;
+    if (last != state_.jobs.end() && !Newer(last->second, job)) continue;
+    jobs.push_back(&job);
+  }
+  const size_t count = std::min(jobs.size(), static_cast<size_t>(limit));
+  std::partial_sort(jobs.begin(), jobs.begin() + count, jobs.end(),
+                    [](const Job* a, const Job* b) { return Newer(*a, *b); });
+  std::vector<qlora::v1::Job> views;
+  for (size_t i = 0; i < count; ++i) views.push_back(jobs[i]->job());
+  return views;
+}
+
+std::vector<qlora::v1::Node> Coordinator::ListNodes() const {
+  MutexLock lock(&mu_);
+  std::vector<qlora::v1::Node> nodes;
+  for (const auto& [name, node] : state_.nodes) {
+    nodes.push_back(NodeView(state_, node));
+  }
+  return nodes;
+}
+
+void Coordinator::Read(const std::function<void(const State&)>& f) const {
+  MutexLock lock(&mu_);
+  f(state_);
+}
+
+absl::StatusOr<qlora::v1::Welcome> Coordinator::Hello(
+    const qlora::v1::Hello& hello, uint64_t stream) {
+  qlora::v1::Welcome welcome;
+  {
+    MutexLock lock(&mu_);
+    // Numbers taken in but not stored belong to the state that Hello sees.
+    Draft flush = NewDraft();
+    RETURN_IF_ERROR(CommitLocked(flush));
+    Draft draft = NewDraft();
+    ASSIGN_OR_RETURN(welcome, OnHello(draft, hello, stream));
+    const Timings& timings = state_.timings;
+    const auto to_proto = [](absl::Duration d) {
+      google::protobuf::Duration result;
+      result.set_seconds(absl::ToInt64Seconds(d));
+      result.set_nanos(
+          static_cast<int32_t>(absl::ToInt64Nanoseconds(d % absl::Seconds(1))));
+      return result;
+    };
+    *welcome.mutable_lease() = to_proto(timings.lease);
+    *welcome.mutable_heartbeat_interval() = to_proto(timings.heartbeat);
+    if (hello.cluster_id().empty()) {
+      // A new spool: what was sent to the old one is void.
+      command_acks_[hello.node()] =
+          draft.nodes.Find(hello.node())->record.last_command();
+    } else if (hello.last_command_seen() > 0) {
+      command_acks_[hello.node()] = hello.last_command_seen();
+    }
+    RETURN_IF_ERROR(CommitLocked(draft));
+  }
+  PerformEffects();
+  return welcome;
+}
+
+absl::Status Coordinator::CheckStreamLocked(const std::string& node,
+                                            uint64_t stream) const {
+  const auto it = state_.nodes.find(node);
+  if (it == state_.nodes.end() || it->second.stream != stream) {
+    return absl::AbortedError("this stream was replaced or its lease ran out");
+  }
+  return absl::OkStatus();
+}
+
+uint64_t Coordinator::LastEventLocked(const std::string& node) const {
+  const auto pending = events_.find(node);
+  if (pending != events_.end()) return pending->second;
+  return state_.nodes.at(node).record.last_event();
+}
+
+absl::Status Coordinator::Heartbeat(const std::string& node, uint64_t stream,
+                                    const qlora::v1::Heartbeat& heartbeat) {
+  {
+    MutexLock lock(&mu_);
+    RETURN_IF_ERROR(CheckStreamLocked(node, stream));
+    Draft draft = NewDraft();
+    OnHeartbeat(draft, node, heartbeat);
+    Node& known = state_.nodes.at(node);
+    if (draft.nodes.Find(node)->state() == known.state()) {
+      // Leases are not stored.
+      known.last_heartbeat = draft.now;
+      return absl::OkStatus();
+    }
+    RETURN_IF_ERROR(CommitLocked(draft));
+  }
+  PerformEffects();
+  return absl::OkStatus();
+}
+
+absl::Status Coordinator::Event(const std::string& node, uint64_t stream,
+                                const qlora::v1::WorkerEvent& event) {
+  {
+    MutexLock lock(&mu_);
+    RETURN_IF_ERROR(CheckStreamLocked(node, stream));
+    if (event.number() <= LastEventLocked(node)) return absl::OkStatus();
+    Draft draft = NewDraft();
+    OnAttemptEvent(draft, node, event);
+    if (event.has_notice() && state_.jobs.contains(event.job_id())) {
+      draft.Tell(event.job_id(), event.notice().type(),
+                 event.notice().message(), event.attempt());
+    }
+    const auto pending = events_.find(node);
+    const std::optional<uint64_t> before =
+        pending == events_.end() ? std::nullopt
+                                 : std::optional<uint64_t>(pending->second);
+    events_[node] = event.number();
+    if (absl::Status status = CommitLocked(draft); !status.ok()) {
+      // It was not stored: the worker sends it again.
+      if (before) {
+        events_[node] = *before;
+      } else {
+        events_.erase(node);
+      }
+      return status;
+    }
+  }
+  PerformEffects();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Coordinator::AcceptEvent(
+    const std::string& node, uint64_t stream,
+    const qlora::v1::WorkerEvent& event) {
+  MutexLock lock(&mu_);
+  RETURN_IF_ERROR(CheckStreamLocked(node, stream));
+  if (event.number() <= LastEventLocked(node)) return false;
+  events_[node] = event.number();
+  return true;
+}
+
+absl::Status Coordinator::AckCommands(const std::string& node, uint64_t stream,
+                                      uint64_t number) {
+  MutexLock lock(&mu_);
+  RETURN_IF_ERROR(CheckStreamLocked(node, stream));
+  uint64_t& acked = command_acks_[node];
+  acked = std::max(acked, number);
+  return absl::OkStatus();
+}
+
+void Coordinator::Disconnect(const std::string& node, uint64_t stream) {
+  const absl::Status status = Change([&](Draft& draft) {
+    OnDisconnect(draft, node, stream);
+    return absl::OkStatus();
+  });
+  if (!status.ok()) {
+    LogWarning("disconnect not stored", {{"node", node}, {"error", status}});
+    MutexLock lock(&mu_);
+    const auto it = state_.nodes.find(node);
+    if (it != state_.nodes.end() && it->second.stream == stream) {
+      it->second.stream = 0;
+    }
+  }
+}
+
+std::vector<Command> Coordinator::CommandsAfter(const std::string& node,
+                                                uint64_t number,
+                                                size_t limit) const {
+  MutexLock lock(&mu_);
+  std::vector<Command> commands;
+  const auto it = state_.outbox.find(node);
+  if (it == state_.outbox.end()) return commands;
+  for (const Command& command : it->second) {
+    if (command->number() <= number) continue;
+    commands.push_back(command);
+    if (commands.size() == limit) break;
+  }
+  return commands;
+}
+
+absl::Status Coordinator::SendCommand(const std::string& node,
+                                      qlora::v1::WorkerCommand command) {
+  return Change([&](Draft& draft) -> absl::Status {
+    if (draft.nodes.Find(node) == nullptr) {
+      return absl::NotFoundError(absl::StrCat("no node ", node));
+    }
+    draft.Send(node, command);
+    return absl::OkStatus();
+  });
+}
+
+absl::Status Coordinator::Tick() {
+  return Change([](Draft& draft) {
+    CheckLeases(draft);
+    CheckTimers(draft);
+    return absl::OkStatus();
+  });
+}
+
+absl::Status Coordinator::CheckReady() {
+  if (draining_) {
+    return absl::UnavailableError("the coordinator is shutting down");
+  }
+  MutexLock lock(&mu_);
+  return store_->CheckWritable();
+}
+
+}  // namespace qlora::server

@@ -1,0 +1,37 @@
+// Inner parts of job.h: ending attempts, and what follows for the job. Pure.
+#pragma once
+
+#include <string_view>
+
+#include "server/core/state.h"
+
+namespace qlora::server {
+
+// Null if there is none.
+AttemptPart* FindPart(AttemptRecord& attempt, std::string_view node);
+bool PartIsOver(const AttemptPart& part);
+
+// Remembers why the attempt fails: the first cause, unless a later one is more
+// definite (a full disk beats a lost peer).
+void NoteFailure(AttemptRecord& attempt, qlora::v1::FailureClass failure_class,
+                 std::string_view message);
+
+// Tells every part that still lives to stop, and waits for that (DRAINING).
+void StopParts(Draft& draft, AttemptRecord& attempt, bool save);
+
+// If every part is over, ends the attempt and decides about the job.
+void FinishIfOver(Draft& draft, const AttemptKey& key);
+
+// Takes a rank's share of a checkpoint; commits when all ranks have the same.
+void OnStaged(Draft& draft, const AttemptKey& key,
+              const qlora::v1::RankStaged& staged);
+
+// Enters a terminal state.
+void FinishJob(Draft& draft, Job& job, qlora::v1::JobState state,
+               qlora::v1::FailureClass failure_class, std::string_view reason);
+
+// Forgets the job and its checkpoints; attempts stay as tombstones, so that a
+// node that comes back with one is told to kill it.
+void RemoveJob(Draft& draft, const std::string& job_id);
+
+}  // namespace qlora::server

@@ -1,0 +1,52 @@
+// The life of jobs and attempts.
+//
+//            +--------------------- BACKOFF <----+
+//            v                                   | retry
+//   QUEUED ----> STARTING ----> RUNNING ---------+--> FAILED, HELD
+//     |             |             |     \ final checkpoint committed
+//     |             v             v      --> SUCCEEDED
+//     +------> CANCELLING --> CANCELLED
+//
+// Pure: see state.h. Functions that take an event of a node ignore it if the
+// attempt is over, superseded or not that node's.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/core/state.h"
+
+namespace qlora::server {
+
+// Puts a new job into the queue.
+void QueueJob(Draft& draft, Job job);
+
+// FailedPrecondition if it has SUCCEEDED or FAILED. One that is CANCELLED or
+// CANCELLING stays as it is.
+absl::Status CancelJob(Draft& draft, const std::string& job_id,
+                       std::string_view reason);
+
+// Hides the job, cancels it, and removes it when nothing of it runs.
+void DeleteJob(Draft& draft, const std::string& job_id);
+
+// Reserves the devices and tells the nodes to prepare. The job is QUEUED.
+void StartAttempt(Draft& draft, const std::string& job_id,
+                  const std::vector<qlora::v1::RankAssignment>& ranks);
+
+// What a node reports of an attempt: prepared, running, staged, ended.
+void OnAttemptEvent(Draft& draft, const std::string& node,
+                    const qlora::v1::WorkerEvent& event);
+
+// The node's ranks of that attempt are gone.
+void LosePart(Draft& draft, const AttemptKey& key, const std::string& node,
+              std::string_view why);
+
+// Acts on deadlines that have passed and ends backoffs.
+void CheckTimers(Draft& draft);
+
+// Gives waits that a coordinator's absence used up their time again.
+void ExtendDeadlines(Draft& draft);
+
+}  // namespace qlora::server

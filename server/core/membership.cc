@@ -1,0 +1,277 @@
+#include "server/core/membership.h"
+
+#include <algorithm>
+#include <set>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "server/core/attempt.h"
+#include "server/core/job.h"
+
+namespace qlora::server {
+
+using qlora::v1::Decision;
+using qlora::v1::NodeState;
+
+namespace {
+
+absl::Status CheckName(const std::string& name) {
+  const auto ok = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+           (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.';
+  };
+  if (name.empty() || name.size() > 63 ||
+      !std::all_of(name.begin(), name.end(), ok)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "node name \"", name, "\": use 1 to 63 of letters, digits, - _ ."));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckHello(const Draft& draft, const qlora::v1::Hello& hello) {
+  if (absl::Status status = CheckName(hello.node()); !status.ok()) {
+    return status;
+  }
+  if (hello.boot_id().empty()) {
+    return absl::InvalidArgumentError("Hello without boot_id");
+  }
+  std::set<std::string> names;
+  for (const auto& device : hello.devices()) {
+    if (device.name().empty() || !names.insert(device.name()).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("node ", hello.node(), " names device \"", device.name(),
+                       "\" twice or not at all"));
+    }
+  }
+  if (!hello.cluster_id().empty() &&
+      hello.cluster_id() != draft.state.cluster_id) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "node ", hello.node(), " belongs to cluster ", hello.cluster_id(),
+        ", this coordinator leads ", draft.state.cluster_id,
+        "; start the worker with an empty data directory to move it"));
+  }
+  for (const auto& item : hello.inventory()) {
+    if (item.term() > draft.state.term) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("node ", hello.node(), " has worked for term ",
+                       item.term(), ", newer than this coordinator's ",
+                       draft.state.term, "; is its database an old backup?"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Attempts with a living part on the node.
+std::vector<AttemptKey> AttemptsOn(const Draft& draft,
+                                   const std::string& node) {
+  std::vector<AttemptKey> keys;
+  draft.attempts.ForEach([&](const AttemptKey& key, const AttemptRecord& a) {
+    if (IsTerminal(a.state())) return;
+    for (const AttemptPart& part : a.parts()) {
+      if (part.node() == node && !PartIsOver(part)) keys.push_back(key);
+    }
+  });
+  return keys;
+}
+
+bool InInventory(const qlora::v1::Hello& hello, const AttemptKey& key) {
+  return std::any_of(hello.inventory().begin(), hello.inventory().end(),
+                     [&](const auto& item) {
+                       return item.job_id() == key.first &&
+                              item.attempt() == key.second;
+                     });
+}
+
+// Gives up what the agent does not have any more.
+void LoseMissing(Draft& draft, const qlora::v1::Hello& hello) {
+  for (const AttemptKey& key : AttemptsOn(draft, hello.node())) {
+    AttemptRecord attempt = *draft.attempts.Find(key);
+    const AttemptPart& part = *FindPart(attempt, hello.node());
+    if (part.boot_id() != hello.boot_id()) {
+      LosePart(draft, key, hello.node(),
+               absl::StrCat("the agent of ", hello.node(),
+                            " was restarted: its ranks are gone"));
+    } else if (part.prepare_command() <= hello.last_command_seen() &&
+               !InInventory(hello, key)) {
+      LosePart(draft, key, hello.node(),
+               absl::StrCat("the agent of ", hello.node(),
+                            " does not know its ranks"));
+    }
+  }
+}
+
+Decision::Action Decide(const Draft& draft, const std::string& node,
+                        const AttemptKey& key) {
+  const AttemptRecord* attempt = draft.attempts.Find(key);
+  if (attempt == nullptr) {
+    // Of a job that is known, an attempt that is not was never started by us.
+    return draft.jobs.Find(key.first) == nullptr ? Decision::ACTION_HOLD
+                                                 : Decision::ACTION_KILL;
+  }
+  if (IsTerminal(attempt->state())) return Decision::ACTION_KILL;
+  for (const AttemptPart& part : attempt->parts()) {
+    if (part.node() == node) {
+      return PartIsOver(part) ? Decision::ACTION_KILL : Decision::ACTION_KEEP;
+    }
+  }
+  return Decision::ACTION_KILL;
+}
+
+// Enters what Hello says into the node's record.
+void TakeIn(Draft& draft, const qlora::v1::Hello& hello, uint64_t stream) {
+  if (draft.nodes.Find(hello.node()) == nullptr) {
+    draft.nodes.Put(hello.node(), Node{});
+  }
+  Node& node = *draft.nodes.Mutable(hello.node());
+  if (node.stream != 0) {
+    draft.Emit(CloseStream{
+        hello.node(), node.stream,
+        absl::AbortedError("a newer stream of this node replaces this one")});
+  }
+  node.stream = stream;
+  node.last_heartbeat = draft.now;
+  const bool same_boot = node.record.boot_id() == hello.boot_id();
+  qlora::v1::Node& view = *node.record.mutable_node();
+  view.set_name(hello.node());
+  *view.mutable_devices() = hello.devices();
+  view.set_version(hello.version());
+  view.set_memory_bytes(hello.memory_bytes());
+  *view.mutable_model_roots() = hello.model_roots();
+  if (!same_boot || view.state() != NodeState::NODE_STATE_QUARANTINED) {
+    view.set_state(NodeState::NODE_STATE_READY);
+  }
+  node.record.set_boot_id(hello.boot_id());
+  if (hello.cluster_id().empty()) node.record.set_last_event(0);
+}
+
+}  // namespace
+
+absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,
+                                           const qlora::v1::Hello& hello,
+                                           uint64_t stream) {
+  if (absl::Status status = CheckHello(draft, hello); !status.ok()) {
+    return status;
+  }
+  const Node* known = draft.nodes.Find(hello.node());
+  if (known != nullptr && known->stream != 0 &&
+      known->record.boot_id() != hello.boot_id()) {
+    return absl::AlreadyExistsError(absl::StrCat(
+        "another worker is connected as node ", hello.node(),
+        "; choose another --node-name, or wait until its stream has ended"));
+  }
+  TakeIn(draft, hello, stream);
+  LoseMissing(draft, hello);
+  qlora::v1::Welcome welcome;
+  welcome.set_cluster_id(draft.state.cluster_id);
+  welcome.set_term(draft.state.term);
+  for (const auto& item : hello.inventory()) {
+    auto& decision = *welcome.add_decisions();
+    decision.set_job_id(item.job_id());
+    decision.set_attempt(item.attempt());
+    decision.set_action(
+        Decide(draft, hello.node(), {item.job_id(), item.attempt()}));
+  }
+  const Node& node = *draft.nodes.Find(hello.node());
+  welcome.set_resend_from(node.record.last_event() + 1);
+  return welcome;
+}
+
+void OnHeartbeat(Draft& draft, const std::string& name,
+                 const qlora::v1::Heartbeat& heartbeat) {
+  Node& node = *draft.nodes.Mutable(name);
+  node.last_heartbeat = draft.now;
+  qlora::v1::Node& view = *node.record.mutable_node();
+  if (heartbeat.draining()) {
+    view.set_state(NodeState::NODE_STATE_DRAINING);
+  } else if (view.state() == NodeState::NODE_STATE_UNREACHABLE ||
+             view.state() == NodeState::NODE_STATE_DOWN) {
+    view.set_state(NodeState::NODE_STATE_READY);
+  }
+}
+
+void OnDisconnect(Draft& draft, const std::string& name, uint64_t stream) {
+  const Node* found = draft.nodes.Find(name);
+  if (found == nullptr || found->stream != stream) return;
+  Node& node = *draft.nodes.Mutable(name);
+  node.stream = 0;
+  if (node.state() == NodeState::NODE_STATE_DRAINING &&
+      AttemptsOn(draft, name).empty()) {
+    node.record.mutable_node()->set_state(NodeState::NODE_STATE_DRAINED);
+  }
+  draft.Emit(NodeGone{name, absl::StrCat("the connection to node ", name,
+                                         " broke; try again")});
+}
+
+void CheckLeases(Draft& draft) {
+  const Timings& timings = draft.state.timings;
+  const bool young =
+      draft.now - draft.state.start_time < timings.startup_reschedule_after;
+  const absl::Duration patience =
+      young
+          ? std::max(timings.reschedule_after, timings.startup_reschedule_after)
+          : timings.reschedule_after;
+  std::vector<std::pair<std::string, NodeState>> changes;
+  draft.nodes.ForEach([&](const std::string& name, const Node& node) {
+    const absl::Duration silent = draft.now - node.last_heartbeat;
+    const NodeState state = node.state();
+    if (silent >= patience && state == NodeState::NODE_STATE_UNREACHABLE) {
+      changes.emplace_back(name, NodeState::NODE_STATE_DOWN);
+    } else if (silent >= timings.lease &&
+               (state == NodeState::NODE_STATE_READY ||
+                state == NodeState::NODE_STATE_DRAINING)) {
+      changes.emplace_back(name, NodeState::NODE_STATE_UNREACHABLE);
+    }
+  });
+  for (const auto& [name, state] : changes) {
+    Node& node = *draft.nodes.Mutable(name);
+    node.record.mutable_node()->set_state(state);
+    if (node.stream != 0) {
+      draft.Emit(CloseStream{
+          name, node.stream,
+          absl::DeadlineExceededError("no heartbeat within the lease")});
+      node.stream = 0;
+      draft.Emit(NodeGone{name, absl::StrCat("node ", name, " is silent")});
+    }
+    if (state != NodeState::NODE_STATE_DOWN) continue;
+    for (const AttemptKey& key : AttemptsOn(draft, name)) {
+      LosePart(draft, key, name,
+               absl::StrCat("node ", name, " has been silent for ",
+                            absl::FormatDuration(patience)));
+    }
+  }
+}
+
+void ForgetConnections(Draft& draft) {
+  std::vector<std::string> names;
+  draft.nodes.ForEach(
+      [&](const std::string& name, const Node&) { names.push_back(name); });
+  for (const std::string& name : names) {
+    Node& node = *draft.nodes.Mutable(name);
+    node.stream = 0;
+    node.last_heartbeat = draft.now;
+    const NodeState state = node.state();
+    if (state == NodeState::NODE_STATE_READY ||
+        state == NodeState::NODE_STATE_DRAINING) {
+      node.record.mutable_node()->set_state(NodeState::NODE_STATE_UNREACHABLE);
+    }
+  }
+}
+
+qlora::v1::Node NodeView(const State& state, const Node& node) {
+  qlora::v1::Node view = node.record.node();
+  if (node.last_heartbeat != absl::InfinitePast()) {
+    *view.mutable_last_heartbeat() = ToProto(node.last_heartbeat);
+  }
+  for (const auto& [key, attempt] : state.attempts) {
+    if (IsTerminal(attempt.state())) continue;
+    for (const auto& rank : attempt.ranks()) {
+      if (rank.node() != node.name()) continue;
+      for (auto& device : *view.mutable_devices()) {
+        if (device.name() == rank.device()) device.set_job_id(key.first);
+      }
+    }
+  }
+  return view;
+}
+
+}  // namespace qlora::server

@@ -1,0 +1,44 @@
+// Nodes: registration, leases, and what becomes of the ranks of those that
+// fall silent. Pure: see state.h.
+//
+//   Hello --> READY <--> UNREACHABLE (lease missed) --> DOWN (rescheduled)
+//               |  draining heartbeat
+//               v
+//            DRAINING --> DRAINED (stream closed, nothing runs)
+//   QUARANTINED: did not end its ranks; a Hello with a new boot id ends it.
+#pragma once
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "qlora/v1/worker.pb.h"
+#include "server/core/state.h"
+
+namespace qlora::server {
+
+// Takes a node in. A new boot id loses what ran under the old one; a replaced
+// stream is closed.
+// InvalidArgument: malformed. FailedPrecondition: belongs to another cluster.
+// AlreadyExists: the name's stream is open under another boot id.
+absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,
+                                           const qlora::v1::Hello& hello,
+                                           uint64_t stream);
+
+// Renews the lease.
+void OnHeartbeat(Draft& draft, const std::string& node,
+                 const qlora::v1::Heartbeat& heartbeat);
+
+// The stream broke or was closed; the lease runs on.
+void OnDisconnect(Draft& draft, const std::string& node, uint64_t stream);
+
+// Acts on leases that have run out.
+void CheckLeases(Draft& draft);
+
+// Nodes as a coordinator that has just started knows them: none is connected,
+// and each gets the time to return.
+void ForgetConnections(Draft& draft);
+
+// The node with what its devices do, for users.
+qlora::v1::Node NodeView(const State& state, const Node& node);
+
+}  // namespace qlora::server

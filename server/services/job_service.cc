@@ -1,0 +1,230 @@
+#include "server/services/job_service.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <map>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "server/core/job.h"
+#include "server/core/scheduler.h"
+
+namespace qlora::server {
+
+using JobView = qlora::v1::Job;
+
+namespace {
+
+absl::Status Create(const ServiceContext& services,
+                    const qlora::v1::CreateJobRequest& request,
+                    JobView* response) {
+  const std::string digest = RequestDigest(request);
+  if (!request.validate_only()) {
+    // A repeated request is not judged again.
+    ASSIGN_OR_RETURN(const auto known, services.coordinator->FindResult(
+                                           request.request_id(), digest));
+    if (known) {
+      response->ParseFromString(*known);
+      return absl::OkStatus();
+    }
+  }
+  ASSIGN_OR_RETURN(const Job job, services.admission->Admit(request.job_file(),
+                                                            request.inputs()));
+  absl::Status fits;
+  services.coordinator->Read(
+      [&](const State& state) { fits = CheckCanEverFit(state, job); });
+  RETURN_IF_ERROR(fits);
+  if (request.validate_only()) {
+    *response = job.job();
+    return absl::OkStatus();
+  }
+  bool created = false;
+  ASSIGN_OR_RETURN(const std::string stored,
+                   services.coordinator->Mutate(
+                       request.request_id(), digest,
+                       [&](Draft& draft) -> absl::StatusOr<std::string> {
+                         created = true;
+                         QueueJob(draft, job);
+                         return draft.jobs.Find(job.job().job_id())
+                             ->job()
+                             .SerializeAsString();
+                       }));
+  if (created) services.telemetry->CountSubmitted();
+  response->ParseFromString(stored);
+  return absl::OkStatus();
+}
+
+// A mutating call on one existing job.
+template <typename Request>
+absl::StatusOr<std::string> MutateJob(
+    const ServiceContext& services, const Request& request,
+    const std::function<absl::StatusOr<std::string>(
+        Draft&, const std::string& job_id)>& change) {
+  // Looked up inside, so that a repeated delete finds its first result.
+  const auto found = services.coordinator->FindJob(
+      request.job(), ProjectOf(request.project()));
+  return services.coordinator->Mutate(
+      request.request_id(), RequestDigest(request),
+      [&](Draft& draft) -> absl::StatusOr<std::string> {
+        RETURN_IF_ERROR(found.status());
+        const std::string id = found->job().job_id();
+        if (draft.jobs.Find(id) == nullptr) {
+          return absl::NotFoundError(absl::StrCat("no job ", id));
+        }
+        return change(draft, id);
+      });
+}
+
+absl::Status List(const ServiceContext& services,
+                  const qlora::v1::ListJobsRequest& request,
+                  qlora::v1::ListJobsResponse* response) {
+  if (request.page_size() < 0 || request.page_size() > 1000) {
+    return FieldError("page_size", "must be 0 to 1000");
+  }
+  const int size = request.page_size() == 0 ? 100 : request.page_size();
+  JobFilter filter;
+  filter.project = ProjectOf(request.project());
+  for (const int state : request.states()) {
+    filter.states.insert(static_cast<qlora::v1::JobState>(state));
+  }
+  filter.labels = {request.labels().begin(), request.labels().end()};
+  auto jobs =
+      services.coordinator->ListJobs(filter, request.page_token(), size + 1);
+  const bool more = jobs.size() > static_cast<size_t>(size);
+  if (more) jobs.resize(size);
+  for (JobView& job : jobs) {
+    *job.mutable_progress() = services.telemetry->Progress(job.job_id());
+    *response->add_jobs() = std::move(job);
+  }
+  if (more) {
+    response->set_next_page_token(
+        response->jobs(response->jobs_size() - 1).job_id());
+  }
+  return absl::OkStatus();
+}
+
+// The newest record of each step, in order.
+absl::StatusOr<std::map<int64_t, qlora::v1::MetricPoint>> ReadPoints(
+    const JobLog& log, const std::string& job_id, int64_t from_step) {
+  std::map<int64_t, qlora::v1::MetricPoint> points;
+  int64_t offset = 0;
+  while (true) {
+    ASSIGN_OR_RETURN(const JobLog::Chunk chunk,
+                     log.Read(job_id, LogKind::kMetrics, offset));
+    if (chunk.next_offset == offset) return points;
+    offset = chunk.next_offset;
+    for (const std::string& line : chunk.lines) {
+      qlora::v1::MetricPoint point;
+      if (google::protobuf::util::JsonStringToMessage(line, &point).ok() &&
+          point.step() >= from_step) {
+        points[point.step()] = std::move(point);
+      }
+    }
+  }
+}
+
+absl::Status Query(const ServiceContext& services,
+                   const qlora::v1::QueryMetricsRequest& request,
+                   qlora::v1::QueryMetricsResponse* response) {
+  if (request.max_points() < 0) {
+    return FieldError("max_points", "must not be negative");
+  }
+  ASSIGN_OR_RETURN(const Job job,
+                   services.coordinator->FindJob(request.job(),
+                                                 ProjectOf(request.project())));
+  ASSIGN_OR_RETURN(auto points, ReadPoints(*services.log, job.job().job_id(),
+                                           request.from_step()));
+  const size_t count = points.size();
+  const size_t limit = request.max_points() == 0
+                           ? count
+                           : static_cast<size_t>(request.max_points());
+  size_t index = 0, taken = 0;
+  for (auto& [step, point] : points) {
+    // The taken-th of `limit` evenly spaced places, first and last included.
+    const size_t place =
+        limit > 1 ? taken * (count - 1) / (limit - 1) : count - 1;
+    if (count <= limit || index == place) {
+      *response->add_points() = std::move(point);
+      ++taken;
+    }
+    ++index;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<JobView> ViewJob(const ServiceContext& services,
+                                const std::string& reference,
+                                const std::string& project) {
+  ASSIGN_OR_RETURN(const Job job, services.coordinator->FindJob(
+                                      reference, ProjectOf(project)));
+  JobView view = job.job();
+  *view.mutable_progress() = services.telemetry->Progress(view.job_id());
+  return view;
+}
+
+grpc::ServerUnaryReactor* JobService::CreateJob(
+    Context* context, const qlora::v1::CreateJobRequest* request,
+    JobView* response) {
+  return Reply(services_, context,
+               [=, this] { return Create(services_, *request, response); });
+}
+
+grpc::ServerUnaryReactor* JobService::GetJob(
+    Context* context, const qlora::v1::GetJobRequest* request,
+    JobView* response) {
+  return Reply(services_, context, [=, this]() -> absl::Status {
+    ASSIGN_OR_RETURN(*response,
+                     ViewJob(services_, request->job(), request->project()));
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* JobService::ListJobs(
+    Context* context, const qlora::v1::ListJobsRequest* request,
+    qlora::v1::ListJobsResponse* response) {
+  return Reply(services_, context,
+               [=, this] { return List(services_, *request, response); });
+}
+
+grpc::ServerUnaryReactor* JobService::CancelJob(
+    Context* context, const qlora::v1::CancelJobRequest* request,
+    JobView* response) {
+  return Reply(services_, context, [=, this]() -> absl::Status {
+    ASSIGN_OR_RETURN(
+        const std::string stored,
+        MutateJob(services_, *request,
+                  [&](Draft& draft,
+                      const std::string& id) -> absl::StatusOr<std::string> {
+                    RETURN_IF_ERROR(
+                        server::CancelJob(draft, id, request->reason()));
+                    return draft.jobs.Find(id)->job().SerializeAsString();
+                  }));
+    response->ParseFromString(stored);
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* JobService::DeleteJob(
+    Context* context, const qlora::v1::DeleteJobRequest* request,
+    qlora::v1::DeleteJobResponse*) {
+  return Reply(services_, context, [=, this]() -> absl::Status {
+    return MutateJob(services_, *request,
+                     [](Draft& draft,
+                        const std::string& id) -> absl::StatusOr<std::string> {
+                       server::DeleteJob(draft, id);
+                       return std::string();
+                     })
+        .status();
+  });
+}
+
+grpc::ServerUnaryReactor* JobService::QueryMetrics(
+    Context* context, const qlora::v1::QueryMetricsRequest* request,
+    qlora::v1::QueryMetricsResponse* response) {
+  return Reply(services_, context,
+               [=, this] { return Query(services_, *request, response); });
+}
+
+}  // namespace qlora::server

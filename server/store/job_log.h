@@ -1,0 +1,61 @@
+// Append-only files of a job: metrics, logs and events, one JSON object (proto
+// mapping) a line, under <directory>/<job id>/. Not state: a machine's crash
+// may cost the last lines, a torn one is skipped by readers.
+//
+// Thread-safe; appends to one file are ordered as they come.
+#pragma once
+
+#include <google/protobuf/message.h>
+
+#include <cstdint>
+#include <functional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/base/mutex.h"
+
+namespace qlora::server {
+
+enum class LogKind { kMetrics, kLogs, kEvents };
+
+class JobLog {
+ public:
+  explicit JobLog(std::string directory) : directory_(std::move(directory)) {}
+
+  // Adds a line. ResourceExhausted: the disk is full; Unavailable.
+  absl::Status Append(const std::string& job_id, LogKind kind,
+                      const google::protobuf::Message& message);
+
+  struct Chunk {
+    std::vector<std::string> lines;
+    // Where to read on.
+    int64_t next_offset = 0;
+  };
+  // Whole lines from offset on, up to about 256 KiB; none at the end, or
+  // without a file.
+  absl::StatusOr<Chunk> Read(const std::string& job_id, LogKind kind,
+                             int64_t offset) const;
+  // Where the last `lines` lines that `wanted` accepts begin (all of them in
+  // between included); 0 if there are fewer.
+  absl::StatusOr<int64_t> TailOffset(
+      const std::string& job_id, LogKind kind, int64_t lines,
+      const std::function<bool(const std::string&)>& wanted) const;
+
+  // Syncs what was appended since the last call.
+  void Sync();
+  void Remove(const std::string& job_id);
+
+ private:
+  std::string Path(const std::string& job_id, LogKind kind) const;
+
+  const std::string directory_;
+  mutable Mutex mu_;
+  // Files appended to since the last Sync, and since the start.
+  std::set<std::string> dirty_ ABSL_GUARDED_BY(mu_);
+  std::set<std::string> seen_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace qlora::server

@@ -1,0 +1,487 @@
+#include "worker/agent/attempt.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/files.h"
+#include "common/base/log.h"
+#include "common/base/status_macros.h"
+#include "worker/agent/network.h"
+
+namespace qlora::agent {
+namespace {
+
+constexpr absl::Duration kWatchInterval = absl::Seconds(1);
+
+}  // namespace
+
+Attempt::Attempt(Environment& environment, v1::PrepareAttempt command,
+                 int64_t term, std::function<void()> on_change)
+    : environment_(environment),
+      command_(std::move(command)),
+      term_(term),
+      on_change_(std::move(on_change)),
+      name_(absl::StrCat(command_.job_id(), "-", command_.attempt())),
+      directory_(absl::StrCat(environment.directory, "/attempts/", name_)),
+      phase_since_(absl::Now()),
+      last_word_(absl::Now()),
+      transfers_(std::make_unique<TransferQueue>()) {}
+
+Attempt::~Attempt() {
+  environment_.loop.CancelTimer(kill_timer_);
+  environment_.loop.CancelTimer(watch_timer_);
+  ranks_.clear();
+  // Nothing writes there any more.
+  transfers_.reset();
+  const absl::Status removed = RemoveRecursively(directory_);
+  if (!removed.ok()) {
+    LogWarning("attempt directory stays behind",
+               {{"attempt", name_}, {"error", removed}});
+  }
+}
+
+void Attempt::Prepare() {
+  Watch();
+  InputRequest request{.model = command_.model(),
+                       .inputs = command_.inputs(),
+                       .job_file = command_.resolved_job_file(),
+                       .resume_files = command_.resume_files(),
+                       .adapter_files = {}};
+  transfers_->Add([weak = weak_from_this(), &environment = environment_,
+                   directory = directory_,
+                   request = std::move(request)](Cancellation& cancellation) {
+    const auto fetch = [&]() -> absl::StatusOr<LocalInputs> {
+      RETURN_IF_ERROR(CreateDirectories(directory + "/work"));
+      return environment.fetcher.Fetch(request, directory, cancellation);
+    };
+    auto inputs = fetch();
+    environment.loop.Post([weak, inputs = std::move(inputs)] {
+      if (const auto self = weak.lock()) self->OnFetched(inputs);
+    });
+  });
+}
+
+void Attempt::OnFetched(absl::StatusOr<LocalInputs> inputs) {
+  if (phase_ != Phase::kFetching) return;
+  if (!inputs.ok() && !cause_.has_value()) {
+    cause_ = AgentCause{.failure_class = ClassOfStatus(inputs.status()),
+                        .message = std::string(inputs.status().message())};
+  }
+  if (cause_.has_value()) {
+    phase_ = Phase::kSpawning;
+    return MaybeEnd();
+  }
+  inputs_ = *std::move(inputs);
+  SpawnRanks();
+}
+
+void Attempt::SpawnRanks() {
+  phase_ = Phase::kSpawning;
+  for (const v1::RankAssignment& assignment : command_.ranks()) {
+    UniqueFd listener;
+    if (assignment.rank() == 0 && command_.world_size() > 1) {
+      auto bound = ListenOn(environment_.data_plane_host);
+      if (!bound.ok()) {
+        cause_ = AgentCause{.failure_class = v1::FAILURE_CLASS_INFRA,
+                            .message = std::string(bound.status().message())};
+        break;
+      }
+      rendezvous_address_ = bound->address;
+      listener = std::move(bound->socket);
+    }
+    SpawnRank(assignment, std::move(listener));
+  }
+  if (cause_.has_value()) KillRanks();
+  MaybeEnd();
+  on_change_();
+}
+
+void Attempt::SpawnRank(const v1::RankAssignment& assignment,
+                        UniqueFd listener) {
+  const int rank = assignment.rank();
+  RankOptions options{.rank = rank,
+                      .trainer = environment_.trainer,
+                      .directory = WorkDirectory(),
+                      .group = name_,
+                      .cores = {},
+                      .threads = 1,
+                      .listener = std::move(listener)};
+  if (const v1::Device* device = DeviceOf(assignment)) {
+    options.cores.assign(device->cores().begin(), device->cores().end());
+    options.threads = std::max(1, device->cores_size());
+  }
+  RankProcess::Handlers handlers{
+      .on_started =
+          [this, rank] {
+            // A gang of one has nobody to wait for; its task is sent by Start.
+            if (command_.world_size() == 1) OnRankReady(rank);
+          },
+      .on_event =
+          [this, rank](v1::TrainerEvent event) {
+            OnEvent(rank, std::move(event));
+          },
+      .on_line =
+          [this, rank](std::string line, bool is_error) {
+            OnLine(rank, std::move(line), is_error);
+          },
+      .on_end = [this, rank] { OnRankEnd(rank); }};
+  ranks_.push_back(
+      std::make_unique<RankProcess>(environment_.loop, environment_.processes,
+                                    std::move(options), std::move(handlers)));
+  if (command_.world_size() > 1) SendTask(*ranks_.back(), assignment);
+}
+
+void Attempt::SendTask(RankProcess& rank,
+                       const v1::RankAssignment& assignment) {
+  v1::TrainerCommand command;
+  v1::TrainerTask& task = *command.mutable_task();
+  task.set_mode(v1::TRAINER_MODE_TRAIN);
+  task.set_job_id(command_.job_id());
+  task.set_attempt(command_.attempt());
+  task.set_job_file(command_.resolved_job_file());
+  task.set_model_directory(inputs_.model_directory);
+  for (const v1::LocalInput& input : inputs_.inputs) *task.add_inputs() = input;
+  task.set_work_directory(WorkDirectory());
+  task.set_rank(assignment.rank());
+  task.set_world_size(command_.world_size());
+  task.set_threads(1);
+  task.set_device(assignment.device());
+  task.set_data_plane_host(environment_.data_plane_host);
+  task.set_resume_directory(inputs_.resume_directory);
+  if (const v1::Device* device = DeviceOf(assignment)) {
+    task.set_threads(std::max(1, device->cores_size()));
+    task.set_memory_bytes(device->memory_bytes());
+  }
+  rank.Send(command);
+}
+
+void Attempt::OnRankReady(int rank) {
+  ready_.insert(rank);
+  if (phase_ != Phase::kSpawning || cause_.has_value() ||
+      ready_.size() != ranks_.size() ||
+      ranks_.size() != static_cast<size_t>(command_.ranks_size())) {
+    return;
+  }
+  phase_ = Phase::kReady;
+  v1::WorkerEvent event;
+  event.mutable_prepared()->set_rendezvous_address(rendezvous_address_);
+  Emit(std::move(event));
+}
+
+void Attempt::Start(const v1::StartAttempt& command) {
+  if (phase_ != Phase::kReady) return;
+  phase_ = Phase::kStarted;
+  phase_since_ = last_word_ = absl::Now();
+  for (size_t i = 0; i < ranks_.size(); ++i) {
+    if (command_.world_size() == 1) {
+      SendTask(*ranks_[i], command_.ranks(static_cast<int>(i)));
+    } else {
+      v1::TrainerCommand start;
+      start.mutable_start()->set_rendezvous_address(
+          command.rendezvous_address());
+      ranks_[i]->Send(start);
+    }
+  }
+}
+
+void Attempt::OnEvent(int rank, v1::TrainerEvent trainer_event) {
+  const absl::Time now = absl::Now();
+  if (phase_ == Phase::kRunning) {
+    longest_silence_ = std::max(longest_silence_, now - last_word_);
+  }
+  last_word_ = now;
+  v1::WorkerEvent event;
+  switch (trainer_event.event_case()) {
+    case v1::TrainerEvent::kReady:
+      if (command_.world_size() > 1) OnRankReady(rank);
+      return;
+    case v1::TrainerEvent::kRunning:
+      running_.insert(rank);
+      if (phase_ != Phase::kStarted || running_.size() != ranks_.size()) return;
+      phase_ = Phase::kRunning;
+      event.mutable_running();
+      break;
+    case v1::TrainerEvent::kMetrics:
+      *event.mutable_metrics() = std::move(*trainer_event.mutable_metrics());
+      event.mutable_metrics()->set_attempt(command_.attempt());
+      last_step_ = event.metrics().step();
+      environment_.metrics.Step(command_.job_id(), event.metrics());
+      on_change_();
+      break;
+    case v1::TrainerEvent::kLog:
+      *event.mutable_log() = std::move(*trainer_event.mutable_log());
+      event.mutable_log()->set_rank(rank);
+      event.mutable_log()->set_attempt(command_.attempt());
+      break;
+    case v1::TrainerEvent::kStaged:
+      return OnStaged(rank, trainer_event.staged());
+    default:
+      // Result and failure are kept by the rank until its end.
+      return;
+  }
+  Emit(std::move(event));
+}
+
+void Attempt::OnLine(int rank, std::string line, bool is_error) {
+  v1::WorkerEvent event;
+  v1::LogLine& log = *event.mutable_log();
+  log.set_rank(rank);
+  log.set_attempt(command_.attempt());
+  log.set_level(is_error ? "warning" : "info");
+  log.set_text(std::move(line));
+  Emit(std::move(event));
+}
+
+void Attempt::OnStaged(int rank, const v1::StagedFiles& staged) {
+  if (rank != 0) {
+    v1::WorkerEvent event;
+    v1::RankStaged& message = *event.mutable_staged();
+    message.set_step(staged.step());
+    message.set_rank(rank);
+    message.set_manifest_sha256(staged.manifest_sha256());
+    message.set_state_sha256(staged.state_sha256());
+    message.set_final(staged.final());
+    Emit(std::move(event));
+    v1::TrainerCommand taken;
+    taken.mutable_stage_taken()->set_step(staged.step());
+    if (RankProcess* process = FindRank(rank)) process->Send(taken);
+    return;
+  }
+  // While the coordinator is away, only the newest is worth keeping.
+  const size_t in_flight = uploading_ ? 1 : 0;
+  while (uploads_.size() > in_flight) {
+    ReleaseStage(uploads_.back());
+    uploads_.pop_back();
+  }
+  uploads_.push_back(staged);
+  UploadNext();
+}
+
+void Attempt::UploadNext() {
+  if (uploading_ || uploads_.empty() || ended()) return;
+  uploading_ = true;
+  transfers_->Add([weak = weak_from_this(), &environment = environment_,
+                   staged = uploads_.front()](Cancellation& cancellation) {
+    const absl::Time begin = absl::Now();
+    const auto upload = [&]() -> absl::StatusOr<v1::RankStaged> {
+      v1::RankStaged event;
+      event.set_step(staged.step());
+      event.set_manifest_sha256(staged.manifest_sha256());
+      event.set_state_sha256(staged.state_sha256());
+      event.set_final(staged.final());
+      ASSIGN_OR_RETURN(
+          *event.mutable_files(),
+          environment.fetcher.Store(staged.directory(), cancellation));
+      if (!staged.output_directory().empty()) {
+        ASSIGN_OR_RETURN(
+            *event.mutable_output(),
+            environment.fetcher.Store(staged.output_directory(), cancellation));
+      }
+      return event;
+    };
+    absl::StatusOr<v1::RankStaged> event = upload();
+    if (event.ok()) {
+      environment.metrics.CheckpointUploaded(*event, absl::Now() - begin);
+    }
+    environment.loop.Post([weak, staged, event = std::move(event)] {
+      if (const auto self = weak.lock()) self->OnUploaded(staged, event);
+    });
+  });
+}
+
+void Attempt::OnUploaded(const v1::StagedFiles& staged,
+                         absl::StatusOr<v1::RankStaged> staged_event) {
+  // Stop may have given it up.
+  if (ended() || uploads_.empty() || uploads_.front().step() != staged.step()) {
+    return;
+  }
+  uploading_ = false;
+  v1::WorkerEvent event;
+  if (staged_event.ok()) {
+    *event.mutable_staged() = *std::move(staged_event);
+  } else {
+    event.mutable_notice()->set_type("CheckpointLost");
+    event.mutable_notice()->set_message(
+        absl::StrCat("step ", staged.step(),
+                     " was not stored: ", staged_event.status().message()));
+    if (staged.final() && !cause_.has_value()) {
+      cause_ = AgentCause{.failure_class = ClassOfStatus(staged_event.status()),
+                          .message = event.notice().message(),
+                          .result_lost = true};
+    }
+  }
+  Emit(std::move(event));
+  ReleaseStage(staged);
+  uploads_.pop_front();
+  UploadNext();
+  MaybeEnd();
+}
+
+void Attempt::ReleaseStage(const v1::StagedFiles& staged) {
+  const absl::Status removed = RemoveRecursively(staged.directory());
+  if (!removed.ok()) {
+    LogWarning("staged checkpoint stays behind",
+               {{"attempt", name_}, {"error", removed}});
+  }
+  v1::TrainerCommand taken;
+  taken.mutable_stage_taken()->set_step(staged.step());
+  if (RankProcess* process = FindRank(0)) process->Send(taken);
+}
+
+void Attempt::OnRankEnd(int rank) {
+  RankProcess& process = *FindRank(rank);
+  ends_.push_back(process.end());
+  const RankEnd& end = ends_.back();
+  LogInfo("rank ended", {{"attempt", name_},
+                         {"rank", rank},
+                         {"exit_code", end.exit_code},
+                         {"signal", end.signal}});
+  const bool well =
+      end.exit_code == 0 && end.signal == 0 && end.result.has_value();
+  if (!well && kill_timer_ == 0) {
+    // The others would wait for it for ever; they may also know why it died.
+    kill_timer_ = environment_.loop.RunAfter(environment_.timeouts.peers,
+                                             [this] { KillRanks(); });
+  }
+  on_change_();
+  MaybeEnd();
+}
+
+void Attempt::Stop(bool save, absl::Duration grace, AgentCause cause) {
+  if (ended()) return;
+  if (!cause_.has_value()) cause_ = std::move(cause);
+  if (phase_ == Phase::kFetching) {
+    transfers_->Cancel();
+    phase_ = Phase::kSpawning;
+    return MaybeEnd();
+  }
+  if (!save || phase_ != Phase::kRunning) {
+    // What was staged so far is not waited for either.
+    if (!save) {
+      transfers_->Cancel();
+      uploads_.clear();
+      uploading_ = false;
+    }
+    KillRanks();
+    return MaybeEnd();
+  }
+  v1::TrainerCommand stop;
+  stop.mutable_stop();
+  for (const auto& rank : ranks_) rank->Send(stop);
+  environment_.loop.CancelTimer(kill_timer_);
+  kill_timer_ = environment_.loop.RunAfter(grace, [this] { KillRanks(); });
+}
+
+void Attempt::KillRanks() {
+  for (const auto& rank : ranks_) rank->Kill();
+}
+
+void Attempt::Watch() {
+  watch_timer_ =
+      environment_.loop.RunAfter(kWatchInterval, [this] { Watch(); });
+  const std::optional<std::string> overdue = Overdue();
+  if (!overdue.has_value() || cause_.has_value()) return;
+  LogWarning("attempt is overdue", {{"attempt", name_}, {"reason", *overdue}});
+  cause_ =
+      AgentCause{.failure_class = v1::FAILURE_CLASS_INFRA, .message = *overdue};
+  if (phase_ == Phase::kFetching) {
+    transfers_->Cancel();
+    phase_ = Phase::kSpawning;
+  }
+  KillRanks();
+  MaybeEnd();
+}
+
+// Why the attempt cannot be waited for any longer.
+std::optional<std::string> Attempt::Overdue() const {
+  const RankTimeouts& timeouts = environment_.timeouts;
+  const absl::Time now = absl::Now();
+  const auto passed = [&](absl::Time since, absl::Duration limit) {
+    return now - since > limit;
+  };
+  switch (phase_) {
+    case Phase::kFetching:
+    case Phase::kSpawning:
+      if (!passed(phase_since_, timeouts.prepare)) return std::nullopt;
+      return absl::StrCat("not prepared within ",
+                          absl::FormatDuration(timeouts.prepare));
+    case Phase::kStarted:
+      if (!passed(last_word_, timeouts.first_step)) return std::nullopt;
+      return absl::StrCat("no step within ",
+                          absl::FormatDuration(timeouts.first_step),
+                          " of the start");
+    case Phase::kRunning: {
+      const absl::Duration limit =
+          last_step_ == 0 ? timeouts.first_step
+                          : std::max(timeouts.step, 10 * longest_silence_);
+      // Metrics come from rank 0; another node hears nothing from its ranks.
+      const bool has_rank_0 =
+          std::any_of(command_.ranks().begin(), command_.ranks().end(),
+                      [](const auto& r) { return r.rank() == 0; });
+      if (!has_rank_0 || !passed(last_word_, limit)) return std::nullopt;
+      return absl::StrCat("no step for ", absl::FormatDuration(limit),
+                          "; a rank hangs");
+    }
+    default:
+      return std::nullopt;
+  }
+}
+
+void Attempt::MaybeEnd() {
+  const bool spawning = phase_ == Phase::kFetching;
+  const bool all_ended =
+      std::all_of(ranks_.begin(), ranks_.end(),
+                  [](const auto& rank) { return rank->ended(); });
+  if (ended() || spawning || !all_ended || !uploads_.empty()) return;
+  if (ranks_.empty() && !cause_.has_value()) return;
+  phase_ = Phase::kEnded;
+  const v1::AttemptEnded ended = DecideOutcome(ends_, cause_);
+  LogInfo("attempt ended",
+          {{"attempt", name_},
+           {"complete", ended.complete() ? "true" : "false"},
+           {"class", v1::FailureClass_Name(ended.failure_class())},
+           {"message", ended.message()}});
+  v1::WorkerEvent event;
+  *event.mutable_ended() = ended;
+  Emit(std::move(event));
+  environment_.metrics.AttemptEnded(command_.job_id(), ended);
+  on_change_();
+}
+
+v1::AttemptInventory Attempt::inventory() const {
+  v1::AttemptInventory inventory;
+  inventory.set_job_id(command_.job_id());
+  inventory.set_attempt(command_.attempt());
+  inventory.set_term(term_);
+  for (const auto& rank : ranks_) {
+    if (!rank->ended()) inventory.add_ranks(rank->end().rank);
+  }
+  inventory.set_last_step(last_step_);
+  return inventory;
+}
+
+void Attempt::Emit(v1::WorkerEvent event) {
+  event.set_job_id(command_.job_id());
+  event.set_attempt(command_.attempt());
+  event.set_term(term_);
+  environment_.emit(std::move(event));
+}
+
+RankProcess* Attempt::FindRank(int rank) {
+  for (const auto& process : ranks_) {
+    if (process->end().rank == rank) return process.get();
+  }
+  return nullptr;
+}
+
+const v1::Device* Attempt::DeviceOf(
+    const v1::RankAssignment& assignment) const {
+  for (const v1::Device& device : environment_.devices) {
+    if (device.name() == assignment.device()) return &device;
+  }
+  return nullptr;
+}
+
+}  // namespace qlora::agent

@@ -1,0 +1,103 @@
+// The ranks of one attempt on this node. Used on the event loop's thread only.
+//
+//   kFetching -> kSpawning -> kReady -> kStarted -> kRunning -> kEnded
+//       |            |          |          |           |          ^
+//       +------------+----------+----------+-----------+----------+
+//
+// kFetching: inputs come. kSpawning: ranks start. kReady: Prepared was sent;
+// waits for Start. kStarted: ranks connect and load. kRunning: every local
+// rank passed the barrier. The attempt is kEnded, and says AttemptEnded, when
+// every rank has ended and every staged checkpoint is uploaded or given up.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "qlora/v1/worker.pb.h"
+#include "worker/agent/environment.h"
+#include "worker/agent/outcome.h"
+#include "worker/agent/rank_process.h"
+#include "worker/agent/transfer_queue.h"
+
+namespace qlora::agent {
+
+class Attempt : public std::enable_shared_from_this<Attempt> {
+ public:
+  // on_change: inventory() may differ, or ended() became true.
+  Attempt(Environment& environment, v1::PrepareAttempt command, int64_t term,
+          std::function<void()> on_change);
+  ~Attempt();
+
+  // Call once, after construction.
+  void Prepare();
+  void Start(const v1::StartAttempt& command);
+  // Asks running ranks to save and leave, and kills them after `grace`; ranks
+  // that do not run yet, or save = false: kills at once. `cause` is what
+  // AttemptEnded says unless training was complete.
+  void Stop(bool save, absl::Duration grace, AgentCause cause);
+
+  bool ended() const { return phase_ == Phase::kEnded; }
+  const v1::PrepareAttempt& command() const { return command_; }
+  v1::AttemptInventory inventory() const;
+
+ private:
+  enum class Phase { kFetching, kSpawning, kReady, kStarted, kRunning, kEnded };
+
+  void OnFetched(absl::StatusOr<LocalInputs> inputs);
+  void SpawnRanks();
+  void SpawnRank(const v1::RankAssignment& assignment, UniqueFd listener);
+  void SendTask(RankProcess& rank, const v1::RankAssignment& assignment);
+  void OnRankReady(int rank);
+  void OnEvent(int rank, v1::TrainerEvent event);
+  void OnLine(int rank, std::string line, bool is_error);
+  void OnRankEnd(int rank);
+  void OnStaged(int rank, const v1::StagedFiles& staged);
+  void UploadNext();
+  void OnUploaded(const v1::StagedFiles& staged,
+                  absl::StatusOr<v1::RankStaged> event);
+  void ReleaseStage(const v1::StagedFiles& staged);
+  void KillRanks();
+  void Watch();
+  std::optional<std::string> Overdue() const;
+  void MaybeEnd();
+  void Emit(v1::WorkerEvent event);
+  RankProcess* FindRank(int rank);
+  const v1::Device* DeviceOf(const v1::RankAssignment& assignment) const;
+  std::string WorkDirectory() const { return directory_ + "/work"; }
+
+  Environment& environment_;
+  const v1::PrepareAttempt command_;
+  const int64_t term_;
+  const std::function<void()> on_change_;
+  const std::string name_;
+  const std::string directory_;
+
+  Phase phase_ = Phase::kFetching;
+  LocalInputs inputs_;
+  std::string rendezvous_address_;
+  std::vector<std::unique_ptr<RankProcess>> ranks_;
+  std::set<int> ready_;
+  std::set<int> running_;
+  // In the order of the exits.
+  std::vector<RankEnd> ends_;
+  std::optional<AgentCause> cause_;
+  // Staged by rank 0, the front one being uploaded.
+  std::deque<v1::StagedFiles> uploads_;
+  bool uploading_ = false;
+  int64_t last_step_ = 0;
+  absl::Time phase_since_;
+  absl::Time last_word_;
+  absl::Duration longest_silence_;
+  uint64_t kill_timer_ = 0;
+  uint64_t watch_timer_ = 0;
+  // Last: its work uses what is above.
+  std::unique_ptr<TransferQueue> transfers_;
+};
+
+}  // namespace qlora::agent

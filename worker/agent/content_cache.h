@@ -1,0 +1,61 @@
+// Files by the SHA-256 of their content: <directory>/<first two>/<digest>.
+// Holds what was downloaded and what was uploaded, so that a restarted attempt
+// finds its inputs and its checkpoint here. Only whole, verified files bear
+// their digest as name; parts of downloads end in ".part". Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/base/mutex.h"
+#include "qlora/v1/job.pb.h"
+#include "worker/agent/artifact_client.h"
+
+namespace qlora::agent {
+
+class ContentCache {
+ public:
+  // Beyond max_bytes, files that nothing uses go, least recently used first.
+  static absl::StatusOr<std::unique_ptr<ContentCache>> Open(
+      std::string directory, int64_t max_bytes);
+
+  // Makes `destination` (which must not exist) that file, downloading what is
+  // missing. Blocks. InvalidArgument: no digest; DataLoss: the store sent
+  // another content; else as ArtifactClient::Download.
+  absl::Status Place(const v1::ArtifactFile& file,
+                     const std::string& destination, ArtifactClient& client,
+                     Cancellation& cancellation);
+
+  // Takes a file whose digest the caller has computed.
+  absl::Status Adopt(const std::string& path, const std::string& sha256);
+
+ private:
+  ContentCache(std::string directory, int64_t max_bytes)
+      : directory_(std::move(directory)), max_bytes_(max_bytes) {}
+  std::string PathOf(const std::string& sha256) const;
+  absl::Status Fetch(const v1::ArtifactFile& file, ArtifactClient& client,
+                     Cancellation& cancellation);
+  absl::Status PlaceHeld(const v1::ArtifactFile& file,
+                         const std::string& destination, ArtifactClient& client,
+                         Cancellation& cancellation);
+  void Hold(const std::string& sha256);
+  void Release(const std::string& sha256);
+  void EvictLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const std::string directory_;
+  const int64_t max_bytes_;
+
+  Mutex mu_;
+  CondVar released_;
+  // Digests that a thread works on.
+  std::set<std::string> held_ ABSL_GUARDED_BY(mu_);
+};
+
+// Makes `to` the same file as `from`, or a copy where links are not possible.
+absl::Status LinkOrCopy(const std::string& from, const std::string& to);
+
+}  // namespace qlora::agent

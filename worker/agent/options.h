@@ -1,0 +1,42 @@
+// The command line of qlora-worker: flags over QLORA_WORKER_* variables over
+// the file of --config.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/base/log.h"
+
+namespace qlora::agent {
+
+struct WorkerOptions {
+  std::string data_dir;
+  // "127.0.0.1:7070".
+  std::string coordinator = "127.0.0.1:7070";
+  // Default: the host's name.
+  std::string node_name;
+  // "auto" or "cpu=N".
+  std::string devices = "auto";
+  // Absolute after CheckOptions.
+  std::vector<std::string> model_roots;
+  std::string data_plane_interface = "lo";
+  std::string metrics_listen = "127.0.0.1:9465";
+  // Path of qlora-trainer. Default: beside this program.
+  std::string trainer;
+  std::string log_format = "text";
+  bool check_config = false;
+};
+
+// Returns the exit code for --help, --version and wrong usage (which it has
+// printed), else fills `options`.
+std::optional<int> ParseCommandLine(int argc, char** argv,
+                                    WorkerOptions& options);
+
+// Fills in defaults and checks everything that can be checked without acting.
+// InvalidArgument or NotFound naming the flag and what to do.
+absl::Status CheckOptions(WorkerOptions& options);
+
+}  // namespace qlora::agent

@@ -1,0 +1,92 @@
+// One qlora-trainer process as its agent sees it: commands down, events up,
+// printed lines, the end. Used on the event loop's thread only.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "qlora/v1/trainer.pb.h"
+#include "worker/agent/event_loop.h"
+#include "worker/agent/outcome.h"
+#include "worker/agent/processes.h"
+#include "worker/agent/text.h"
+#include "worker/frames/frame_decoder.h"
+
+namespace qlora::agent {
+
+struct RankOptions {
+  int rank = 0;
+  // Path of qlora-trainer.
+  std::string trainer;
+  // The process's working directory.
+  std::string directory;
+  // Processes of one group share a cgroup.
+  std::string group;
+  std::vector<int> cores;
+  int threads = 1;
+  // Rank 0 of a gang: where the others connect.
+  UniqueFd listener;
+};
+
+class RankProcess {
+ public:
+  struct Handlers {
+    std::function<void()> on_started;
+    std::function<void(v1::TrainerEvent)> on_event;
+    // What it printed; is_error: on standard error.
+    std::function<void(std::string line, bool is_error)> on_line;
+    // Everything that it sent before has been delivered. May destroy this only
+    // later, through the loop.
+    std::function<void()> on_end;
+  };
+
+  // Starts the process; failing to is reported as its end.
+  RankProcess(EventLoop& loop, Processes& processes, RankOptions options,
+              Handlers handlers);
+  // Kills it if it runs.
+  ~RankProcess();
+  RankProcess(const RankProcess&) = delete;
+  RankProcess& operator=(const RankProcess&) = delete;
+
+  // Commands to one that has ended go nowhere.
+  void Send(const v1::TrainerCommand& command);
+  // The agent ends it: not a cause of failure.
+  void Kill();
+
+  bool ended() const { return ended_; }
+  // Valid after on_end.
+  const RankEnd& end() const { return end_; }
+
+ private:
+  absl::Status Start(RankOptions options);
+  void OnReply(const LauncherReply& reply);
+  void OnSocket(short revents);
+  // False at the end of the stream.
+  bool ReadEvents();
+  void DecodeEvents();
+  void WritePending();
+  bool ReadLines(int fd, LineSplitter& lines);
+  void WatchSocket();
+  void BadFrame(std::string_view why);
+  void End();
+
+  EventLoop& loop_;
+  Processes& processes_;
+  const Handlers handlers_;
+  uint64_t process_ = 0;
+  bool ended_ = false;
+  RankEnd end_;
+  UniqueFd socket_;
+  UniqueFd stdout_;
+  UniqueFd stderr_;
+  FrameDecoder decoder_;
+  // Not yet written to the socket.
+  std::string pending_;
+  LineSplitter stdout_lines_;
+  LineSplitter stderr_lines_;
+};
+
+}  // namespace qlora::agent
