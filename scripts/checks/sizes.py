@@ -16,23 +16,26 @@ RECORD = re.compile(r"\s*(template <|class|struct|enum|union|namespace|extern)\b
 
 def functions(lines):
     """Yields (line, count) of each function body, by indentation."""
-    starts = {}
+    # By indentation, 0 and 2: where a declaration began, where a body did.
+    declared, starts, in_record = {}, {}, False
     for number, line in enumerate(lines, 1):
         indent = len(line) - len(line.lstrip())
-        if indent not in (0, 2) or not line.strip():
+        level = 2 if in_record and indent >= 2 else 0
+        if not line.strip() or line.startswith(("#", "//")):
             continue
-        stripped = line.strip()
-        if stripped.startswith("}"):
-            start = starts.pop(indent, None)
+        if line.strip().startswith("}") and indent == level:
+            start = starts.pop(level, None)
             if start:
                 yield start, number - start + 1
-        elif not re.match(r"(#|//|public:|private:|protected:)", stripped):
-            opens = line.rstrip().endswith("{")
-            if indent not in starts and opens:
-                if not RECORD.match(line):
-                    starts[indent] = number
-                else:
-                    starts.pop(indent, None)
+            continue
+        if indent == level:
+            declared[level] = None if RECORD.match(line) else number
+        if indent == 0:
+            in_record = bool(RECORD.match(line))
+            starts.pop(2, None)
+        opens = line.rstrip().endswith("{") and not line.rstrip().endswith("= {")
+        if opens and level not in starts and declared.get(level):
+            starts[level] = declared[level]
 
 
 def check_file(path):
