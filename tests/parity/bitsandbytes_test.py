@@ -1,22 +1,11 @@
 """NF4 as bitsandbytes writes and reads it, against our kernels."""
 
-import subprocess
 import unittest
 
 import bitsandbytes.functional as bnb
 import torch
 
-import programs
-
-
-def tool(command, elements, block, form, data):
-    return subprocess.run(
-        [programs.path("nf4_tool"), command, str(elements), str(block), form],
-        input=data, stdout=subprocess.PIPE, check=True).stdout
-
-
-def floats(data):
-    return torch.frombuffer(bytearray(data), dtype=torch.float32)
+from nf4_tool import floats, run
 
 
 def random_weights(rows, columns):
@@ -38,7 +27,7 @@ class Nf4Test(unittest.TestCase):
             weights, blocksize=block, quant_type="nf4",
             compress_statistics=False)
         count = weights.numel()
-        ours = tool("quantize", count, block, "plain", weights.numpy().tobytes())
+        ours = run("quantize", count, block, "plain", weights.numpy().tobytes())
         code_bytes = (count + 1) // 2
         self.assertEqual(ours[:code_bytes],
                          packed.flatten().numpy().tobytes()[:code_bytes])
@@ -62,7 +51,7 @@ class Nf4Test(unittest.TestCase):
             packed.numpy().tobytes(), state.absmax.numpy().tobytes(),
             state.state2.absmax.numpy().tobytes(),
             state.offset.float().numpy().tobytes()])
-        ours = floats(tool("dequantize", weights.numel(), block, "nested", data))
+        ours = floats(run("dequantize", weights.numel(), block, "nested", data))
         torch.testing.assert_close(ours, theirs.flatten(), rtol=1e-6, atol=1e-9)
 
     def test_our_nested_scales_are_close_to_its_own(self):
@@ -73,10 +62,9 @@ class Nf4Test(unittest.TestCase):
         packed, state = bnb.quantize_4bit(
             weights, blocksize=64, quant_type="nf4", compress_statistics=True)
         theirs = bnb.dequantize_4bit(packed, state).flatten()
-        quantized = tool("quantize", weights.numel(), 64, "nested",
+        quantized = run("quantize", weights.numel(), 64, "nested",
                          weights.numpy().tobytes())
-        ours = floats(tool("dequantize", weights.numel(), 64, "nested",
-                           quantized))
+        ours = floats(run("dequantize", weights.numel(), 64, "nested", quantized))
         self.assertLess((ours - theirs).norm() / theirs.norm(), 1e-3)
 
 
