@@ -1,8 +1,8 @@
 // The whole model against autograd in float64.
 #include <torch/csrc/autograd/autograd.h>
 
-#include "tests/unit/trainer/autograd_model.h"
-#include "tests/unit/trainer/model_fixture.h"
+#include "tests/unit/trainer/model/autograd_model.h"
+#include "tests/unit/trainer/model/model_fixture.h"
 
 namespace qlora::trainer {
 namespace {
