@@ -38,6 +38,7 @@ class SingleCommunicator : public Communicator {
     return Copy(in, out);
   }
   absl::Status Barrier() override { return absl::OkStatus(); }
+  void SetTimeout(absl::Duration) override {}
 
  private:
   static absl::Status Copy(std::span<const uint8_t> in,

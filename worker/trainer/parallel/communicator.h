@@ -47,6 +47,8 @@ class Communicator {
   virtual absl::Status Scatter(std::span<const uint8_t> in,
                                std::span<uint8_t> out, int root) = 0;
   virtual absl::Status Barrier() = 0;
+  // For the calls that follow.
+  virtual void SetTimeout(absl::Duration timeout) = 0;
 };
 
 // A gang of one: everything is a copy.
@@ -68,7 +70,8 @@ struct GlooOptions {
   std::string data_plane_host = "127.0.0.1";
   // Separates attempts in the store.
   std::string prefix;
-  absl::Duration timeout = absl::Minutes(5);
+  // Of the rendezvous and, until SetTimeout, of every collective.
+  absl::Duration timeout = absl::Minutes(30);
 };
 
 // Blocks until all ranks are there; DeadlineExceeded after the timeout.

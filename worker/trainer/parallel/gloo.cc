@@ -106,6 +106,11 @@ class GlooCommunicator : public Communicator {
                       [&] { group_->barrier()->wait(); });
   }
 
+  void SetTimeout(absl::Duration timeout) override {
+    group_->setTimeout(
+        std::chrono::milliseconds(absl::ToInt64Milliseconds(timeout)));
+  }
+
  private:
   static absl::Status SizeError() {
     return absl::InvalidArgumentError("ranks gave buffers of different sizes");

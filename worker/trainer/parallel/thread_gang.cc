@@ -120,6 +120,8 @@ class ThreadCommunicator : public Communicator {
                               [](const auto&) { return absl::OkStatus(); });
   }
 
+  void SetTimeout(absl::Duration) override {}
+
  private:
   static absl::Status SizeError() {
     return absl::InvalidArgumentError("ranks gave buffers of different sizes");

@@ -1,0 +1,172 @@
+#include "worker/trainer/job_setup.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/files.h"
+#include "common/base/sha256.h"
+#include "common/base/status_macros.h"
+#include "worker/trainer/device.h"
+#include "worker/trainer/parallel/agreement.h"
+
+namespace qlora::trainer {
+namespace {
+
+absl::Status ResolvePaths(const v1::TrainerTask& task,
+                          std::vector<DataFile>& files) {
+  for (DataFile& file : files) {
+    ASSIGN_OR_RETURN(file.path, InputPath(task, file.name));
+  }
+  return absl::OkStatus();
+}
+
+bool NeedsTokenizer(const DataOptions& options) {
+  const auto needs = [](const DataFile& file) {
+    return file.format != DataFormat::kTokens;
+  };
+  return std::ranges::any_of(options.train, needs) ||
+         std::ranges::any_of(options.eval, needs);
+}
+
+// The template's text: of a delivered file, or as it stands in the job file.
+absl::StatusOr<std::string> ChatTemplateText(const v1::TrainerTask& task,
+                                             const JobSpec& spec) {
+  const std::string& text = spec.data.chat_template;
+  for (const v1::LocalInput& input : task.inputs()) {
+    if (!text.empty() && input.name() == text) return ReadFile(input.path());
+  }
+  return text;
+}
+
+void HashInts(Sha256& hash, const std::vector<int32_t>& values) {
+  hash.Update({reinterpret_cast<const char*>(values.data()),
+               values.size() * sizeof(int32_t)});
+}
+
+}  // namespace
+
+absl::StatusOr<JobSpec> ReadJobSpec(const v1::TrainerTask& task) {
+  ParsedJob job = ParseJobFile(task.job_file());
+  RETURN_IF_ERROR(SpecErrorsToStatus(job.errors, "job file"));
+  return std::move(job.spec);
+}
+
+absl::StatusOr<std::string> InputPath(const v1::TrainerTask& task,
+                                      const std::string& name) {
+  for (const v1::LocalInput& input : task.inputs()) {
+    if (input.name() == name) return input.path();
+  }
+  if (name.starts_with('/')) return name;
+  return absl::NotFoundError(
+      absl::StrCat("\"", name,
+                   "\", which the job file names, was not uploaded with the "
+                   "job; is the path relative to the job file right?"));
+}
+
+absl::StatusOr<MemoryPlan> MakePlan(const v1::TrainerTask& task,
+                                    const JobSpec& spec,
+                                    const ModelDescription& model) {
+  return PlanMemory({.model = &model,
+                     .spec = &spec,
+                     .world_size = std::max(1, task.world_size()),
+                     .budget = task.memory_bytes(),
+                     .fast_bfloat16 = HasFastBfloat16(),
+                     .threads = std::max(1, task.threads())});
+}
+
+absl::StatusOr<ModelOptions> MakeModelOptions(const JobSpec& spec,
+                                              const MemoryPlan& plan,
+                                              const ModelDescription& model,
+                                              const Adapter* adapter) {
+  ModelOptions options{
+      .method = spec.method,
+      .compute_dtype = plan.compute_dtype,
+      .lora = {},
+      .layers = plan.layers,
+      .max_tokens = int64_t{plan.micro_batch_size} * spec.data.max_seq_len};
+  if (spec.method == Method::kFull) return options;
+  if (adapter != nullptr) {
+    ASSIGN_OR_RETURN(options.lora, LoraOptionsOf(*adapter, model));
+  } else {
+    const AdapterConfig config = AdapterConfigOf(spec);
+    options.lora.rank = config.rank;
+    options.lora.scale = config.scale();
+    ASSIGN_OR_RETURN(options.lora.modules,
+                     MatchTargetModules(model, spec.lora.target_modules));
+  }
+  options.lora.dropout = static_cast<float>(spec.lora.dropout);
+  return options;
+}
+
+absl::StatusOr<LoadedData> LoadJobData(const v1::TrainerTask& task,
+                                       const JobSpec& spec,
+                                       const ModelDescription& model) {
+  DataOptions options = DataOptionsFromSpec(spec);
+  RETURN_IF_ERROR(ResolvePaths(task, options.train));
+  RETURN_IF_ERROR(ResolvePaths(task, options.eval));
+  options.vocab_size = model.vocab_size;
+  options.threads = std::max(1, task.threads());
+  options.cache_directory = absl::StrCat(task.work_directory(), "/cache");
+  if (!NeedsTokenizer(options)) return LoadData(options, nullptr);
+  ASSIGN_OR_RETURN(const std::string chat_template,
+                   ChatTemplateText(task, spec));
+  ASSIGN_OR_RETURN(const text::ModelText text,
+                   text::LoadModelText(task.model_directory(), chat_template));
+  return LoadData(options, &text);
+}
+
+absl::StatusOr<LoadedData> LoadJobDataTogether(const v1::TrainerTask& task,
+                                               const JobSpec& spec,
+                                               const ModelDescription& model,
+                                               Communicator& communicator) {
+  absl::StatusOr<LoadedData> data = absl::UnknownError("not loaded");
+  for (const bool turn : {true, false}) {
+    absl::Status status;
+    if ((communicator.rank() == 0) == turn) {
+      data = LoadJobData(task, spec, model);
+      status = data.status();
+    }
+    RETURN_IF_ERROR(AgreeOn(communicator, status));
+  }
+  return data;
+}
+
+std::string DatasetSha256(const Dataset& data) {
+  Sha256 hash;
+  for (int64_t i = 0; i < data.size(); ++i) {
+    const Row row = data.row(i);
+    HashInts(hash, row.document_lengths);
+    HashInts(hash, row.tokens);
+    HashInts(hash, row.labels);
+  }
+  return hash.HexDigest();
+}
+
+absl::StatusOr<std::string> BaseSha256(const std::string& directory,
+                                       bool with_weights) {
+  std::vector<std::string> names = {"config.json"};
+  std::error_code error;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(directory, error)) {
+    if (with_weights && entry.path().extension() == ".safetensors") {
+      names.push_back(entry.path().filename());
+    }
+  }
+  std::ranges::sort(names);
+  Sha256 hash;
+  for (const std::string& name : names) {
+    ASSIGN_OR_RETURN(const std::string digest,
+                     Sha256OfFile(absl::StrCat(directory, "/", name)));
+    hash.Update(absl::StrCat(digest, "  ", name, "\n"));
+  }
+  return hash.HexDigest();
+}
+
+std::string_view ComputeDtypeName(ComputeDtype dtype) {
+  return dtype == ComputeDtype::kBfloat16 ? "bfloat16" : "float32";
+}
+
+}  // namespace qlora::trainer

@@ -1,0 +1,65 @@
+// What a task names, read and checked: job file, model description, memory
+// plan, data, adapter. Nothing here computes.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "common/spec/job_spec.h"
+#include "common/spec/memory_plan.h"
+#include "common/spec/model_description.h"
+#include "qlora/v1/trainer.pb.h"
+#include "worker/text/text.h"
+#include "worker/trainer/checkpoint/adapter.h"
+#include "worker/trainer/data/dataset.h"
+#include "worker/trainer/model/model.h"
+#include "worker/trainer/parallel/communicator.h"
+
+namespace qlora::trainer {
+
+// InvalidArgument listing everything that is wrong with the task's job file.
+absl::StatusOr<JobSpec> ReadJobSpec(const v1::TrainerTask& task);
+
+// Where a file lies that the job file names. NotFound if it was not delivered.
+absl::StatusOr<std::string> InputPath(const v1::TrainerTask& task,
+                                      const std::string& name);
+
+// By the memory that the task may use.
+absl::StatusOr<MemoryPlan> MakePlan(const v1::TrainerTask& task,
+                                    const JobSpec& spec,
+                                    const ModelDescription& model);
+
+// The options of the job's model; `adapter` is the one to start from or to
+// evaluate, or null.
+absl::StatusOr<ModelOptions> MakeModelOptions(const JobSpec& spec,
+                                              const MemoryPlan& plan,
+                                              const ModelDescription& model,
+                                              const Adapter* adapter);
+
+// The job's rows. The tokenizer comes from the model directory; data of format
+// tokens needs none.
+absl::StatusOr<LoadedData> LoadJobData(const v1::TrainerTask& task,
+                                       const JobSpec& spec,
+                                       const ModelDescription& model);
+
+// The same on every rank, the first of a node doing the work: rank 0 fills the
+// cache before the others look. Collective; all ranks fail together.
+absl::StatusOr<LoadedData> LoadJobDataTogether(const v1::TrainerTask& task,
+                                               const JobSpec& spec,
+                                               const ModelDescription& model,
+                                               Communicator& communicator);
+
+// Of the tokenized rows, in order.
+std::string DatasetSha256(const Dataset& data);
+
+// Over names and contents of the model's config.json and weight files (without
+// these for fresh weights).
+absl::StatusOr<std::string> BaseSha256(const std::string& directory,
+                                       bool with_weights);
+
+// "float32" or "bfloat16".
+std::string_view ComputeDtypeName(ComputeDtype dtype);
+
+}  // namespace qlora::trainer
