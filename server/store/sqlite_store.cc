@@ -44,11 +44,11 @@ template <typename Changes>
 absl::Status WriteNamed(Database& db, const std::string& table,
                         const Changes& changes) {
   if (changes.empty()) return absl::OkStatus();
-  ASSIGN_OR_RETURN(
-      Statement put,
-      db.Prepare(absl::StrCat("INSERT INTO ", table,
-                              "(name, record) VALUES (?1, ?2) ON CONFLICT "
-                              "DO UPDATE SET record = excluded.record")));
+  ASSIGN_OR_RETURN(Statement put,
+                   db.Prepare(absl::StrCat(
+                       "INSERT INTO ", table,
+                       "(name, record) VALUES (?1, ?2) ON CONFLICT(name) "
+                       "DO UPDATE SET record = excluded.record")));
   ASSIGN_OR_RETURN(
       Statement erase,
       db.Prepare(absl::StrCat("DELETE FROM ", table, " WHERE name = ?1")));
@@ -218,7 +218,7 @@ absl::Status SqliteStore::WriteJobs(const Draft& draft) {
   ASSIGN_OR_RETURN(
       Statement put,
       db_.Prepare("INSERT INTO jobs VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) "
-                  "ON CONFLICT DO UPDATE SET state = excluded.state, "
+                  "ON CONFLICT(id) DO UPDATE SET state = excluded.state, "
                   "attempt = excluded.attempt, head_step = excluded.head_step, "
                   "record = excluded.record"));
   ASSIGN_OR_RETURN(Statement erase,
@@ -248,9 +248,10 @@ absl::Status SqliteStore::WriteAttempts(const Draft& draft) {
   if (draft.attempts.changes().empty()) return absl::OkStatus();
   ASSIGN_OR_RETURN(
       Statement put,
-      db_.Prepare("INSERT INTO attempts VALUES (?1, ?2, ?3, ?4, ?5) "
-                  "ON CONFLICT DO UPDATE SET state = excluded.state, "
-                  "record = excluded.record"));
+      db_.Prepare(
+          "INSERT INTO attempts VALUES (?1, ?2, ?3, ?4, ?5) "
+          "ON CONFLICT(job, attempt) DO UPDATE SET state = excluded.state, "
+          "record = excluded.record"));
   ASSIGN_OR_RETURN(
       Statement release,
       db_.Prepare("DELETE FROM reservations WHERE job = ?1 AND attempt = ?2"));
@@ -289,9 +290,10 @@ absl::Status SqliteStore::Reserve(const AttemptRecord& attempt) {
 absl::Status SqliteStore::WriteNodes(const Draft& draft) {
   ASSIGN_OR_RETURN(
       Statement put,
-      db_.Prepare("INSERT INTO nodes VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE "
-                  "SET last_event = excluded.last_event, "
-                  "record = excluded.record"));
+      db_.Prepare(
+          "INSERT INTO nodes VALUES (?1, ?2, ?3) ON CONFLICT(name) DO UPDATE "
+          "SET last_event = excluded.last_event, "
+          "record = excluded.record"));
   for (const auto& [name, node] : draft.nodes.changes()) {
     if (!node) continue;
     RETURN_IF_ERROR(

@@ -1,0 +1,145 @@
+#include "server/store/job_log.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <thread>
+
+#include "core_harness.h"
+#include "server/telemetry.h"
+
+namespace qlora::server {
+namespace {
+
+qlora::v1::LogLine Line(const std::string& text) {
+  qlora::v1::LogLine line;
+  line.set_text(text);
+  return line;
+}
+
+bool Any(const std::string&) { return true; }
+
+TEST(JobLog, Lines_ComeBackInOrderAndFromAnOffset) {
+  TempDir dir;
+  JobLog log(dir.path());
+  EXPECT_TRUE(log.Read("j-1", LogKind::kLogs, 0)->lines.empty());
+  ASSERT_TRUE(log.Append("j-1", LogKind::kLogs, Line("one")).ok());
+  ASSERT_TRUE(log.Append("j-1", LogKind::kLogs, Line("two\n\"2\"")).ok());
+  const auto first = log.Read("j-1", LogKind::kLogs, 0).value();
+  ASSERT_EQ(first.lines.size(), 2u);
+  EXPECT_EQ(first.lines[0], R"({"text":"one"})");
+  ASSERT_TRUE(log.Append("j-1", LogKind::kLogs, Line("three")).ok());
+  const auto rest = log.Read("j-1", LogKind::kLogs, first.next_offset).value();
+  ASSERT_EQ(rest.lines.size(), 1u);
+  EXPECT_EQ(rest.lines[0], R"({"text":"three"})");
+  log.Remove("j-1");
+  EXPECT_TRUE(log.Read("j-1", LogKind::kLogs, 0)->lines.empty());
+}
+
+TEST(JobLog, TornLine_StaysAlone) {
+  TempDir dir;
+  {
+    JobLog log(dir.path());
+    ASSERT_TRUE(log.Append("j-1", LogKind::kLogs, Line("whole")).ok());
+  }
+  std::ofstream(dir.path() + "/j-1/logs.jsonl", std::ios::app) << R"({"te)";
+  JobLog log(dir.path());
+  EXPECT_EQ(log.Read("j-1", LogKind::kLogs, 0)->lines.size(), 1u);
+  ASSERT_TRUE(log.Append("j-1", LogKind::kLogs, Line("next")).ok());
+  const auto chunk = log.Read("j-1", LogKind::kLogs, 0).value();
+  ASSERT_EQ(chunk.lines.size(), 3u);
+  EXPECT_EQ(chunk.lines[2], R"({"text":"next"})");
+}
+
+TEST(JobLog, LineLongerThanAChunk_IsReadWhole) {
+  TempDir dir;
+  JobLog log(dir.path());
+  ASSERT_TRUE(
+      log.Append("j-1", LogKind::kLogs, Line(std::string(900000, 'x'))).ok());
+  EXPECT_GT(log.Read("j-1", LogKind::kLogs, 0)->lines.at(0).size(), 900000u);
+}
+
+TEST(JobLog, Tail_FindsTheLastWantedLines) {
+  TempDir dir;
+  JobLog log(dir.path());
+  for (int i = 0; i < 10; ++i) {
+    ASSERT_TRUE(
+        log.Append("j-1", LogKind::kLogs, Line("n" + std::to_string(i))).ok());
+  }
+  const auto offset = log.TailOffset("j-1", LogKind::kLogs, 3, Any).value();
+  EXPECT_EQ(log.Read("j-1", LogKind::kLogs, offset)->lines.size(), 3u);
+  EXPECT_EQ(log.TailOffset("j-1", LogKind::kLogs, 30, Any).value(), 0);
+}
+
+TEST(JobLog, ManyWriters_LoseNoLine) {
+  TempDir dir;
+  JobLog log(dir.path());
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&log] {
+      for (int i = 0; i < 100; ++i) {
+        ASSERT_TRUE(log.Append("j-1", LogKind::kLogs, Line("line")).ok());
+      }
+      log.Sync();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(log.Read("j-1", LogKind::kLogs, 0)->lines.size(), 400u);
+}
+
+qlora::v1::MetricPoint Point(int attempt, int64_t step, double loss) {
+  qlora::v1::MetricPoint point;
+  point.set_attempt(attempt);
+  point.set_step(step);
+  point.set_total_steps(10);
+  point.set_loss(loss);
+  point.set_step_seconds(2);
+  point.set_tokens_trained(30);
+  point.set_tokens_total(50);
+  return point;
+}
+
+TEST(Telemetry, Steps_AreTakenOnce) {
+  TempDir dir;
+  JobLog log(dir.path());
+  FakeClock clock(absl::FromUnixSeconds(1000));
+  Telemetry telemetry(&log, &clock);
+  EXPECT_TRUE(telemetry.OnPoint("j-1", Point(1, 1, 3)));
+  EXPECT_TRUE(telemetry.OnPoint("j-1", Point(1, 2, 2)));
+  EXPECT_FALSE(telemetry.OnPoint("j-1", Point(1, 2, 2)));
+  EXPECT_TRUE(telemetry.OnPoint("j-1", Point(2, 1, 2.5)));
+  EXPECT_FALSE(telemetry.OnPoint("j-1", Point(1, 3, 1)));
+  EXPECT_EQ(telemetry.Progress("j-1").step(), 1);
+  EXPECT_EQ(telemetry.Progress("j-1").eta().seconds(), 18);
+}
+
+TEST(Telemetry, Series_LeaveSomeMinutesAfterTheEnd) {
+  TempDir dir;
+  JobLog log(dir.path());
+  FakeClock clock(absl::FromUnixSeconds(1000));
+  Telemetry telemetry(&log, &clock);
+  telemetry.OnPoint("j-1", Point(1, 1, 3.5));
+  EXPECT_NE(telemetry.Text({}).find("qlora_train_loss{job_id=\"j-1\"} 3.5"),
+            std::string::npos);
+  EXPECT_NE(telemetry.Text({}).find(
+                "qlora_train_tokens_total{job_id=\"j-1\",kind=\"masked\"} 20"),
+            std::string::npos);
+  telemetry.OnJobEnded("j-1");
+  clock.Advance(absl::Minutes(4));
+  EXPECT_NE(telemetry.Text({}).find("j-1"), std::string::npos);
+  clock.Advance(absl::Minutes(2));
+  EXPECT_EQ(telemetry.Text({}).find("j-1"), std::string::npos);
+}
+
+TEST(Telemetry, Progress_IsReadFromTheFileAfterARestart) {
+  TempDir dir;
+  JobLog log(dir.path());
+  ASSERT_TRUE(log.Append("j-1", LogKind::kMetrics, Point(1, 7, 3)).ok());
+  FakeClock clock(absl::FromUnixSeconds(1000));
+  Telemetry telemetry(&log, &clock);
+  EXPECT_EQ(telemetry.Progress("j-1").step(), 7);
+  EXPECT_FALSE(telemetry.OnPoint("j-1", Point(1, 7, 3)));
+}
+
+}  // namespace
+}  // namespace qlora::server

@@ -1,0 +1,356 @@
+#include "server/core/job.h"
+
+#include <gtest/gtest.h>
+
+#include "core_harness.h"
+
+namespace qlora::server {
+namespace {
+
+using qlora::v1::FAILURE_CLASS_DISK;
+using qlora::v1::FAILURE_CLASS_DRAINED;
+using qlora::v1::FAILURE_CLASS_INFRA;
+using qlora::v1::FAILURE_CLASS_INTERNAL;
+using qlora::v1::FAILURE_CLASS_NUMERICAL;
+using qlora::v1::FAILURE_CLASS_UNSPECIFIED;
+using qlora::v1::FAILURE_CLASS_USER;
+using qlora::v1::WorkerCommand;
+
+constexpr auto kQueued = qlora::v1::JOB_STATE_QUEUED;
+constexpr auto kStarting = qlora::v1::JOB_STATE_STARTING;
+constexpr auto kRunning = qlora::v1::JOB_STATE_RUNNING;
+constexpr auto kHeld = qlora::v1::JOB_STATE_HELD;
+constexpr auto kBackoff = qlora::v1::JOB_STATE_BACKOFF;
+constexpr auto kCancelling = qlora::v1::JOB_STATE_CANCELLING;
+constexpr auto kSucceeded = qlora::v1::JOB_STATE_SUCCEEDED;
+constexpr auto kFailed = qlora::v1::JOB_STATE_FAILED;
+constexpr auto kCancelled = qlora::v1::JOB_STATE_CANCELLED;
+
+constexpr char kTwoNodes[] = "resources: {nodes: 2}\n";
+
+// Fails the running job's attempt and waits until it runs again.
+void FailAndRestart(CoreHarness& core, const std::string& id,
+                    qlora::v1::FailureClass failure_class) {
+  core.Ended("n1", id, failure_class);
+  ASSERT_EQ(core.job(id).state(), kBackoff) << core.job(id).reason();
+  core.Advance(absl::Seconds(20));
+  core.Heartbeat("n1");
+  ASSERT_EQ(core.job(id).state(), kStarting);
+  core.Prepared("n1", id);
+  core.Running("n1", id);
+}
+
+TEST(Job, OneRank_PreparesStartsCommitsSucceeds) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.Submit();
+  EXPECT_EQ(core.job(id).state(), kStarting);
+  EXPECT_EQ(core.job(id).attempt(), 1);
+  core.Prepared("n1", id);
+  EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStart), 1);
+  core.Running("n1", id);
+  EXPECT_EQ(core.job(id).state(), kRunning);
+  core.Staged("n1", id, 0, 10);
+  EXPECT_EQ(core.job(id).head_step(), 10);
+  core.Staged("n1", id, 0, 20, /*final=*/true);
+  EXPECT_EQ(core.job(id).state(), kRunning);
+  core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED);
+  EXPECT_EQ(core.job(id).state(), kSucceeded);
+  EXPECT_EQ(core.job(id).output_size(), 1);
+  EXPECT_EQ(core.job(id).head_step(), 20);
+}
+
+TEST(Job, GangOverTwoNodes_StartsOnlyWhenBothArePrepared) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.Submit(kTwoNodes);
+  EXPECT_EQ(core.job(id).state(), kQueued);
+  ASSERT_TRUE(core.Join("n2").ok());
+  EXPECT_EQ(core.job(id).state(), kStarting);
+  core.Prepared("n1", id);
+  EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStart), 0);
+  core.Prepared("n2", id);
+  EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStart), 1);
+  EXPECT_EQ(core.CountSent("n2", WorkerCommand::kStart), 1);
+  core.Running("n1", id);
+  EXPECT_EQ(core.job(id).state(), kStarting);
+  core.Running("n2", id);
+  EXPECT_EQ(core.job(id).state(), kRunning);
+}
+
+TEST(Job, PrepareTimeout_ReleasesTheWholeGang) {
+  CoreHarness core;
+  core.state().timings.lease = absl::Hours(1);
+  core.state().timings.reschedule_after = absl::Hours(2);
+  ASSERT_TRUE(core.Join("n1").ok());
+  ASSERT_TRUE(core.Join("n2").ok());
+  const std::string id = core.Submit(kTwoNodes);
+  core.Prepared("n1", id);
+  core.Advance(core.state().timings.prepare_timeout);
+  EXPECT_EQ(core.attempt(id).state(), ATTEMPT_STATE_DRAINING);
+  EXPECT_NE(core.attempt(id).message().find("n2"), std::string::npos);
+  EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStop), 1);
+  EXPECT_EQ(core.CountSent("n2", WorkerCommand::kStop), 1);
+  core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
+  EXPECT_EQ(core.attempt(id).state(), ATTEMPT_STATE_DRAINING);
+  core.Ended("n2", id, FAILURE_CLASS_INFRA);
+  EXPECT_EQ(core.job(id).state(), kBackoff);
+  EXPECT_EQ(core.job(id).failure_class(), FAILURE_CLASS_INFRA);
+}
+
+TEST(Job, UserFailure_IsNotRetried) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Ended("n1", id, FAILURE_CLASS_USER);
+  EXPECT_EQ(core.job(id).state(), kFailed);
+  EXPECT_EQ(core.job(id).reason(), "the test says so");
+}
+
+TEST(Job, InfraFailure_RestartsFromTheHeadCheckpoint) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 30);
+  FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+  EXPECT_EQ(core.job(id).restarts(), 1);
+  EXPECT_EQ(core.attempt(id).resume_step(), 30);
+  const auto sent = core.Sent("n1");
+  const auto prepare =
+      std::find_if(sent.rbegin(), sent.rend(),
+                   [](const auto& c) { return c.has_prepare(); });
+  EXPECT_EQ(prepare->prepare().resume_step(), 30);
+  EXPECT_EQ(prepare->prepare().resume_files_size(), 1);
+  EXPECT_EQ(prepare->prepare().attempt(), 2);
+}
+
+TEST(Job, NoProgressInThreeAttempts_IsHeld) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1", "restart: {max: 10}\n");
+  FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+  FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+  core.Ended("n1", id, FAILURE_CLASS_INFRA);
+  EXPECT_EQ(core.job(id).state(), kHeld);
+}
+
+TEST(Job, RestartsWithProgress_EndAtRestartMax) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1", "restart: {max: 2}\n");
+  for (int i = 1; i <= 2; ++i) {
+    core.Staged("n1", id, 0, 10 * i);
+    FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+  }
+  core.Staged("n1", id, 0, 30);
+  core.Ended("n1", id, FAILURE_CLASS_INFRA);
+  EXPECT_EQ(core.job(id).state(), kFailed);
+}
+
+TEST(Job, NumericalFailure_IsReplayedOnceThenHeld) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  FailAndRestart(core, id, FAILURE_CLASS_NUMERICAL);
+  core.Ended("n1", id, FAILURE_CLASS_NUMERICAL);
+  EXPECT_EQ(core.job(id).state(), kHeld);
+  EXPECT_EQ(core.job(id).failure_class(), FAILURE_CLASS_NUMERICAL);
+}
+
+TEST(Job, FullDisk_IsHeld) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Ended("n1", id, FAILURE_CLASS_DISK);
+  EXPECT_EQ(core.job(id).state(), kHeld);
+}
+
+TEST(Job, DrainedNode_RequeuesUncounted) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Heartbeat("n1", /*draining=*/true);
+  core.Staged("n1", id, 0, 17);
+  core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
+  core.Advance(absl::Seconds(5));
+  EXPECT_EQ(core.job(id).state(), kQueued) << core.job(id).reason();
+  EXPECT_EQ(core.job(id).restarts(), 0);
+  EXPECT_EQ(core.job(id).head_step(), 17);
+  ASSERT_TRUE(core.Join("n2").ok());
+  EXPECT_EQ(core.attempt(id).resume_step(), 17);
+}
+
+TEST(Job, DefiniteCause_WinsOverItsConsequences) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  ASSERT_TRUE(core.Join("n2").ok());
+  const std::string id = core.Submit(kTwoNodes);
+  // The peer's loss is reported before the cause.
+  core.Ended("n1", id, FAILURE_CLASS_INFRA);
+  core.Ended("n2", id, FAILURE_CLASS_USER);
+  EXPECT_EQ(core.job(id).state(), kFailed);
+  EXPECT_EQ(core.job(id).failure_class(), FAILURE_CLASS_USER);
+}
+
+TEST(Job, Checkpoint_CommitsWhenAllRanksStagedTheSame) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1", 2).ok());
+  const std::string id =
+      core.RunningJob("n1", "resources: {devices_per_node: 2}\n");
+  core.Staged("n1", id, 0, 5);
+  EXPECT_EQ(core.job(id).head_step(), 0);
+  core.Staged("n1", id, 0, 5);
+  EXPECT_EQ(core.job(id).head_step(), 0);
+  core.Staged("n1", id, 1, 5);
+  EXPECT_EQ(core.job(id).head_step(), 5);
+  core.Staged("n1", id, 1, 3);
+  core.Staged("n1", id, 0, 3);
+  EXPECT_EQ(core.job(id).head_step(), 5);
+}
+
+TEST(Job, DivergedRanks_AreStoppedAsADefect) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1", 2).ok());
+  const std::string id =
+      core.RunningJob("n1", "resources: {devices_per_node: 2}\n");
+  core.Staged("n1", id, 0, 5, false, "one");
+  core.Staged("n1", id, 1, 5, false, "other");
+  EXPECT_EQ(core.job(id).head_step(), 0);
+  EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStop), 1);
+  core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
+  EXPECT_EQ(core.job(id).failure_class(), FAILURE_CLASS_INTERNAL);
+}
+
+TEST(Job, Checkpoints_OlderThanKeepAreForgotten) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1", "checkpoint: {keep: 2}\n");
+  for (int step = 1; step <= 5; ++step) core.Staged("n1", id, 0, step);
+  std::vector<int64_t> steps;
+  for (const auto& [key, unused] : core.state().checkpoints) {
+    steps.push_back(key.second);
+  }
+  EXPECT_EQ(steps, (std::vector<int64_t>{4, 5}));
+}
+
+TEST(Job, FinalAtTheHead_AfterAResumeWithNothingLeft_Succeeds) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 20);
+  FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+  core.Staged("n1", id, 0, 20, /*final=*/true);
+  core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED);
+  EXPECT_EQ(core.job(id).state(), kSucceeded);
+}
+
+TEST(Job, LostAfterItsFinalCheckpoint_HasSucceeded) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 20, /*final=*/true);
+  core.Disconnect("n1");
+  ASSERT_TRUE(core.Join("n1", 1, "boot-2").ok());
+  EXPECT_EQ(core.job(id).state(), kSucceeded);
+}
+
+TEST(Job, CompleteWithoutAFinalCheckpoint_IsADefect) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED);
+  EXPECT_EQ(core.job(id).failure_class(), FAILURE_CLASS_INTERNAL);
+  EXPECT_EQ(core.job(id).state(), kBackoff);
+}
+
+TEST(Job, Cancel_StopsRanksAndWinsOverFailure) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "why not").ok()); });
+  EXPECT_EQ(core.job(id).state(), kCancelling);
+  EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStop), 1);
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "").ok()); });
+  EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStop), 1);
+  core.Ended("n1", id, FAILURE_CLASS_USER);
+  EXPECT_EQ(core.job(id).state(), kCancelled);
+  EXPECT_EQ(core.job(id).reason(), "why not");
+}
+
+TEST(Job, Cancel_OfAnEndedJobIsRefused) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Ended("n1", id, FAILURE_CLASS_USER);
+  core.Do([&](Draft& d) {
+    EXPECT_EQ(CancelJob(d, id, "").code(),
+              absl::StatusCode::kFailedPrecondition);
+  });
+}
+
+TEST(Job, DeletedWhileItRuns_GoesWhenItsRanksAreGone) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 5);
+  core.Do([&](Draft& d) { DeleteJob(d, id); });
+  EXPECT_TRUE(core.state().jobs.at(id).record.deleting());
+  core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
+  EXPECT_FALSE(core.state().jobs.contains(id));
+  EXPECT_TRUE(core.state().checkpoints.empty());
+}
+
+TEST(Job, RanksThatDoNotEnd_QuarantineTheirNode) {
+  CoreHarness core;
+  core.state().timings.lease = absl::Hours(1);
+  core.state().timings.reschedule_after = absl::Hours(2);
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "").ok()); });
+  core.Advance(absl::Seconds(71));
+  EXPECT_EQ(core.job(id).state(), kCancelled);
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_QUARANTINED);
+  core.Disconnect("n1");
+  ASSERT_TRUE(core.Join("n1").ok());
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_QUARANTINED);
+  core.Disconnect("n1");
+  ASSERT_TRUE(core.Join("n1", 1, "boot-2").ok());
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_READY);
+}
+
+TEST(Job, Deadline_StopsTheJob) {
+  CoreHarness core;
+  core.state().timings.lease = absl::Hours(1);
+  core.state().timings.reschedule_after = absl::Hours(2);
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1", "deadline: 10m\n");
+  core.Advance(absl::Minutes(9));
+  EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStop), 0);
+  core.Advance(absl::Minutes(2));
+  EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStop), 1);
+  core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
+  EXPECT_EQ(core.job(id).state(), kFailed);
+  EXPECT_NE(core.job(id).reason().find("deadline"), std::string::npos);
+}
+
+TEST(Job, StaleAttemptsEvents_AreDropped) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+  core.Event(
+      "n1", id,
+      [](auto& e) {
+        e.mutable_staged()->set_step(99);
+        e.mutable_staged()->set_state_sha256("x");
+      },
+      /*attempt=*/1);
+  EXPECT_EQ(core.job(id).head_step(), 0);
+  // Nor those of a node that has no part in the attempt.
+  ASSERT_TRUE(core.Join("n2").ok());
+  core.Staged("n2", id, 0, 50);
+  EXPECT_EQ(core.job(id).head_step(), 0);
+}
+
+}  // namespace
+}  // namespace qlora::server

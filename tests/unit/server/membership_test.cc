@@ -1,0 +1,179 @@
+#include "server/core/membership.h"
+
+#include <gtest/gtest.h>
+
+#include "core_harness.h"
+
+namespace qlora::server {
+namespace {
+
+using qlora::v1::Decision;
+
+TEST(Membership, MalformedHello_IsRefused) {
+  CoreHarness core;
+  EXPECT_EQ(core.Join("").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(core.Join("a b").status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(core.Join("n1", 1, "").status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST(Membership, SecondWorkerOfTheName_IsRefusedWhileTheFirstIsConnected) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1", 1, "boot-1").ok());
+  EXPECT_EQ(core.Join("n1", 1, "boot-2").status().code(),
+            absl::StatusCode::kAlreadyExists);
+  core.Disconnect("n1");
+  EXPECT_TRUE(core.Join("n1", 1, "boot-2").ok());
+}
+
+TEST(Membership, NewerStreamOfTheSameBoot_ReplacesTheOlder) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const uint64_t first = core.state().nodes.at("n1").stream;
+  ASSERT_TRUE(core.Join("n1").ok());
+  EXPECT_NE(core.state().nodes.at("n1").stream, first);
+  // The old stream's end changes nothing.
+  core.Do([&](Draft& d) { OnDisconnect(d, "n1", first); });
+  EXPECT_NE(core.state().nodes.at("n1").stream, 0u);
+}
+
+TEST(Membership, MissedLease_UnreachableThenDownThenLost) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Advance(absl::Seconds(31));
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_UNREACHABLE);
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_RUNNING);
+  core.Advance(absl::Seconds(90));
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_DOWN);
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_BACKOFF);
+  const auto welcome = core.Join("n1", 1, "boot-1", {{id, 1}});
+  ASSERT_TRUE(welcome.ok());
+  EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_KILL);
+}
+
+TEST(Membership, ReturnWithinTheTime_KeepsTheRanks) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Disconnect("n1");
+  core.Advance(absl::Seconds(60));
+  const auto welcome = core.Join("n1", 1, "boot-1", {{id, 1}});
+  ASSERT_TRUE(welcome.ok());
+  EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_KEEP);
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_READY);
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_RUNNING);
+}
+
+TEST(Membership, NewBoot_LosesWhatRan) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 7);
+  core.Disconnect("n1");
+  ASSERT_TRUE(core.Join("n1", 1, "boot-2").ok());
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_BACKOFF);
+  EXPECT_EQ(core.attempt(id).state(), ATTEMPT_STATE_LOST);
+  core.Advance(absl::Seconds(3));
+  EXPECT_EQ(core.attempt(id).resume_step(), 7);
+}
+
+TEST(Membership, AgentThatForgotItsAttempt_LosesIt) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Disconnect("n1");
+  ASSERT_TRUE(core.Join("n1", 1, "boot-1", {}).ok());
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_BACKOFF);
+}
+
+TEST(Membership, PrepareThatWasNotSeen_IsNotLost) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.Submit();
+  core.Disconnect("n1");
+  qlora::v1::Hello hello;
+  hello.set_node("n1");
+  hello.set_boot_id("boot-1");
+  hello.set_cluster_id(core.state().cluster_id);
+  core.Do([&](Draft& d) { EXPECT_TRUE(OnHello(d, hello, 77).ok()); });
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_STARTING);
+}
+
+TEST(Membership, UnknownAttempt_IsHeldNotKilled) {
+  CoreHarness core;
+  const auto welcome = core.Join("n1", 1, "boot-1", {{"j-of-another-life", 3}});
+  ASSERT_TRUE(welcome.ok());
+  EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_HOLD);
+}
+
+TEST(Membership, DeletedJobsAttempt_IsKilled) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Do([&](Draft& d) { DeleteJob(d, id); });
+  core.Disconnect("n1");
+  core.Advance(absl::Seconds(200));
+  core.Advance(absl::Seconds(200));
+  ASSERT_FALSE(core.state().jobs.contains(id));
+  const auto welcome = core.Join("n1", 1, "boot-1", {{id, 1}});
+  EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_KILL);
+}
+
+TEST(Membership, OtherClustersNode_IsRefused) {
+  CoreHarness core;
+  qlora::v1::Hello hello;
+  hello.set_node("n1");
+  hello.set_boot_id("b");
+  hello.set_cluster_id("c-other");
+  core.Do([&](Draft& d) {
+    EXPECT_EQ(OnHello(d, hello, 1).status().code(),
+              absl::StatusCode::kFailedPrecondition);
+  });
+}
+
+TEST(Membership, CoordinatorRestart_KeepsWhatTheNodeStillHas) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 7);
+  const int64_t term = core.state().term;
+  core.Restart();
+  EXPECT_EQ(core.state().term, term + 1);
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_RUNNING);
+  // Longer than reschedule_after: nodes get more time after a start.
+  core.Advance(absl::Seconds(200));
+  const auto welcome = core.Join("n1", 1, "boot-1", {{id, 1}});
+  EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_KEEP);
+  core.Staged("n1", id, 0, 14, /*final=*/true);
+  core.Ended("n1", id, qlora::v1::FAILURE_CLASS_UNSPECIFIED);
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_SUCCEEDED);
+}
+
+TEST(Membership, NewSpool_StartsEventNumbersAgain) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  core.state().nodes.at("n1").record.set_last_event(40);
+  core.Disconnect("n1");
+  const auto same = core.Join("n1", 1, "boot-1");
+  EXPECT_EQ(same->resend_from(), 41u);
+  core.Disconnect("n1");
+  const auto fresh = core.Join("n1", 1, "boot-2", {}, /*new_spool=*/true);
+  EXPECT_EQ(fresh->resend_from(), 1u);
+}
+
+TEST(Membership, DrainingNode_GetsNoWorkAndEndsDrained) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  core.Heartbeat("n1", /*draining=*/true);
+  const std::string id = core.Submit();
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_QUEUED);
+  core.Disconnect("n1");
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_DRAINED);
+}
+
+}  // namespace
+}  // namespace qlora::server
