@@ -5,6 +5,9 @@ namespace baseline {
 extern const KernelSet kKernels;
 }
 
-const KernelSet& SimdKernels() { return baseline::kKernels; }
+std::span<const NamedKernelSet> SupportedKernels() {
+  static const NamedKernelSet kAll[] = {{"baseline", &baseline::kKernels}};
+  return kAll;
+}
 
 }  // namespace qlora::trainer

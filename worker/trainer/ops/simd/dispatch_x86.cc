@@ -11,20 +11,21 @@ namespace avx512 {
 extern const KernelSet kKernels;
 }
 
-const KernelSet& SimdKernels() {
-  static const KernelSet& chosen = [&]() -> const KernelSet& {
+std::span<const NamedKernelSet> SupportedKernels() {
+  static const NamedKernelSet kAll[] = {{"avx512", &avx512::kKernels},
+                                        {"avx2", &avx2::kKernels},
+                                        {"baseline", &baseline::kKernels}};
+  static const size_t missing = [] {
     if (__builtin_cpu_supports("avx512f") &&
         __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
-      return avx512::kKernels;
+      return 0;
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-      return avx2::kKernels;
-    }
-    return baseline::kKernels;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 1
+                                                                           : 2;
   }();
-  return chosen;
+  return std::span(kAll).subspan(missing);
 }
 
 }  // namespace qlora::trainer

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "worker/trainer/ops/view.h"
 
@@ -94,8 +95,19 @@ struct KernelSet {
   Kernels<Bf16> bfloat16;
 };
 
-// The best set that this processor runs.
-const KernelSet& SimdKernels();
+struct NamedKernelSet {
+  // "avx512".
+  const char* name;
+  const KernelSet* kernels;
+};
+
+// What this processor runs, the best first.
+std::span<const NamedKernelSet> SupportedKernels();
+
+inline const KernelSet& SimdKernels() {
+  static const KernelSet& best = *SupportedKernels().front().kernels;
+  return best;
+}
 
 template <typename T>
 const Kernels<T>& Simd();
