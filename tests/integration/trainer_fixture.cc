@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "common/base/files.h"
 #include "nlohmann/json.hpp"
@@ -11,9 +13,11 @@ namespace qlora::trainer {
 
 void TrainerFixture::SetUp() {
   SKIP_WITHOUT_SHARED_DATA();
-  directory_ = absl::StrCat(
-      ::testing::TempDir(), "/trainer-", getpid(), "-",
-      ::testing::UnitTest::GetInstance()->current_test_info()->name());
+  std::string test =
+      ::testing::UnitTest::GetInstance()->current_test_info()->name();
+  std::ranges::replace(test, '/', '-');
+  directory_ =
+      absl::StrCat(::testing::TempDir(), "/trainer-", getpid(), "-", test);
   ASSERT_TRUE(CreateDirectories(directory_).ok());
 }
 

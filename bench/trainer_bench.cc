@@ -1,0 +1,328 @@
+// QLoRA training of a random Llama of 135 M parameters (SmolLM's shape): rank
+// 16 on all linears, 4 rows of 512 tokens a step. Beside it the same run by
+// PEFT, and the machine's own rate of matrix products.
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "bench/gemm_rate.h"
+#include "bench/rows.h"
+#include "common/base/files.h"
+#include "common/base/status_macros.h"
+#include "common/formats/safetensors.h"
+#include "common/spec/model_description.h"
+#include "nlohmann/json.hpp"
+#include "worker/trainer/gang_runner.h"
+
+namespace qlora::bench {
+namespace {
+
+constexpr int kRowTokens = 512;
+constexpr int kRowsPerStep = 4;
+constexpr int kRank = 16;
+
+constexpr char kConfig[] = R"({
+  "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+  "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+  "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
+  "max_position_embeddings": 2048, "rms_norm_eps": 1e-05,
+  "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu",
+  "attention_bias": false, "mlp_bias": false, "bos_token_id": 0,
+  "eos_token_id": 0, "torch_dtype": "bfloat16"
+})";
+
+constexpr char kJob[] = R"(
+apiVersion: qlora/v1
+name: bench
+model: {base: random-135m}
+method: qlora
+lora: {rank: RANK, alpha: ALPHA, target_modules: all-linear}
+data:
+  train: [{path: rows.jsonl, format: tokens}]
+  max_seq_len: 512
+  shuffle: false
+train:
+  max_steps: STEPS
+  global_batch_size: 4
+  learning_rate: 2e-4
+  compute_dtype: DTYPE
+)";
+
+struct Options {
+  std::string filter;
+  std::string json;
+  // Of the environment that scripts/parity makes; empty: no peer.
+  std::string peer_python;
+  std::string peer_script;
+  std::string trainer;
+  int steps = 6;
+  int peer_steps = 3;
+  int threads = static_cast<int>(std::thread::hardware_concurrency());
+};
+
+// One program's figures.
+struct Figures {
+  double tokens_per_second = 0;
+  double peak_bytes = 0;
+  double loss = 0;
+  double grad_norm = 0;
+};
+
+// Arithmetic of a step by token: products with frozen weights forward and
+// backward, the head likewise, three products for each LoRA matrix, and causal
+// attention (forward, and two and a half times that backward).
+double FlopsPerToken(const ModelDescription& m) {
+  double linear = 0, lora = 0;
+  for (const LinearShape& l : BlockLinears(m)) {
+    linear += double(l.in_features) * l.out_features;
+    lora += kRank * double(l.in_features + l.out_features);
+  }
+  const double attention = 3.5 * 2.0 * kRowTokens * m.q_size();
+  return m.num_layers * (4 * linear + 6 * lora + attention) +
+         4.0 * m.vocab_size * m.hidden_size;
+}
+
+// bfloat16 values from N(0, 0.02), norms 1.
+class RandomWeights {
+ public:
+  void Add(std::string name, std::vector<int64_t> shape) {
+    int64_t n = 1;
+    for (const int64_t d : shape) n *= d;
+    std::vector<uint16_t>& values = storage_.emplace_back(n, 0x3f80);
+    if (shape.size() > 1) {
+      for (uint16_t& v : values) v = Bfloat16(normal_(random_));
+    }
+    tensors_.push_back(
+        {std::move(name),
+         TensorDtype::kBF16,
+         std::move(shape),
+         {reinterpret_cast<const uint8_t*>(values.data()), values.size() * 2}});
+  }
+  const std::vector<TensorToWrite>& tensors() const { return tensors_; }
+
+ private:
+  static uint16_t Bfloat16(float value) {
+    return static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+  }
+  std::mt19937 random_{1};
+  std::normal_distribution<float> normal_{0, 0.02f};
+  std::vector<std::vector<uint16_t>> storage_;
+  std::vector<TensorToWrite> tensors_;
+};
+
+absl::Status WriteModel(const std::string& directory,
+                        const ModelDescription& m) {
+  RandomWeights weights;
+  weights.Add("model.embed_tokens.weight", {m.vocab_size, m.hidden_size});
+  for (int layer = 0; layer < m.num_layers; ++layer) {
+    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+    for (const LinearShape& l : BlockLinears(m)) {
+      weights.Add(prefix + l.name + ".weight", {l.out_features, l.in_features});
+    }
+    weights.Add(prefix + "input_layernorm.weight", {m.hidden_size});
+    weights.Add(prefix + "post_attention_layernorm.weight", {m.hidden_size});
+  }
+  weights.Add("model.norm.weight", {m.hidden_size});
+  RETURN_IF_ERROR(WriteFileAtomically(directory + "/config.json", kConfig));
+  return WriteSafetensors(directory + "/model.safetensors", weights.tensors(),
+                          {{"format", "pt"}})
+      .status();
+}
+
+absl::Status WriteRowsOfTokens(const std::string& path, int rows,
+                               int64_t vocabulary) {
+  std::mt19937 random(2);
+  std::string lines;
+  for (int i = 0; i < rows; ++i) {
+    std::vector<int64_t> ids(kRowTokens);
+    for (int64_t& id : ids) id = random() % vocabulary;
+    lines += nlohmann::json{{"input_ids", ids}}.dump() + "\n";
+  }
+  return WriteFileAtomically(path, lines);
+}
+
+absl::StatusOr<Figures> RunTrainer(const Options& options,
+                                   const std::string& directory,
+                                   const std::string& dtype) {
+  v1::TrainerTask task;
+  task.set_mode(v1::TRAINER_MODE_TRAIN);
+  task.set_job_id("j-bench");
+  task.set_job_file(
+      absl::StrReplaceAll(kJob, {{"RANK", absl::StrCat(kRank)},
+                                 {"ALPHA", absl::StrCat(2 * kRank)},
+                                 {"STEPS", absl::StrCat(options.steps)},
+                                 {"DTYPE", dtype}}));
+  task.set_model_directory(directory);
+  task.set_work_directory(absl::StrCat(directory, "/work-", dtype));
+  task.set_world_size(1);
+  task.set_threads(options.threads);
+  v1::LocalInput& input = *task.add_inputs();
+  input.set_name("rows.jsonl");
+  input.set_path(directory + "/rows.jsonl");
+  ASSIGN_OR_RETURN(const std::unique_ptr<trainer::Gang> gang,
+                   trainer::Gang::Start(options.trainer, task));
+  const std::vector<trainer::RankOutcome> outcome = gang->Wait();
+  Figures figures;
+  for (const v1::TrainerEvent& event : outcome[0].events) {
+    if (event.has_failure()) {
+      return absl::InternalError(event.failure().message());
+    }
+    if (!event.has_metrics()) continue;
+    const v1::MetricPoint& point = event.metrics();
+    figures.peak_bytes = static_cast<double>(point.memory_bytes());
+    if (point.step() == 1) {
+      figures.loss = point.loss();
+      figures.grad_norm = point.grad_norm();
+    } else {
+      figures.tokens_per_second =
+          std::max(figures.tokens_per_second, point.tokens_per_second());
+    }
+  }
+  return figures;
+}
+
+absl::StatusOr<Figures> RunPeer(const Options& options,
+                                const std::string& directory,
+                                const std::string& dtype) {
+  const std::string command = absl::StrCat(
+      options.peer_python, " ", options.peer_script, " ", directory, " ",
+      directory, "/rows.jsonl --dtype ", dtype, " --rows-per-step ",
+      kRowsPerStep, " --steps ", options.peer_steps, " --rank ", kRank,
+      " --threads ", options.threads);
+  FILE* pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return absl::InternalError("cannot start the peer");
+  std::string output;
+  char buffer[4096];
+  while (std::fgets(buffer, sizeof(buffer), pipe) != nullptr) output = buffer;
+  if (pclose(pipe) != 0) {
+    return absl::InternalError(absl::StrCat("the peer failed: ", command));
+  }
+  const auto json = nlohmann::json::parse(output, nullptr, false);
+  if (json.is_discarded()) return absl::InternalError("no JSON: " + output);
+  return Figures{.tokens_per_second = json["tokens_per_second"],
+                 .peak_bytes = json["peak_bytes"],
+                 .loss = json["loss"],
+                 .grad_norm = json["grad_norm"]};
+}
+
+// Before anything is timed: the result must be right.
+absl::Status CheckFigures(const Figures& ours,
+                          const std::optional<Figures>& peer,
+                          double tolerance) {
+  if (!(ours.grad_norm > 0) || !std::isfinite(ours.loss)) {
+    return absl::InternalError("our run gave no finite loss and gradient");
+  }
+  if (peer && std::abs(ours.loss / peer->loss - 1) > tolerance) {
+    return absl::InternalError(absl::StrCat("our first loss is ", ours.loss,
+                                            ", the peer's ", peer->loss));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunDtype(const Options& options, const std::string& directory,
+                      const ModelDescription& model, const std::string& dtype,
+                      std::vector<Row>* rows) {
+  const bool bf16 = dtype == "bfloat16";
+  const std::string name = absl::StrCat("trainer/qlora-135m/", dtype);
+  if (name.find(options.filter) == std::string::npos) return absl::OkStatus();
+  const double rate = MeasureGemmRate(
+      bf16 ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32, options.threads);
+  ASSIGN_OR_RETURN(const Figures ours, RunTrainer(options, directory, dtype));
+  std::optional<Figures> peer;
+  if (!options.peer_python.empty()) {
+    ASSIGN_OR_RETURN(peer, RunPeer(options, directory, dtype));
+  }
+  RETURN_IF_ERROR(CheckFigures(ours, peer, bf16 ? 2e-3 : 2e-4));
+  std::printf(
+      "%s: first loss %.5f, gradient norm %.5f%s\n", name.c_str(), ours.loss,
+      ours.grad_norm,
+      peer ? absl::StrCat("; peer ", peer->loss, ", ", peer->grad_norm).c_str()
+           : "");
+  Row speed{
+      .name = name + "/throughput",
+      .value = ours.tokens_per_second,
+      .unit = "tokens/s",
+      .peer_value = {},
+      .ratio = {},
+      .limit_share = ours.tokens_per_second * FlopsPerToken(model) / rate};
+  Row memory{.name = name + "/peak_memory",
+             .value = ours.peak_bytes,
+             .unit = "bytes",
+             .peer_value = {},
+             .ratio = {},
+             .limit_share = {}};
+  if (peer) {
+    speed.peer_value = peer->tokens_per_second;
+    speed.ratio = ours.tokens_per_second / peer->tokens_per_second;
+    memory.peer_value = peer->peak_bytes;
+    memory.ratio = peer->peak_bytes / ours.peak_bytes;
+  }
+  rows->push_back({.name = absl::StrCat("machine/gemm/", dtype),
+                   .value = rate,
+                   .unit = "FLOP/s",
+                   .peer_value = {},
+                   .ratio = {},
+                   .limit_share = {}});
+  rows->push_back(speed);
+  rows->push_back(memory);
+  return absl::OkStatus();
+}
+
+absl::Status RunAll(const Options& options) {
+  ASSIGN_OR_RETURN(const ModelDescription model, ParseModelConfig(kConfig));
+  const std::string directory =
+      absl::StrCat(std::filesystem::temp_directory_path().string(),
+                   "/qlora-bench-", getpid());
+  RETURN_IF_ERROR(CreateDirectories(directory));
+  absl::Status status = WriteModel(directory, model);
+  const int steps = std::max(options.steps, options.peer_steps);
+  status.Update(WriteRowsOfTokens(directory + "/rows.jsonl",
+                                  steps * kRowsPerStep, model.vocab_size));
+  std::vector<Row> rows;
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    if (status.ok()) {
+      status = RunDtype(options, directory, model, dtype, &rows);
+    }
+  }
+  status.Update(RemoveRecursively(directory));
+  RETURN_IF_ERROR(status);
+  PrintRows(rows);
+  return options.json.empty() ? absl::OkStatus()
+                              : WriteRows(options.json, rows);
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  options.trainer = std::filesystem::canonical("/proc/self/exe").parent_path() /
+                    "qlora-trainer";
+  CLI::App app("Trainer throughput and memory beside PEFT's.");
+  app.add_option("filter", options.filter, "Only rows whose name has this");
+  app.add_option("--json", options.json, "Also write the rows here");
+  app.add_option("--peer-python", options.peer_python,
+                 "Python with PEFT and bitsandbytes; without it no peer");
+  app.add_option("--peer-script", options.peer_script, "peft_peer.py");
+  app.add_option("--steps", options.steps, "Steps, from 2");
+  app.add_option("--peer-steps", options.peer_steps, "Steps, from 2");
+  app.add_option("--threads", options.threads, "Compute threads");
+  CLI11_PARSE(app, argc, argv);
+  const absl::Status status = RunAll(options);
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+  return 1;
+}
+
+}  // namespace
+}  // namespace qlora::bench
+
+int main(int argc, char** argv) { return qlora::bench::Main(argc, argv); }
