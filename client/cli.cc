@@ -43,6 +43,16 @@ std::string CommandName(const CLI::App& app) {
              : absl::StrCat(app.get_name(), " ", CommandName(*chosen.front()));
 }
 
+// CLI11 speaks of a missing verb where there is a misspelled one.
+absl::Status WrongLine(const CLI::App& app, const CLI::ParseError& error) {
+  const std::vector<std::string> unknown = app.remaining(/*recurse=*/true);
+  const std::string message =
+      unknown.empty() ? error.what()
+                      : absl::StrCat("unknown command or flag ", unknown[0]);
+  return WithHint(UsageError(message),
+                  absl::StrCat(CommandName(app), " --help"));
+}
+
 }  // namespace
 
 Cli::Cli() : app_("Fine-tunes models on your own machines.", "qloractl") {
@@ -84,8 +94,7 @@ int RunCli(int argc, char** argv) {
   } catch (const CLI::Success& e) {
     return cli.app().exit(e);
   } catch (const CLI::ParseError& e) {
-    std::cerr << FormatError(WithHint(
-        UsageError(e.what()), absl::StrCat(CommandName(cli.app()), " --help")));
+    std::cerr << FormatError(WrongLine(cli.app(), e));
     return kExitUsage;
   }
   const absl::StatusOr<int> code = RunChosen(cli);

@@ -10,6 +10,7 @@
 #include "client/transfer.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
+#include "common/spec/job_keys.h"
 
 namespace qlora::client {
 namespace fs = std::filesystem;
@@ -22,6 +23,16 @@ absl::StatusOr<std::string> ReadText(const std::string& file) {
   return std::string(std::istreambuf_iterator<char>(std::cin), {});
 }
 
+// The section or key that `explain` can tell about: the nearest to a mistake.
+std::string ExplainCommand(const SpecError& error) {
+  std::string path = error.path.substr(0, error.path.find('['));
+  while (!path.empty() && FindJobKey(path) == nullptr && !IsJobSection(path)) {
+    const size_t dot = path.rfind('.');
+    path.resize(dot == std::string::npos ? 0 : dot);
+  }
+  return absl::StrCat("qloractl explain", path.empty() ? "" : " ", path);
+}
+
 absl::StatusOr<JobSpec> Check(const std::string& yaml,
                               const std::string& source_name) {
   ParsedJob parsed = ParseJobFile(yaml);
@@ -29,7 +40,7 @@ absl::StatusOr<JobSpec> Check(const std::string& yaml,
   absl::Status status =
       WithWhat(SpecErrorsToStatus(parsed.errors, source_name),
                absl::StrCat(source_name, " is not a valid job file"));
-  return WithHint(std::move(status), "qloractl explain");
+  return WithHint(std::move(status), ExplainCommand(parsed.errors[0]));
 }
 
 // True for what the server resolves: a name in a registry or a place on a

@@ -1,0 +1,117 @@
+#include "client/cli.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/base/files.h"
+
+namespace qlora::client {
+namespace {
+
+// What scripts rely on. After a deliberate change:
+//   QLORA_UPDATE_GOLDEN=1 build/dev/bin/client_test
+//   --gtest_filter='ListFlags.*'
+TEST(ListFlags, Golden_Unchanged) {
+  const std::string path = QLORA_SOURCE_DIR "/tests/golden/cli.txt";
+  Cli cli;
+  const std::string flags = ListFlags(cli.app());
+  if (std::getenv("QLORA_UPDATE_GOLDEN") != nullptr) {
+    ASSERT_TRUE(WriteFileAtomically(path, flags).ok());
+  }
+  const auto golden = ReadFile(path);
+  ASSERT_TRUE(golden.ok()) << golden.status();
+  EXPECT_EQ(flags, *golden);
+}
+
+TEST(BashCompletion, KnowsVerbsAndFlags) {
+  Cli cli;
+  const std::string script = BashCompletion(cli.app());
+  EXPECT_THAT(script, testing::HasSubstr("\"qloractl local\") words=\"start "));
+  EXPECT_THAT(script, testing::HasSubstr("--cpu-ranks"));
+}
+
+int Parse(const std::string& line, bool* has_action) {
+  Cli cli;
+  try {
+    cli.app().parse(line, /*program_name_included=*/true);
+  } catch (const CLI::ParseError& e) {
+    return e.get_exit_code();
+  }
+  *has_action = cli.chosen() != nullptr;
+  return 0;
+}
+
+TEST(Cli, EveryVerb_ParsesAndHasAnAction) {
+  for (const char* line : {
+           "qloractl submit -f job.yaml --set a=1 --set b=2 --follow",
+           "qloractl submit -f - --detach --name x",
+           "qloractl list -o json --state running --label team=a --limit 5",
+           "qloractl --endpoint h:1 get j-1",
+           "qloractl get j-1 --endpoint h:1 -o yaml",
+           "qloractl describe @last",
+           "qloractl logs -f j-1 --rank 1 --tail 10",
+           "qloractl events -f j-1",
+           "qloractl metrics j-1 -o csv",
+           "qloractl plot -w j-1",
+           "qloractl cancel a b --reason r",
+           "qloractl delete a b",
+           "qloractl wait j-1 --timeout 5m",
+           "qloractl checkpoint list j-1",
+           "qloractl adapter list",
+           "qloractl adapter pull j-1 --to d --force",
+           "qloractl adapter verify j-1",
+           "qloractl generate --job j-1 --compare --chat hello there",
+           "qloractl generate --model m --temperature 0.7 --top-p 0.9 --seed 3",
+           "qloractl model import d --name n --upload",
+           "qloractl model list",
+           "qloractl model inspect n",
+           "qloractl model delete n",
+           "qloractl model pull j-1 --to d",
+           "qloractl dataset push f --name n",
+           "qloractl dataset list",
+           "qloractl dataset inspect n",
+           "qloractl dataset delete n",
+           "qloractl node list -o wide",
+           "qloractl plan -f job.yaml",
+           "qloractl explain",
+           "qloractl explain lora.rank",
+           "qloractl init --name n job.yaml",
+           "qloractl context list",
+           "qloractl context use n",
+           "qloractl context set n h:1",
+           "qloractl context delete n",
+           "qloractl local start --cpu-ranks 2 --model-root a --model-root b",
+           "qloractl local status",
+           "qloractl local stop --timeout 5",
+           "qloractl local logs -f",
+           "qloractl version",
+           "qloractl completion bash",
+       }) {
+    bool has_action = false;
+    EXPECT_EQ(Parse(line, &has_action), 0) << line;
+    EXPECT_TRUE(has_action) << line;
+  }
+}
+
+TEST(Cli, WrongLines_AreRefused) {
+  for (const char* line : {
+           "qloractl",
+           "qloractl submit",
+           "qloractl submit -f a --follow --detach",
+           "qloractl get",
+           "qloractl get a b",
+           "qloractl adapter pull j-1",
+           "qloractl generate --job a --model b x",
+           "qloractl generate --job a --compare --no-adapter x",
+           "qloractl local start --cpu-ranks 0",
+           "qloractl completion fish",
+           "qloractl frobnicate",
+           "qloractl list --frobnicate",
+       }) {
+    bool has_action = false;
+    EXPECT_NE(Parse(line, &has_action), 0) << line;
+  }
+}
+
+}  // namespace
+}  // namespace qlora::client

@@ -1,0 +1,199 @@
+// A coordinator's services in this process, over real gRPC on a loopback port,
+// that fail in the way a test asks for.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/base/mutex.h"
+#include "common/base/sha256.h"
+#include "qlora/v1/artifact.grpc.pb.h"
+#include "qlora/v1/job.grpc.pb.h"
+
+namespace qlora::client {
+
+// Keeps artifacts in memory. Breaks off after `break_after` bytes of an upload
+// or download, `breaks` times.
+class FakeArtifacts final : public v1::ArtifactService::Service {
+ public:
+  grpc::Status StatArtifact(grpc::ServerContext*,
+                            const v1::StatArtifactRequest* request,
+                            v1::StatArtifactResponse* response) override {
+    MutexLock lock(&mu_);
+    const std::string& data = data_[request->sha256()];
+    response->set_size_bytes(static_cast<int64_t>(data.size()));
+    response->set_complete(Sha256Hex(data) == request->sha256());
+    return grpc::Status::OK;
+  }
+
+  grpc::Status UploadArtifact(
+      grpc::ServerContext*,
+      grpc::ServerReader<v1::UploadArtifactRequest>* reader,
+      v1::UploadArtifactResponse* response) override {
+    v1::UploadArtifactRequest request;
+    std::string sha;
+    while (reader->Read(&request)) {
+      MutexLock lock(&mu_);
+      if (sha.empty()) sha = request.sha256();
+      largest_chunk_ = std::max(largest_chunk_, request.data().size());
+      std::string& data = data_[sha];
+      if (request.offset() != static_cast<int64_t>(data.size())) {
+        return {grpc::StatusCode::OUT_OF_RANGE, "not the end"};
+      }
+      data += request.data();
+      received_ += request.data().size();
+      if (breaks > 0 && data.size() >= break_after) {
+        --breaks;
+        return {grpc::StatusCode::UNAVAILABLE, "broken off"};
+      }
+    }
+    MutexLock lock(&mu_);
+    response->set_size_bytes(static_cast<int64_t>(data_[sha].size()));
+    return grpc::Status::OK;
+  }
+
+  grpc::Status DownloadArtifact(
+      grpc::ServerContext*, const v1::DownloadArtifactRequest* request,
+      grpc::ServerWriter<v1::DownloadArtifactResponse>* writer) override {
+    MutexLock lock(&mu_);
+    const std::string& data = data_[request->sha256()];
+    for (size_t at = request->offset(); at < data.size(); at += 1000) {
+      if (breaks > 0 && at >= break_after) {
+        --breaks;
+        return {grpc::StatusCode::UNAVAILABLE, "broken off"};
+      }
+      v1::DownloadArtifactResponse response;
+      response.set_offset(static_cast<int64_t>(at));
+      response.set_data(data.substr(at, 1000));
+      writer->Write(response);
+    }
+    return grpc::Status::OK;
+  }
+
+  // Returns what it is called.
+  v1::ArtifactFile Put(const std::string& path, const std::string& content) {
+    MutexLock lock(&mu_);
+    v1::ArtifactFile file;
+    file.set_path(path);
+    file.set_sha256(Sha256Hex(content));
+    file.set_size_bytes(static_cast<int64_t>(content.size()));
+    data_[file.sha256()] = content;
+    return file;
+  }
+  // Replaces the bytes behind a name.
+  void Damage(const v1::ArtifactFile& file, const std::string& content) {
+    MutexLock lock(&mu_);
+    data_[file.sha256()] = content;
+  }
+  size_t received() {
+    MutexLock lock(&mu_);
+    return received_;
+  }
+  size_t largest_chunk() {
+    MutexLock lock(&mu_);
+    return largest_chunk_;
+  }
+
+  std::atomic<int> breaks = 0;
+  std::atomic<size_t> break_after = 0;
+
+ private:
+  Mutex mu_;
+  std::map<std::string, std::string> data_ ABSL_GUARDED_BY(mu_);
+  size_t received_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t largest_chunk_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+// One job that runs for `points` steps. The streams break off `breaks` times
+// after their first message.
+class FakeJobs final : public v1::JobService::Service {
+ public:
+  grpc::Status CancelJob(grpc::ServerContext*,
+                         const v1::CancelJobRequest* request,
+                         v1::Job* response) override {
+    MutexLock lock(&mu_);
+    request_ids_.push_back(request->request_id());
+    if (lose_responses_ > 0) {
+      --lose_responses_;
+      return {grpc::StatusCode::UNAVAILABLE, "answer lost"};
+    }
+    response->set_job_id("j-1");
+    response->set_state(v1::JOB_STATE_CANCELLING);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status WatchJob(grpc::ServerContext*, const v1::WatchJobRequest*,
+                        grpc::ServerWriter<v1::Job>* writer) override {
+    v1::Job job;
+    job.set_job_id("j-1");
+    job.set_state(v1::JOB_STATE_RUNNING);
+    writer->Write(job);
+    if (watch_breaks-- > 0) {
+      return {grpc::StatusCode::UNAVAILABLE, "restarting"};
+    }
+    job.set_state(v1::JOB_STATE_SUCCEEDED);
+    writer->Write(job);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status StreamMetrics(
+      grpc::ServerContext*, const v1::StreamMetricsRequest* request,
+      grpc::ServerWriter<v1::MetricPoint>* writer) override {
+    for (int64_t step = request->after_step() + 1; step <= points; ++step) {
+      v1::MetricPoint point;
+      point.set_step(step);
+      writer->Write(point);
+      if (metric_breaks-- > 0) {
+        return {grpc::StatusCode::UNAVAILABLE, "restarting"};
+      }
+    }
+    return grpc::Status::OK;
+  }
+
+  void LoseResponses(int count) {
+    MutexLock lock(&mu_);
+    lose_responses_ = count;
+  }
+  std::vector<std::string> request_ids() {
+    MutexLock lock(&mu_);
+    return request_ids_;
+  }
+
+  int64_t points = 5;
+  std::atomic<int> watch_breaks = 0;
+  std::atomic<int> metric_breaks = 0;
+
+ private:
+  Mutex mu_;
+  int lose_responses_ ABSL_GUARDED_BY(mu_) = 0;
+  std::vector<std::string> request_ids_ ABSL_GUARDED_BY(mu_);
+};
+
+class FakeServer {
+ public:
+  FakeServer() {
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(),
+                             &port);
+    builder.RegisterService(&artifacts);
+    builder.RegisterService(&jobs);
+    server_ = builder.BuildAndStart();
+    endpoint = "127.0.0.1:" + std::to_string(port);
+  }
+  ~FakeServer() { server_->Shutdown(std::chrono::system_clock::now()); }
+
+  FakeArtifacts artifacts;
+  FakeJobs jobs;
+  std::string endpoint;
+
+ private:
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace qlora::client

@@ -1,0 +1,105 @@
+#include "client/local/process.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include "absl/time/clock.h"
+#include "common/base/files.h"
+
+namespace qlora::client {
+namespace {
+
+// A log file of this test's own.
+std::string TempFile(const std::string& name) {
+  const std::string path =
+      testing::TempDir() + "/" + std::to_string(::getpid()) + "-" + name;
+  EXPECT_TRUE(RemoveRecursively(path).ok());
+  return path;
+}
+
+absl::StatusOr<ProcessId> Shell(const std::string& script,
+                                const std::string& log) {
+  return Spawn({{"/bin/sh", "-c", script}, "/", log, false});
+}
+
+// Until the file has some content; false after ten seconds.
+bool AwaitContent(const std::string& path, std::string* content) {
+  for (int i = 0; i < 500; ++i) {
+    const auto text = ReadFile(path);
+    if (text.ok() && !text->empty() && text->back() == '\n') {
+      *content = *text;
+      return true;
+    }
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  return false;
+}
+
+TEST(Spawn, Runs_WithOutputInTheLog) {
+  const std::string log = TempFile("run.log");
+  const auto process = Shell("pwd; echo oops >&2; exec sleep 60", log);
+  ASSERT_TRUE(process.ok()) << process.status();
+  std::string text;
+  ASSERT_TRUE(AwaitContent(log, &text));
+  EXPECT_TRUE(IsAlive(*process));
+  EXPECT_TRUE(StopProcess(*process, absl::Seconds(10)));
+  EXPECT_FALSE(IsAlive(*process));
+  EXPECT_EQ(*ReadFile(log), "/\noops\n");
+}
+
+TEST(Spawn, NoSuchProgram_SaysWhich) {
+  const auto process = Spawn({{"/no/such/program"}, "/", "", false});
+  EXPECT_TRUE(absl::IsNotFound(process.status())) << process.status();
+  EXPECT_NE(process.status().message().find("/no/such/program"),
+            absl::string_view::npos);
+}
+
+TEST(StopProcess, IgnoresSigterm_IsKilled) {
+  const std::string log = TempFile("stubborn.log");
+  const auto process =
+      Shell("trap '' TERM; echo ready; while :; do sleep 60; done", log);
+  ASSERT_TRUE(process.ok());
+  std::string text;
+  ASSERT_TRUE(AwaitContent(log, &text));
+  EXPECT_FALSE(StopProcess(*process, absl::Milliseconds(200)));
+  EXPECT_FALSE(IsAlive(*process));
+}
+
+TEST(StopProcess, ChildOfTheProcess_GoesToo) {
+  const std::string log = TempFile("child.log");
+  const auto process = Shell("sleep 60 & echo $!; wait", log);
+  ASSERT_TRUE(process.ok());
+  std::string text;
+  ASSERT_TRUE(AwaitContent(log, &text));
+  const pid_t child = std::stoi(text);
+  ASSERT_EQ(::kill(child, 0), 0);
+  StopProcess(*process, absl::Seconds(10));
+  // Adopted and reaped by another, or still waiting for that: never running.
+  const auto stat =
+      ReadFile("/proc/" + text.substr(0, text.size() - 1) + "/stat");
+  EXPECT_TRUE(!stat.ok() || stat->find(") Z ") != std::string::npos) << *stat;
+}
+
+TEST(IsAlive, PidOfAnother_IsNotOurs) {
+  ProcessId reused;
+  reused.pid = ::getpid();
+  reused.start_time = 1;
+  EXPECT_FALSE(IsAlive(reused));
+  // Must not end this test.
+  EXPECT_TRUE(StopProcess(reused, absl::Seconds(1)));
+}
+
+TEST(IsAlive, EndedButNotReaped_IsGone) {
+  const auto process = Shell("exit 3", TempFile("ended.log"));
+  ASSERT_TRUE(process.ok());
+  for (int i = 0; i < 500 && IsAlive(*process); ++i) {
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  EXPECT_FALSE(IsAlive(*process));
+  EXPECT_TRUE(ReapIfEnded(*process));
+}
+
+}  // namespace
+}  // namespace qlora::client

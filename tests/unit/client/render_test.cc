@@ -1,0 +1,168 @@
+#include "client/render.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <yaml-cpp/yaml.h>
+
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "client/errors.h"
+#include "client/follow.h"
+
+namespace qlora::client {
+namespace {
+
+using testing::HasSubstr;
+
+v1::Job RunningJob() {
+  v1::Job job;
+  job.set_job_id("j-0123456789ab");
+  job.set_name("support-bot");
+  job.set_state(v1::JOB_STATE_RUNNING);
+  job.set_method("qlora");
+  job.set_priority(50);
+  job.mutable_create_time()->set_seconds(1'000'000);
+  job.mutable_progress()->set_step(12);
+  job.mutable_progress()->set_total_steps(60);
+  job.mutable_progress()->set_loss(1.84321);
+  job.mutable_progress()->mutable_eta()->set_seconds(75);
+  v1::RankAssignment* rank = job.add_ranks();
+  rank->set_node("local");
+  rank->set_device("cpu:0");
+  return job;
+}
+
+const absl::Time kNow = absl::FromUnixSeconds(1'000'090);
+
+std::string Show(const v1::Job& job, OutputFormat format) {
+  std::ostringstream out;
+  Output output;
+  output.out = &out;
+  output.format = format;
+  const absl::Status status = PrintOne(output, job, JobView(kNow));
+  EXPECT_TRUE(status.ok()) << status;
+  return out.str();
+}
+
+TEST(JobView, Table_HasColumnsAlignedAndNoTrailingBlanks) {
+  EXPECT_EQ(Show(RunningJob(), OutputFormat::kTable),
+            "ID              NAME         STATE    METHOD   STEP   LOSS    ETA "
+            "   AGE\n"
+            "j-0123456789ab  support-bot  RUNNING  qlora   12/60  1.843  1m15s "
+            " 1m30s\n");
+}
+
+TEST(JobView, Wide_AddsColumns) {
+  EXPECT_THAT(Show(RunningJob(), OutputFormat::kWide), HasSubstr("RESTARTS"));
+}
+
+TEST(JobView, Name_IsTheIdAlone) {
+  EXPECT_EQ(Show(RunningJob(), OutputFormat::kName), "j-0123456789ab\n");
+}
+
+TEST(JobView, JsonAndYaml_AreTheProtoMapping) {
+  v1::Job job = RunningJob();
+  job.set_job_file("a: 1\nb: 2\n");
+  job.set_reason("true");
+  const auto json = nlohmann::json::parse(Show(job, OutputFormat::kJson));
+  EXPECT_EQ(json["jobId"], "j-0123456789ab");
+  EXPECT_EQ(json["state"], "JOB_STATE_RUNNING");
+  const YAML::Node yaml = YAML::Load(Show(job, OutputFormat::kYaml));
+  EXPECT_EQ(yaml["jobFile"].as<std::string>(), "a: 1\nb: 2\n");
+  EXPECT_EQ(yaml["reason"].Tag(), "!") << "must be quoted to stay a string";
+  EXPECT_EQ(yaml["progress"]["totalSteps"].as<std::string>(), "60");
+}
+
+TEST(JobView, Jsonl_IsOneLine) {
+  const std::string text = Show(RunningJob(), OutputFormat::kJsonl);
+  EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 1);
+}
+
+TEST(ParseOutputFormat, Unknown_IsAUsageError) {
+  EXPECT_EQ(ExitCodeFor(ParseOutputFormat("xml").status()), kExitUsage);
+}
+
+TEST(DescribeJob, ShowsStateReasonEventsAndFile) {
+  v1::Job job = RunningJob();
+  job.set_state(v1::JOB_STATE_FAILED);
+  job.set_failure_class(v1::FAILURE_CLASS_USER);
+  job.set_reason("train.jsonl:3: no JSON");
+  job.set_job_file("name: support-bot\n");
+  v1::JobEvent event;
+  event.set_type("Failed");
+  event.set_message("train.jsonl:3: no JSON");
+  const std::string text = DescribeJob(job, {event}, {}, kNow);
+  EXPECT_THAT(text, HasSubstr("State:        FAILED (USER)\n"));
+  EXPECT_THAT(text, HasSubstr("Reason:       train.jsonl:3: no JSON\n"));
+  EXPECT_THAT(text, HasSubstr("Failed"));
+  EXPECT_THAT(text, HasSubstr("  name: support-bot\n"));
+}
+
+v1::MetricPoint Point() {
+  v1::MetricPoint point;
+  point.set_step(3);
+  point.set_total_steps(60);
+  point.set_loss(2.5);
+  point.set_learning_rate(2e-4);
+  point.set_tokens_per_second(812.4);
+  return point;
+}
+
+TEST(MetricsCsv, HasHeaderAndEmptyCellWithoutEvaluation) {
+  v1::MetricPoint with_eval = Point();
+  with_eval.set_eval_loss(2.25);
+  const std::string text = MetricsCsv({Point(), with_eval});
+  EXPECT_THAT(text, testing::StartsWith("step,epoch,time,loss,"));
+  EXPECT_THAT(text, HasSubstr("3,0.0,1970-01-01T00:00:00Z,2.5,0.0,0.0002,"));
+  EXPECT_THAT(text, HasSubstr(",0,\n"));
+  EXPECT_THAT(text, HasSubstr(",2.25\n"));
+}
+
+TEST(MetricsJsonl, HasTheKeysOfMetricsJsonl) {
+  const auto line = nlohmann::json::parse(MetricsJsonl({Point()}));
+  EXPECT_EQ(line["step"], 3);
+  EXPECT_EQ(line["tokens_per_second"], 812.4);
+  EXPECT_FALSE(line.contains("eval_loss"));
+}
+
+TEST(Outcome, EachState_HasItsExitCodeAndNextCommand) {
+  v1::Job job = RunningJob();
+  EXPECT_EQ(OutcomeExitCode(job), kExitJobNotFinished);
+  job.set_state(v1::JOB_STATE_SUCCEEDED);
+  EXPECT_EQ(OutcomeExitCode(job), kExitOk);
+  EXPECT_THAT(OutcomeText(job, 3.25),
+              HasSubstr("12 steps, loss 3.2500 -> 1.8432\nnext: qloractl "
+                        "adapter pull j-0123456789ab --to support-bot"));
+  job.set_method("full");
+  EXPECT_THAT(OutcomeText(job, 3.25), HasSubstr("qloractl model pull"));
+  job.set_state(v1::JOB_STATE_FAILED);
+  job.set_failure_class(v1::FAILURE_CLASS_NUMERICAL);
+  job.set_reason("loss is NaN at step 13");
+  EXPECT_EQ(OutcomeExitCode(job), kExitJobFailed);
+  EXPECT_THAT(OutcomeText(job, 3.25),
+              HasSubstr("(NUMERICAL): loss is NaN at step 13"));
+  job.set_state(v1::JOB_STATE_CANCELLED);
+  EXPECT_EQ(OutcomeExitCode(job), kExitJobCancelled);
+}
+
+TEST(ProgressText, Running_ShowsStepLossRateSpeedAndEta) {
+  const v1::MetricPoint point = Point();
+  EXPECT_EQ(ProgressText(RunningJob(), &point, true, false),
+            "[#.......................] 3/60  loss 2.5000  lr 0.0002  812 tok/s"
+            "  ETA 1m15s");
+  EXPECT_THAT(ProgressText(RunningJob(), &point, false, false),
+              HasSubstr("away"));
+}
+
+TEST(Terminal, TextsAreMeasuredInColumns) {
+  EXPECT_EQ(DisplayWidth("\x1b[1mab\x1b[0m█"), 3);
+  EXPECT_EQ(FormatBytes(1536), "1.5 KiB");
+  EXPECT_EQ(FormatBytes(12), "12 B");
+  EXPECT_EQ(ShortDuration(absl::Seconds(3725)), "1h02m");
+  EXPECT_EQ(ShortDuration(absl::Seconds(-3)), "0s");
+  EXPECT_EQ(Bar(2.0, 3, false), "[###]");
+}
+
+}  // namespace
+}  // namespace qlora::client
