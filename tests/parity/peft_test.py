@@ -17,7 +17,6 @@ JOB = """\
 apiVersion: qlora/v1
 model: {{base: {model}}}
 method: {method}
-quantization: {{type: nf4, double_quant: {double_quant}, block_size: 64}}
 lora: {{rank: 8, alpha: 16, target_modules: all-linear}}
 data:
   train: [{{path: train.jsonl, format: tokens}}]
@@ -87,11 +86,10 @@ class PeftTest(unittest.TestCase):
         cls.cluster.write("train.jsonl", jsonl(rows(64, 100, 0)))
         cls.cluster.write("eval.jsonl", jsonl(cls.eval_rows))
 
-    def train(self, name, model, **keys):
+    def train(self, name, model, method="qlora", packing="false", more=""):
         """Runs the job; returns where its adapter is and what it measured."""
-        settings = {"method": "qlora", "double_quant": "true",
-                    "packing": "false", **keys}
-        self.cluster.run(name, JOB.format(model=model, **settings))
+        self.cluster.run(name, JOB.format(
+            model=model, method=method, packing=packing) + more)
         adapter = self.cluster.directory / f"{name}-adapter"
         self.cluster.ctl("adapter", "pull", name, "--to", str(adapter))
         evaluation = json.loads((adapter / "eval.json").read_text())
@@ -113,7 +111,8 @@ class PeftTest(unittest.TestCase):
 
     def test_qlora_on_what_bitsandbytes_loads(self):
         model = self.models / "llama2xs-281K"
-        adapter, evaluation = self.train("plain", model, double_quant="false")
+        adapter, evaluation = self.train(
+            "plain", model, more="quantization: {double_quant: false}\n")
         self.compare(with_bitsandbytes(model), adapter, evaluation)
 
     def test_packed_rows(self):
