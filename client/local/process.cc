@@ -153,6 +153,9 @@ bool ReapIfEnded(const ProcessId& child) {
 }
 
 bool StopProcess(const ProcessId& process, absl::Duration grace) {
+  // Never started. 0 is also the session of all that came into a container
+  // from outside: nobody's to end.
+  if (process.pid <= 1) return true;
   bool clean = true;
   if (IsAlive(process)) {
     ::kill(process.pid, SIGTERM);

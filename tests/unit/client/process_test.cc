@@ -82,6 +82,11 @@ TEST(StopProcess, ChildOfTheProcess_GoesToo) {
   EXPECT_TRUE(!stat.ok() || stat->find(") Z ") != std::string::npos) << *stat;
 }
 
+TEST(StopProcess, NeverStarted_TouchesNothing) {
+  EXPECT_TRUE(StopProcess(ProcessId(), absl::Seconds(1)));
+  EXPECT_TRUE(StopProcess({1, 0}, absl::Seconds(1)));
+}
+
 TEST(IsAlive, PidOfAnother_IsNotOurs) {
   ProcessId reused;
   reused.pid = ::getpid();
