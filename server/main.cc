@@ -2,6 +2,7 @@
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 
 #include "absl/time/time.h"
@@ -93,6 +94,8 @@ int Run(const Flags& flags) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
+  // Start says itself what went wrong; gRPC's own lines would only repeat it.
+  ::setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   InitLogging("qlora-coordinator",
               flags.log_format == "json" ? LogFormat::kJson : LogFormat::kText);
   auto server = Server::Start(flags.options);
@@ -120,8 +123,8 @@ int main(int argc, char** argv) {
   qlora::server::Flags flags;
   app.set_config("--config", "", "YAML file with these flags as keys");
   qlora::server::AddFlags(app, flags);
-  app.config_formatter(
-      std::make_shared<qlora::YamlConfig>(qlora::ConfigKeys(app)));
+  app.config_formatter(std::make_shared<qlora::YamlConfig>(
+      qlora::ConfigKeys(app), qlora::KeysSetByEnvironment(app)));
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

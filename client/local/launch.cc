@@ -150,10 +150,13 @@ class Launcher {
                     options_.data_dir + "/coordinator",
                     CoordinatorLog(options_.data_dir),
                     {}};
+    std::vector<std::string> args = {"--listen", ListenAddress(7070),
+                                     "--metrics-listen", ListenAddress(9464)};
+    for (const std::string& root : options_.model_roots) {
+      args.insert(args.end(), {"--model-root", root});
+    }
     ASSIGN_OR_RETURN(const nlohmann::json endpoints,
-                     Start(coordinator_, instance_.coordinator,
-                           {"--listen", ListenAddress(7070), "--metrics-listen",
-                            ListenAddress(9464)}));
+                     Start(coordinator_, instance_.coordinator, args));
     instance_.endpoint = endpoints.value("grpc", "");
     instance_.metrics = endpoints.value("metrics", "");
     return SaveInstance(options_.data_dir, instance_);

@@ -3,6 +3,7 @@
 #include <yaml-cpp/yaml.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
 #include <string_view>
 
@@ -66,7 +67,7 @@ std::vector<CLI::ConfigItem> YamlConfig::from_config(
     } else {
       Fail(entry.second.Mark(), item.name + ": expected a value or a list");
     }
-    items.push_back(std::move(item));
+    if (!skip_.contains(item.name)) items.push_back(std::move(item));
   }
   return items;
 }
@@ -80,6 +81,16 @@ std::vector<std::string> ConfigKeys(const CLI::App& app) {
         keys.push_back(name);
       }
     }
+  }
+  return keys;
+}
+
+std::set<std::string> KeysSetByEnvironment(const CLI::App& app) {
+  std::set<std::string> keys;
+  for (const CLI::Option* option : app.get_options()) {
+    const std::string variable = option->get_envname();
+    if (variable.empty() || std::getenv(variable.c_str()) == nullptr) continue;
+    for (const std::string& name : option->get_lnames()) keys.insert(name);
   }
   return keys;
 }

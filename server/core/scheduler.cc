@@ -180,14 +180,15 @@ Search FindPlace(const Job& job, const SearchScope& scope) {
     SortByFit(job, candidates);
     return {Assign(spec, candidates), ""};
   }
-  const char* kind = spec.resources.device == DeviceKind::kAny
-                         ? "any kind of"
-                         : KindsFor(spec.resources.device)[0].c_str();
+  const std::string kind = spec.resources.device == DeviceKind::kAny
+                               ? "any kind of"
+                               : KindsFor(spec.resources.device)[0];
+  const auto& wanted = spec.resources;
   return {{},
-          absl::StrCat("needs ", spec.resources.nodes, " node",
-                       spec.resources.nodes == 1 ? "" : "s", " with ",
-                       spec.resources.devices_per_node, " ", kind, " device",
-                       spec.resources.devices_per_node == 1 ? "" : "s",
+          absl::StrCat("needs ", wanted.nodes,
+                       wanted.nodes == 1 ? " node" : " nodes", " with ",
+                       wanted.devices_per_node, " free ", kind,
+                       wanted.devices_per_node == 1 ? " device" : " devices",
                        why.empty() ? "" : ": ", absl::StrJoin(why, "; "))};
 }
 
@@ -283,7 +284,7 @@ absl::Status CheckCanEverFit(const State& state, const Job& job) {
   const Search found = FindPlace(job, scope);
   if (!found.ranks.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
-      "no registered node can ever hold this job: it ", found.missing));
+      "no registered nodes can ever hold this job: it ", found.missing));
 }
 
 std::vector<std::string> NodesThatHold(const State& state, const JobSpec& spec,

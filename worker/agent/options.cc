@@ -134,7 +134,8 @@ std::optional<int> ParseCommandLine(int argc, char** argv,
   app.set_version_flag("--version", QLORA_VERSION);
   AddOptions(app, options);
   app.set_config("--config", "", "YAML file with these flags as keys");
-  app.config_formatter(std::make_shared<YamlConfig>(ConfigKeys(app)));
+  app.config_formatter(
+      std::make_shared<YamlConfig>(ConfigKeys(app), KeysSetByEnvironment(app)));
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& help_or_version) {
