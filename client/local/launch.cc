@@ -152,9 +152,7 @@ class Launcher {
                     {}};
     std::vector<std::string> args = {"--listen", ListenAddress(7070),
                                      "--metrics-listen", ListenAddress(9464)};
-    for (const std::string& root : options_.model_roots) {
-      args.insert(args.end(), {"--model-root", root});
-    }
+    AppendRoots(&args);
     ASSIGN_OR_RETURN(const nlohmann::json endpoints,
                      Start(coordinator_, instance_.coordinator, args));
     instance_.endpoint = endpoints.value("grpc", "");
@@ -177,13 +175,18 @@ class Launcher {
         "--devices",
         options_.cpu_ranks > 0 ? absl::StrCat("cpu=", options_.cpu_ranks)
                                : "auto"};
-    for (const std::string& root : options_.model_roots) {
-      args.insert(args.end(), {"--model-root", root});
-    }
+    AppendRoots(&args);
     ASSIGN_OR_RETURN(const nlohmann::json endpoints,
                      Start(worker_, instance_.worker, args));
     instance_.worker_metrics = endpoints.value("metrics", "");
     return SaveInstance(options_.data_dir, instance_);
+  }
+
+  // Both daemons read models only below these.
+  void AppendRoots(std::vector<std::string>* args) const {
+    for (const std::string& root : options_.model_roots) {
+      args->insert(args->end(), {"--model-root", root});
+    }
   }
 
   // The worker is ready when the coordinator says so.

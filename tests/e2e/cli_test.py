@@ -1,0 +1,270 @@
+"""qloractl against real daemons: what a user types, and what wrong input gets."""
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+import unittest
+
+import cluster
+
+ROWS = "\n".join(
+    json.dumps({"text": f"Row {row} tells about the sea and the bread."})
+    for row in range(24)) + "\n"
+JOB = f"""\
+apiVersion: qlora/v1
+name: NAME
+model: {{base: {cluster.ROOT}/examples/base/model}}
+method: lora
+lora: {{rank: 4}}
+data: {{train: [{{path: rows.jsonl, format: text}}], max_seq_len: 64}}
+train: {{max_steps: STEPS, global_batch_size: 2, learning_rate: 1e-3}}
+resources: {{device: cpu}}
+"""
+# More steps than any test waits for.
+LONG = 1_000_000
+
+
+def job(name, steps):
+    return JOB.replace("NAME", name).replace("STEPS", str(steps))
+
+
+class CliTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.local = cls.enterClassContext(
+            cluster.Cluster(ranks=2, model_roots=[cluster.ROOT / "examples"]))
+        cls.local.write("rows.jsonl", ROWS)
+
+    def ctl(self, *arguments, code=0, timeout=120):
+        result = self.local.ctl(*arguments, check=False, timeout=timeout)
+        self.assertEqual(result.returncode, code,
+                         f"qloractl {' '.join(arguments)}\n{result.stdout}")
+        return result.stdout
+
+    def refused(self, *arguments, code, error, hint="hint: "):
+        """The command fails in the documented form."""
+        text = self.ctl(*arguments, code=code)
+        self.assertRegex(text, r"(?m)^error: ")
+        self.assertIn(error, text)
+        self.assertIn(hint, text)
+
+    def submit(self, name, steps):
+        self.local.write(f"{name}.yaml", job(name, steps))
+        self.ctl("submit", "-f", f"{name}.yaml")
+        return json.loads(self.ctl("get", name, "-o", "json"))["jobId"]
+
+    def await_state(self, name, state):
+        for _ in range(600):
+            found = json.loads(self.ctl("get", name, "-o", "json"))
+            if found["state"] == f"JOB_STATE_{state}":
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"{name} is {found['state']}, not {state}")
+
+    # -- one job from beginning to end ---------------------------------------
+
+    def test_job_piped_plain_lines_and_all_views(self):
+        self.local.write("whole.yaml", job("whole", 6))
+        text = self.ctl("submit", "-f", "whole.yaml", "--follow")
+        self.assertNotIn("\x1b", text)
+        self.assertEqual(len(re.findall(r"(?m)^step \d/6 loss ", text)), 6)
+        self.assertRegex(text, r"SUCCEEDED j-\w{12} after .*: 6 steps, loss ")
+        self.assertRegex(text, r"next: qloractl adapter pull j-\w{12} --to ")
+        found = json.loads(self.ctl("get", "whole", "-o", "json"))
+        name = found["jobId"]
+        self.assertEqual(found["state"], "JOB_STATE_SUCCEEDED")
+        # The same job by prefix, by id and as the newest one.
+        for way in (name[:8], name, "@last"):
+            self.assertIn(name, self.ctl("get", way))
+        self.assertIn("whole", self.ctl("list", "--state", "succeeded"))
+        self.assertNotIn("whole", self.ctl("list", "--state", "failed"))
+        self.assertEqual(self.ctl("list", "-o", "name", "--limit", "1").count(
+            "\n"), 1)
+        self.assertIn("adapter_model.safetensors", self.ctl("describe", name))
+        self.assertIn("rank", self.ctl("logs", name))
+        self.assertRegex(self.ctl("events", name), r"Queued|Placed|Started")
+        csv = self.ctl("metrics", name, "-o", "csv").splitlines()
+        self.assertEqual(len(csv), 7)
+        steps = [json.loads(line)["step"] for line in
+                 self.ctl("metrics", name, "-o", "jsonl").splitlines()]
+        self.assertEqual(steps, [1, 2, 3, 4, 5, 6])
+        self.assertIn("learning rate", self.ctl("plot", name))
+        self.assertIn(name, self.ctl("adapter", "list"))
+        self.assertIn("STEP", self.ctl("checkpoint", "list", name))
+        self.ctl("wait", name)
+
+    def test_adapter_pulled_verified_and_used(self):
+        self.local.write("pulled.yaml", job("pulled", 4))
+        self.ctl("submit", "-f", "pulled.yaml", "--follow")
+        self.ctl("adapter", "pull", "pulled", "--to", "out")
+        out = self.local.directory / "out"
+        sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=out,
+                              capture_output=True, text=True, check=False)
+        self.assertEqual(sums.returncode, 0, sums.stdout)
+        self.refused("adapter", "pull", "pulled", "--to", "out", code=7,
+                     error="will not write to out", hint="--force")
+        self.ctl("adapter", "pull", "pulled", "--to", "out", "--force")
+        self.refused("model", "pull", "pulled", "--to", "m", code=7,
+                     error="made no whole model", hint="qloractl adapter pull")
+        self.assertIn("verified", self.ctl("adapter", "verify", "pulled"))
+        text = self.ctl("generate", "--job", "pulled", "--compare",
+                        "--max-new-tokens", "8", "Tern Harbour is")
+        self.assertRegex(text, r"(?s)> Tern.*base: .*adapter: ")
+        again = [json.loads(self.ctl(
+            "generate", "--job", "pulled", "--seed", "7", "--temperature", "1",
+            "--max-new-tokens", "8", "-o", "jsonl", "The sea")) for _ in "12"]
+        self.assertEqual(again[0], again[1])
+
+    def test_plan_counts_steps_and_memory(self):
+        self.local.write("planned.yaml", job("planned", 7))
+        plan = json.loads(self.ctl("plan", "-f", "planned.yaml", "-o", "json"))
+        self.assertEqual(plan["totalSteps"], "7")
+        self.assertGreater(int(plan["memoryBytesPerRank"]), 0)
+        self.assertEqual(plan["fitsOn"], ["local"])
+        self.assertEqual(self.ctl("list", "-o", "name").count("planned"), 0)
+
+    def test_registries(self):
+        self.ctl("dataset", "push", "rows.jsonl", "--name", "rows")
+        self.assertIn("rows", self.ctl("dataset", "list"))
+        self.assertIn("sha256", self.ctl("dataset", "inspect", "rows"))
+        self.ctl("model", "import", str(cluster.ROOT / "examples/base/model"),
+                 "--name", "tiny")
+        self.assertIn("llama", self.ctl("model", "list"))
+        self.assertIn("hidden_size", self.ctl("model", "inspect", "tiny"))
+        self.local.write("named.yaml", job("named", 3))
+        self.ctl("submit", "-f", "named.yaml", "--follow", "--set",
+                 "data.train.0.path=dataset:rows", "--set", "model.base=tiny")
+        self.ctl("dataset", "delete", "rows")
+        self.refused("dataset", "inspect", "rows", code=3, error="rows")
+        self.ctl("model", "delete", "tiny")
+        self.refused("model", "inspect", "tiny", code=3, error="tiny")
+        self.assertIn("READY", self.ctl("node", "list"))
+
+    # -- how jobs end --------------------------------------------------------
+
+    def test_cancel_and_wait(self):
+        self.submit("cancelled", LONG)
+        self.await_state("cancelled", "RUNNING")
+        self.ctl("wait", "cancelled", "--timeout", "1s", code=101)
+        self.assertRegex(self.ctl("cancel", "cancelled"), "CANCELL")
+        self.ctl("wait", "cancelled", "--timeout", "60s", code=103)
+
+    def test_delete_while_running_leaves_nothing(self):
+        name = self.submit("deleted", LONG)
+        self.await_state("deleted", "RUNNING")
+        self.assertIn("deleted", self.ctl("delete", "deleted"))
+        self.refused("get", name, code=3, error=name, hint="qloractl list")
+        self.submit("after", 2)
+        self.ctl("wait", "after", "--timeout", "90s")
+
+    def test_bad_data_line_fails_the_job_and_names_it(self):
+        self.local.write("rows-bad.jsonl", ROWS + '{"text": 3\n')
+        self.local.write("bad.yaml", job("bad", 3).replace("rows.jsonl",
+                                                           "rows-bad.jsonl"))
+        text = self.ctl("submit", "-f", "bad.yaml", "--follow", code=100)
+        self.assertIn("FAILED", text)
+        self.assertIn("rows-bad.jsonl:25", text)
+        self.assertIn("next: qloractl logs", text)
+
+    def test_interrupt_detaches_and_says_so(self):
+        self.local.write("attached.yaml", job("attached", LONG))
+        code, text = self.follow_on_a_terminal("attached.yaml")
+        self.assertEqual(code, 101, text)
+        self.assertIn("detached", text)
+        self.assertRegex(text, r"\[.*\] \d+/\d+  loss .*tok/s  ETA ")
+        self.await_state("attached", "RUNNING")
+        self.ctl("cancel", "attached")
+        self.ctl("wait", "attached", "--timeout", "60s", code=103)
+
+    def follow_on_a_terminal(self, file):
+        """Follows until the bar is there, then Ctrl-C: exit code and output."""
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.chdir(self.local.directory)
+            environment = dict(os.environ, TERM="xterm", COLUMNS="120",
+                               HOME=str(self.local.directory),
+                               XDG_CONFIG_HOME=str(
+                                   self.local.directory / "config"))
+            os.execve(cluster.program("qloractl"),
+                      ["qloractl", "submit", "-f", file, "--follow"],
+                      environment)
+        text = ""
+        deadline = time.monotonic() + 60
+        sent = False
+        while time.monotonic() < deadline:
+            if not select.select([terminal], [], [], 0.2)[0]:
+                continue
+            try:
+                text += os.read(terminal, 65536).decode(errors="replace")
+            except OSError:
+                break
+            if not sent and "tok/s" in text:
+                os.write(terminal, b"\x03")
+                sent = True
+        else:
+            os.kill(pid, signal.SIGKILL)
+        os.close(terminal)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
+
+    # -- wrong input ---------------------------------------------------------
+
+    def test_job_files_that_are_wrong(self):
+        wrong = {
+            "train: {epochs: 1": (6, "wrong.yaml:"),
+            job("w", 1).replace("rank: 4", "rnk: 4"): (
+                6, "wrong.yaml:5:8: lora.rnk: unknown key; did you mean "
+                   "'lora.rank'"),
+            job("w", 1).replace("rank: 4", "rank: four"): (6, "lora.rank"),
+            job("w", 1).replace("rows.jsonl", "none.jsonl"): (
+                3, "cannot find none.jsonl"),
+            job("w", 1).replace("examples/base/model", "examples/nothing"): (
+                6, "examples/nothing: no such directory"),
+            job("w", 1).replace(f"{cluster.ROOT}/examples/base/model",
+                                "/usr"): (6, "/usr"),
+            job("w", 1).replace("{device: cpu}", "{devices_per_node: 64}"): (
+                7, "64"),
+        }
+        for text, (code, error) in wrong.items():
+            with self.subTest(error):
+                self.local.write("wrong.yaml", text)
+                found = self.ctl("submit", "-f", "wrong.yaml", code=code)
+                self.assertRegex(found, r"(?m)^error: ")
+                self.assertIn(error, found)
+        self.assertNotIn("j-", self.ctl("list", "--label", "a=b"))
+
+    def test_command_lines_that_are_wrong(self):
+        self.refused("submt", code=2, error="submt", hint="qloractl --help")
+        self.refused("submit", code=2, error="--file",
+                     hint="qloractl submit --help")
+        self.refused("list", "-o", "xml", code=2, error="xml", hint="")
+        self.refused("get", "j-nothing", code=3, error="j-nothing",
+                     hint="qloractl list")
+        self.refused("submit", "-f", "none.yaml", code=3, error="none.yaml",
+                     hint="qloractl init")
+        self.refused("explain", "train.lerning_rate", code=3,
+                     error="train.learning_rate")
+        self.refused("context", "use", "nowhere", code=3, error="nowhere",
+                     hint="qloractl context list")
+
+    def test_coordinator_that_is_not_there(self):
+        self.refused("--endpoint", "127.0.0.1:1", "list", code=5,
+                     error="cannot reach the coordinator at 127.0.0.1:1",
+                     hint="qloractl local start")
+
+    def test_init_writes_a_job_file_that_is_valid(self):
+        self.ctl("init", "--name", "mine", "first.yaml")
+        self.refused("init", "first.yaml", code=7, error="first.yaml",
+                     hint="--force")
+        self.ctl("submit", "-f", "first.yaml", "--dry-run", "--set",
+                 "data.train.0.path=rows.jsonl", "--set",
+                 "data.train.0.format=text", "--set",
+                 f"model.base={cluster.ROOT}/examples/base/model")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,172 @@
+"""`qloractl local`: starts once, stops all of it, survives what went wrong."""
+
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import unittest
+
+import cluster
+
+
+def processes_of(directory):
+    """Command lines of processes that name a directory."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if str(directory) in line and int(path.parent.name) != os.getpid():
+            found.append(line)
+    return found
+
+
+class LocalTest(unittest.TestCase):
+    def setUp(self):
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="qlora-local-"))
+        self.data = self.directory / "data"
+        self.environment = dict(
+            os.environ, HOME=str(self.directory),
+            XDG_CONFIG_HOME=str(self.directory / "config"),
+            XDG_STATE_HOME=str(self.directory / "state"))
+
+    def tearDown(self):
+        self.ctl("local", "stop", "--data-dir", str(self.data))
+        self.assertEqual(processes_of(self.directory), [])
+        shutil.rmtree(self.directory)
+
+    def ctl(self, *arguments, code=0):
+        result = subprocess.run(
+            [cluster.program("qloractl"), *arguments], env=self.environment,
+            cwd=self.directory, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
+            check=False)
+        self.assertEqual(result.returncode, code, result.stdout)
+        return result.stdout
+
+    def start(self, *arguments, code=0):
+        return self.ctl("local", "start", "--data-dir", str(self.data),
+                        *arguments, code=code)
+
+    def state(self):
+        return json.loads((self.data / "local.json").read_text())
+
+    def test_start_status_logs_stop(self):
+        self.ctl("local", "status", code=5)
+        self.assertIn("worker ready", self.start("--cpu-ranks", "2"))
+        # The context finds the instance without --data-dir.
+        self.assertEqual(self.ctl("local", "status").count("running"), 2)
+        self.assertIn("READY", self.ctl("node", "list"))
+        self.assertIn("coordinator", self.ctl("local", "logs"))
+        self.assertIn("* ", self.ctl("context", "list"))
+        self.assertIn("stopped", self.ctl("local", "stop"))
+        self.assertEqual(processes_of(self.directory), [])
+        self.assertFalse((self.data / "local.json").exists())
+        self.assertIn("nothing runs", self.ctl("local", "stop", "--data-dir",
+                                               str(self.data)))
+
+    def test_second_start_says_that_it_runs(self):
+        self.start("--cpu-ranks", "1")
+        first = self.state()
+        self.assertIn("already running", self.start())
+        self.assertIn("runs already", self.start("--cpu-ranks", "2", code=7))
+        self.assertEqual(self.state(), first)
+
+    def test_two_instances_live_side_by_side(self):
+        self.start("--cpu-ranks", "1")
+        other = self.directory / "other"
+        self.ctl("local", "start", "--cpu-ranks", "1", "--data-dir", str(other))
+        endpoint = json.loads((other / "local.json").read_text())["endpoint"]
+        self.assertNotEqual(endpoint, self.state()["endpoint"])
+        self.ctl("local", "stop", "--data-dir", str(other))
+        self.assertEqual(processes_of(other), [])
+        self.assertIn("READY", self.ctl("--endpoint", self.state()["endpoint"],
+                                        "node", "list"))
+
+    def test_usual_ports_taken_uses_others(self):
+        taken = []
+        for port in (7070, 9464, 9465):
+            listener = socket.socket()
+            self.addCleanup(listener.close)
+            try:
+                listener.bind(("127.0.0.1", port))
+                listener.listen()
+            except OSError:
+                continue  # Taken by another already: as good.
+            taken.append(port)
+        self.start("--cpu-ranks", "1")
+        state = self.state()
+        for key in ("endpoint", "metrics", "worker_metrics"):
+            self.assertNotIn(int(state[key].split(":")[1]), (7070, 9464, 9465))
+
+    def test_state_file_of_dead_processes_is_no_obstacle(self):
+        self.start("--cpu-ranks", "1")
+        state = self.state()
+        self.ctl("local", "stop")
+        # Pids that are others' now: this process and its parent.
+        state["coordinator"]["pid"] = os.getpid()
+        state["worker"]["pid"] = os.getppid()
+        (self.data / "local.json").write_text(json.dumps(state))
+        self.ctl("local", "status", "--data-dir", str(self.data), code=5)
+        self.assertIn("worker ready", self.start("--cpu-ranks", "1"))
+        state_now = self.state()
+        self.assertNotEqual(state_now["coordinator"]["pid"], os.getpid())
+
+    def test_killed_daemon_is_reported_and_replaced(self):
+        self.start("--cpu-ranks", "1")
+        state = self.state()
+        os.kill(state["worker"]["pid"], signal.SIGKILL)
+        time.sleep(0.3)
+        self.assertIn("ended", self.ctl("local", "status", code=5))
+        self.assertIn("worker ready", self.start("--cpu-ranks", "1"))
+        self.assertNotEqual(self.state()["worker"], state["worker"])
+
+    def test_second_coordinator_on_the_same_data_is_refused(self):
+        self.start("--cpu-ranks", "1")
+        second = subprocess.run(
+            [cluster.program("qlora-coordinator"), "--data-dir",
+             str(self.data / "coordinator"), "--listen", "127.0.0.1:0",
+             "--metrics-listen", "127.0.0.1:0"], text=True, timeout=30,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        self.assertNotEqual(second.returncode, 0)
+        self.assertIn(str(self.state()["coordinator"]["pid"]), second.stdout)
+        self.assertIn("READY", self.ctl("node", "list"))
+
+    def test_start_that_fails_leaves_nothing_and_shows_the_log(self):
+        (self.data / "coordinator").mkdir(parents=True)
+        with open(self.data / "coordinator/LOCK", "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            text = self.start("--cpu-ranks", "1", code=5)
+        self.assertIn("error: qlora-coordinator ended while it started", text)
+        self.assertRegex(text, r"(?m)^cause: .*LOCK|^cause: .*lock|in use")
+        self.assertEqual(processes_of(self.directory), [])
+
+    def test_unknown_model_root_is_refused(self):
+        self.assertIn("no such directory",
+                      self.start("--model-root", "/no/such/place", code=3))
+
+    def test_foreground_ends_both_on_interrupt(self):
+        process = subprocess.Popen(
+            [cluster.program("qloractl"), "local", "start", "--foreground",
+             "--cpu-ranks", "1", "--data-dir", str(self.data)],
+            env=self.environment, cwd=self.directory, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        while "next: Ctrl-C" not in process.stdout.readline():
+            self.assertIsNone(process.poll())
+        self.assertEqual(self.ctl("local", "status", "--data-dir",
+                                  str(self.data)).count("running"), 2)
+        process.send_signal(signal.SIGINT)
+        self.assertEqual(process.wait(timeout=60), 0)
+        process.stdout.close()
+        self.assertEqual(processes_of(self.directory), [])
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
