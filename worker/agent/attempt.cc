@@ -227,6 +227,9 @@ void Attempt::OnEvent(int rank, v1::TrainerEvent trainer_event) {
 void Attempt::OnLine(int rank, std::string line, bool is_error) {
   v1::WorkerEvent event;
   v1::LogLine& log = *event.mutable_log();
+  const int64_t now = absl::GetCurrentTimeNanos();
+  log.mutable_time()->set_seconds(now / 1'000'000'000);
+  log.mutable_time()->set_nanos(static_cast<int32_t>(now % 1'000'000'000));
   log.set_rank(rank);
   log.set_attempt(command_.attempt());
   log.set_level(is_error ? "warning" : "info");
@@ -357,7 +360,7 @@ void Attempt::Stop(bool save, absl::Duration grace, AgentCause cause) {
     phase_ = Phase::kSpawning;
     return MaybeEnd();
   }
-  if (!save || phase_ != Phase::kRunning) {
+  if (!save || running_.empty()) {
     // What was staged so far is not waited for either.
     if (!save) {
       transfers_->Cancel();

@@ -195,8 +195,7 @@ void Supervisor::Sweep() {
                   [](const auto& entry) { return entry.second->ended(); });
     UpdateInventory();
     if (draining_ && attempts_.empty() && tasks_.empty() && on_drained_) {
-      on_drained_();
-      on_drained_ = nullptr;
+      std::exchange(on_drained_, nullptr)();
     }
   });
 }

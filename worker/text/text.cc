@@ -57,6 +57,15 @@ absl::StatusOr<std::string> ReadOptional(const std::string& path) {
   return content;
 }
 
+// The file's object, empty if there is no file.
+absl::StatusOr<Json> ReadObject(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string content, ReadOptional(path));
+  if (content.empty()) return Json::object();
+  Json value = Json::parse(content, nullptr, /*allow_exceptions=*/false);
+  if (value.is_object()) return value;
+  return absl::InvalidArgumentError(absl::StrCat(path, " is no JSON object"));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Open(
@@ -152,17 +161,13 @@ absl::StatusOr<ModelText> LoadModelText(const std::string& directory,
                                         std::string_view chat_template) {
   ModelText out;
   ASSIGN_OR_RETURN(out.tokenizer, Tokenizer::Open(directory));
-  const std::string config_path =
-      absl::StrCat(directory, "/tokenizer_config.json");
-  ASSIGN_OR_RETURN(out.tokenizer_config, ReadOptional(config_path));
-  Json config = Json::object();
-  if (!out.tokenizer_config.empty()) {
-    config = Json::parse(out.tokenizer_config, nullptr, false);
-    if (!config.is_object()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(config_path, " is not a JSON object"));
-    }
-  }
+  // Older models keep their special tokens apart.
+  ASSIGN_OR_RETURN(Json config,
+                   ReadObject(directory + "/special_tokens_map.json"));
+  ASSIGN_OR_RETURN(const Json newer,
+                   ReadObject(directory + "/tokenizer_config.json"));
+  config.update(newer);
+  out.tokenizer_config = config.dump();
   out.bos_id = out.tokenizer->TokenToId(TokenText(config, "bos_token"));
   out.eos_id = out.tokenizer->TokenToId(TokenText(config, "eos_token"));
 

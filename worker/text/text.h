@@ -103,7 +103,7 @@ struct ModelText {
   std::unique_ptr<ChatTemplate> chat_template;
   // Jinja text of chat_template.
   std::string chat_template_source;
-  // Text of tokenizer_config.json, or empty.
+  // JSON: special_tokens_map.json, overridden by tokenizer_config.json.
   std::string tokenizer_config;
   std::optional<int32_t> bos_id;
   std::optional<int32_t> eos_id;

@@ -1,0 +1,178 @@
+// A rank that does what its job file says instead of training: lines of
+// "key=value". It speaks the real frames, so that a real agent supervises it.
+//
+//   steps=N          metrics for steps 1..N, then the end (default 3)
+//   step_ms=T        time a step (default 0)
+//   save_every=N     stages a checkpoint every N steps
+//   print=TEXT       on standard output
+//   fail_rank=R      that rank fails...
+//   fail_step=N      ...after that step...
+//   exit=C           ...with that code and a TrainerFailure of that class
+//   class=K
+//   signal=S         ...or by that signal
+//   hang=1           stops sending after its first step
+//   ignore_stop=1    goes on when told to stop
+//   garbage=1        sends bytes that are no frame
+#include <poll.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <sstream>
+#include <string>
+
+#include "common/base/sha256.h"
+#include "qlora/v1/trainer.pb.h"
+#include "worker/frames/frames.h"
+
+namespace {
+
+using qlora::v1::TrainerCommand;
+using qlora::v1::TrainerEvent;
+using qlora::v1::TrainerTask;
+
+constexpr int kFrames = 3;
+
+class FakeRank {
+ public:
+  int Run() {
+    TrainerCommand command = Receive();
+    task_ = command.task();
+    ReadScript();
+    TrainerEvent event;
+    event.mutable_ready()->set_version("fake");
+    Send(event);
+    if (task_.world_size() > 1) Receive();
+    event.mutable_running()->set_first_step(1);
+    Send(event);
+    if (script_.contains("print")) {
+      std::cout << script_["print"] << std::endl;
+    }
+    const int steps = Number("steps", 3);
+    for (int step = 1; step <= steps; ++step) {
+      ::usleep(static_cast<unsigned>(1000 * Number("step_ms", 0)));
+      if (task_.rank() == 0) Metrics(step);
+      MaybeFail(step);
+      if (Number("hang", 0) != 0) ::pause();
+      if (StopRequested()) return Finish(step, /*stopped=*/true);
+      const int every = Number("save_every", 0);
+      if (every > 0 && step % every == 0 && step < steps) Stage(step, false);
+    }
+    return Finish(steps, /*stopped=*/false);
+  }
+
+ private:
+  void ReadScript() {
+    std::istringstream in(task_.job_file());
+    std::string line;
+    while (std::getline(in, line)) {
+      const size_t equals = line.find('=');
+      if (equals != std::string::npos) {
+        script_[line.substr(0, equals)] = line.substr(equals + 1);
+      }
+    }
+  }
+
+  int Number(const std::string& key, int otherwise) const {
+    const auto it = script_.find(key);
+    return it == script_.end() ? otherwise : std::atoi(it->second.c_str());
+  }
+
+  static TrainerCommand Receive() {
+    TrainerCommand command;
+    const auto more = qlora::ReadFrame(kFrames, &command);
+    // The agent is gone.
+    if (!more.ok() || !*more) std::exit(17);
+    return command;
+  }
+
+  static void Send(const TrainerEvent& event) {
+    if (!qlora::WriteFrame(kFrames, event).ok()) std::exit(17);
+  }
+
+  bool StopRequested() {
+    pollfd fd = {.fd = kFrames, .events = POLLIN, .revents = 0};
+    while (::poll(&fd, 1, 0) > 0) {
+      stop_ |= Receive().has_stop() && Number("ignore_stop", 0) == 0;
+    }
+    return stop_;
+  }
+
+  void Metrics(int step) {
+    TrainerEvent event;
+    event.mutable_metrics()->set_step(step);
+    event.mutable_metrics()->set_loss(1.0 / step);
+    Send(event);
+  }
+
+  void MaybeFail(int step) {
+    if (Number("garbage", 0) != 0) {
+      [[maybe_unused]] const ssize_t n =
+          ::write(kFrames, "\xff\xff\xff\xff", 4);
+      ::pause();
+    }
+    if (Number("fail_rank", -1) != task_.rank() ||
+        Number("fail_step", 1) != step) {
+      return;
+    }
+    if (Number("signal", 0) != 0) ::kill(::getpid(), Number("signal", 0));
+    TrainerEvent event;
+    event.mutable_failure()->set_failure_class(
+        static_cast<qlora::v1::FailureClass>(Number("class", 1)));
+    event.mutable_failure()->set_message("the script says so");
+    Send(event);
+    std::exit(Number("exit", 10));
+  }
+
+  void Stage(int step, bool final) {
+    TrainerEvent event;
+    qlora::v1::StagedFiles& staged = *event.mutable_staged();
+    staged.set_step(step);
+    staged.set_final(final);
+    staged.set_state_sha256(qlora::Sha256Hex(std::to_string(step)));
+    if (task_.rank() == 0) {
+      const std::string directory =
+          task_.work_directory() + "/staged/" + std::to_string(step);
+      Write(directory, "sub/state.bin", "state " + std::to_string(step));
+      Write(directory, "manifest.json", "{}");
+      staged.set_directory(directory);
+      staged.set_manifest_sha256(qlora::Sha256Hex("{}"));
+      if (final) {
+        const std::string output = task_.work_directory() + "/output";
+        std::string inputs;
+        for (const auto& input : task_.inputs()) inputs += input.path() + "\n";
+        Write(output, "inputs.txt", inputs);
+        staged.set_output_directory(output);
+      }
+    }
+    Send(event);
+  }
+
+  static void Write(const std::string& directory, const std::string& name,
+                    const std::string& text) {
+    const auto path = std::filesystem::path(directory) / name;
+    std::filesystem::create_directories(path.parent_path());
+    std::ofstream(path) << text;
+  }
+
+  int Finish(int step, bool stopped) {
+    Stage(step, !stopped);
+    TrainerEvent event;
+    event.mutable_result()->set_step(step);
+    event.mutable_result()->set_stopped(stopped);
+    Send(event);
+    return 0;
+  }
+
+  TrainerTask task_;
+  std::map<std::string, std::string> script_;
+  bool stop_ = false;
+};
+
+}  // namespace
+
+int main() { return FakeRank().Run(); }

@@ -1,0 +1,403 @@
+#include "worker/agent/supervisor.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <future>
+#include <thread>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/integration/agent/artifact_store_fake.h"
+#include "worker/agent/coordinator_link.h"
+
+namespace qlora::agent {
+namespace {
+
+namespace fs = std::filesystem;
+using ::testing::HasSubstr;
+
+constexpr absl::Duration kPatience = absl::Seconds(20);
+
+// One loop, launcher and store for all tests: the launcher must be forked
+// before gRPC has threads.
+struct Node {
+  Node()
+      : launcher(*Launcher::Start()),
+        processes(loop, std::move(launcher), [] {}),
+        thread([this] { loop.Run(); }) {}
+  ~Node() {
+    loop.Stop();
+    thread.join();
+  }
+  Launcher launcher;
+  EventLoop loop;
+  Processes processes;
+  std::thread thread;
+};
+
+class SupervisorTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() { node_ = new Node(); }
+  static void TearDownTestSuite() {
+    delete node_;
+    node_ = nullptr;
+  }
+
+  void SetUp() override {
+    char path[] = "/tmp/qlora-agent-XXXXXX";
+    ASSERT_NE(::mkdtemp(path), nullptr);
+    directory_ = path;
+    store_ = std::make_unique<ArtifactStoreFake>();
+    client_ = std::make_unique<ArtifactClient>(
+        ConnectToCoordinator(store_->address()));
+    cache_ = *ContentCache::Open(directory_ + "/cache", 1 << 30);
+    fs::create_directories(directory_ + "/root/model");
+    std::ofstream(directory_ + "/root/model/config.json") << "{}";
+    fetcher_ = std::make_unique<InputFetcher>(
+        *cache_, *client_, std::vector<std::string>{directory_ + "/root"});
+    metrics_ = std::make_unique<AgentMetrics>(Clock::Real());
+    MakeSupervisor({});
+  }
+
+  void MakeSupervisor(RankTimeouts timeouts) {
+    v1::Device device;
+    device.set_name("cpu:0");
+    device.add_cores(0);
+    OnLoop([&] {
+      supervisor_ = std::make_unique<Supervisor>(Environment{
+          .loop = node_->loop,
+          .processes = node_->processes,
+          .fetcher = *fetcher_,
+          .metrics = *metrics_,
+          .emit = [this](v1::WorkerEvent event) { Keep(std::move(event)); },
+          .trainer = std::string(QLORA_BINARY_DIR) + "/bin/fake_rank",
+          .directory = directory_,
+          .data_plane_host = "127.0.0.1",
+          .devices = {device},
+          .timeouts = timeouts});
+    });
+  }
+
+  void TearDown() override {
+    // A supervisor outlives its loop's work; here the loop outlives it.
+    const auto drained = std::make_shared<std::promise<void>>();
+    supervisor_->Drain(absl::ZeroDuration(),
+                       [drained] { drained->set_value(); });
+    drained->get_future().wait();
+    OnLoop([&] { supervisor_.reset(); });
+    fs::remove_all(directory_);
+  }
+
+  static void OnLoop(const std::function<void()>& work) {
+    // Shared: set_value may still be busy when the wait is over.
+    const auto done = std::make_shared<std::promise<void>>();
+    node_->loop.Post([&work, done] {
+      work();
+      done->set_value();
+    });
+    done->get_future().wait();
+  }
+
+  void Keep(v1::WorkerEvent event) {
+    MutexLock lock(&mu_);
+    events_.push_back(std::move(event));
+    changed_.SignalAll();
+  }
+
+  // Waits for the first event for which `wanted` holds.
+  v1::WorkerEvent WaitFor(
+      const std::function<bool(const v1::WorkerEvent&)>& wanted) {
+    const absl::Time deadline = absl::Now() + kPatience;
+    MutexLock lock(&mu_);
+    while (absl::Now() < deadline) {
+      for (const auto& event : events_) {
+        if (wanted(event)) return event;
+      }
+      changed_.WaitWithTimeout(&mu_, deadline - absl::Now());
+    }
+    ADD_FAILURE() << "no such event in time";
+    return {};
+  }
+  v1::AttemptEnded WaitForEnd() {
+    return WaitFor([](const auto& e) { return e.has_ended(); }).ended();
+  }
+  std::vector<v1::WorkerEvent> Events() {
+    MutexLock lock(&mu_);
+    return events_;
+  }
+
+  v1::WorkerCommand Prepare(const std::string& script, int ranks) {
+    v1::WorkerCommand command;
+    command.set_term(1);
+    v1::PrepareAttempt& prepare = *command.mutable_prepare();
+    prepare.set_job_id("j-test");
+    prepare.set_attempt(1);
+    prepare.set_resolved_job_file(script);
+    prepare.mutable_model()->set_directory(directory_ + "/root/model");
+    prepare.set_world_size(ranks);
+    prepare.set_rendezvous(true);
+    for (int rank = 0; rank < ranks; ++rank) {
+      v1::RankAssignment& assignment = *prepare.add_ranks();
+      assignment.set_rank(rank);
+      assignment.set_device("cpu:0");
+    }
+    return command;
+  }
+  void Start(const std::string& address) {
+    v1::WorkerCommand command;
+    command.mutable_start()->set_job_id("j-test");
+    command.mutable_start()->set_attempt(1);
+    command.mutable_start()->set_rendezvous_address(address);
+    supervisor_->Handle(command);
+  }
+  void Stop(bool save, int grace_seconds) {
+    v1::WorkerCommand command;
+    command.mutable_stop()->set_job_id("j-test");
+    command.mutable_stop()->set_attempt(1);
+    command.mutable_stop()->set_save(save);
+    command.mutable_stop()->mutable_grace()->set_seconds(grace_seconds);
+    supervisor_->Handle(command);
+  }
+  // Prepares and starts.
+  void Run(const std::string& script, int ranks) {
+    Run(Prepare(script, ranks));
+  }
+  void Run(const v1::WorkerCommand& prepare) {
+    supervisor_->Handle(prepare);
+    const v1::WorkerEvent prepared = WaitFor(
+        [](const auto& e) { return e.has_prepared() || e.has_ended(); });
+    ASSERT_TRUE(prepared.has_prepared()) << prepared.DebugString();
+    Start(prepared.prepared().rendezvous_address());
+  }
+  void WaitForStep() {
+    WaitFor([](const auto& e) { return e.has_metrics(); });
+  }
+
+  static Node* node_;
+  std::string directory_;
+  std::unique_ptr<ArtifactStoreFake> store_;
+  std::unique_ptr<ArtifactClient> client_;
+  std::unique_ptr<ContentCache> cache_;
+  std::unique_ptr<InputFetcher> fetcher_;
+  std::unique_ptr<AgentMetrics> metrics_;
+  std::unique_ptr<Supervisor> supervisor_;
+  Mutex mu_;
+  CondVar changed_;
+  std::vector<v1::WorkerEvent> events_ ABSL_GUARDED_BY(mu_);
+};
+
+Node* SupervisorTest::node_ = nullptr;
+
+TEST_F(SupervisorTest, Gang_RunsToItsEnd_EventsInOrder) {
+  Run("steps=4\nsave_every=2\nprint=hello", 2);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_TRUE(ended.complete()) << ended.DebugString();
+  EXPECT_EQ(ended.ranks_size(), 2);
+  int metrics = 0;
+  int staged = 0;
+  bool printed = false;
+  for (const v1::WorkerEvent& event : Events()) {
+    EXPECT_EQ(event.job_id(), "j-test");
+    EXPECT_EQ(event.attempt(), 1);
+    EXPECT_EQ(event.term(), 1);
+    if (event.has_metrics()) {
+      EXPECT_EQ(event.metrics().step(), ++metrics);
+      EXPECT_EQ(event.metrics().attempt(), 1);
+    }
+    if (event.has_log()) printed |= event.log().text() == "hello";
+    staged += event.has_staged();
+  }
+  EXPECT_EQ(metrics, 4);
+  WaitFor([](const auto& e) { return e.has_running(); });
+  EXPECT_TRUE(printed);
+  // At least the last one, of both ranks; rank 0's files are in the store.
+  EXPECT_GE(staged, 3);
+  const v1::WorkerEvent last = WaitFor([](const auto& e) {
+    return e.has_staged() && e.staged().final() && e.staged().rank() == 0;
+  });
+  ASSERT_EQ(last.staged().files_size(), 2);
+  EXPECT_EQ(last.staged().files(1).path(), "sub/state.bin");
+  EXPECT_EQ(store_->Get(last.staged().files(1).sha256()), "state 4");
+  ASSERT_EQ(last.staged().output_size(), 1);
+  EXPECT_TRUE(store_->Has(last.staged().output(0).sha256()));
+  EXPECT_TRUE(Events().back().has_ended());
+}
+
+TEST_F(SupervisorTest, SingleRank_DoesNotBeginBeforeStart) {
+  supervisor_->Handle(Prepare("steps=1", 1));
+  WaitFor([](const auto& e) { return e.has_prepared(); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  EXPECT_EQ(Events().size(), 1u);
+  Start("");
+  EXPECT_TRUE(WaitForEnd().complete());
+}
+
+TEST_F(SupervisorTest, RankKilled_OthersGoWithinTwoSeconds_CauseIsNamed) {
+  Run("steps=100000\nstep_ms=5\nfail_rank=1\nfail_step=3\nsignal=9", 3);
+  const absl::Time begin = absl::Now();
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(3));
+  EXPECT_FALSE(ended.complete());
+  EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_INFRA);
+  EXPECT_THAT(ended.message(), HasSubstr("rank 1 was killed by signal 9"));
+  EXPECT_EQ(ended.ranks_size(), 3);
+}
+
+TEST_F(SupervisorTest, RankCrashes_IsInternal) {
+  Run("fail_rank=0\nsignal=11", 1);
+  EXPECT_EQ(WaitForEnd().failure_class(), v1::FAILURE_CLASS_INTERNAL);
+}
+
+TEST_F(SupervisorTest, RankFails_ItsMessageIsTheReason) {
+  Run("fail_rank=0\nexit=10\nclass=1", 2);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_USER);
+  EXPECT_EQ(ended.message(), "rank 0: the script says so");
+}
+
+TEST_F(SupervisorTest, Garbage_IsInternalAndTheRankIsKilled) {
+  Run("garbage=1", 1);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_INTERNAL);
+  EXPECT_EQ(ended.ranks(0).signal(), SIGKILL);
+}
+
+TEST_F(SupervisorTest, StopWithSave_StagesAndReportsStopped) {
+  Run("steps=100000\nstep_ms=5", 2);
+  WaitForStep();
+  Stop(/*save=*/true, 20);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_TRUE(ended.stopped()) << ended.DebugString();
+  EXPECT_FALSE(ended.complete());
+  WaitFor(
+      [](const auto& e) { return e.has_staged() && e.staged().rank() == 0; });
+}
+
+TEST_F(SupervisorTest, StopIgnored_KilledAfterGrace) {
+  Run("steps=100000\nstep_ms=5\nignore_stop=1", 1);
+  WaitForStep();
+  Stop(/*save=*/true, 1);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_FALSE(ended.stopped());
+  EXPECT_EQ(ended.ranks(0).signal(), SIGKILL);
+}
+
+TEST_F(SupervisorTest, StopAtOnce_KillsRanks) {
+  Run("hang=1", 2);
+  WaitForStep();
+  Stop(/*save=*/false, 0);
+  EXPECT_FALSE(WaitForEnd().complete());
+}
+
+TEST_F(SupervisorTest, Hang_TimesOut) {
+  RankTimeouts timeouts;
+  timeouts.step = absl::Seconds(1);
+  MakeSupervisor(timeouts);
+  Run("hang=1", 1);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_INFRA);
+  EXPECT_THAT(ended.message(), HasSubstr("no step for 1s"));
+}
+
+TEST_F(SupervisorTest, ModelOutsideTheRoots_IsTheUsersError) {
+  v1::WorkerCommand command = Prepare("", 1);
+  command.mutable_prepare()->mutable_model()->set_directory("/etc");
+  supervisor_->Handle(command);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_USER);
+  EXPECT_THAT(ended.message(), HasSubstr("--model-root"));
+}
+
+TEST_F(SupervisorTest, InputNotInStore_IsTheUsersError) {
+  v1::WorkerCommand command = Prepare("", 1);
+  v1::UploadedInput& input = *command.mutable_prepare()->add_inputs();
+  input.set_path("train.jsonl");
+  input.add_files()->set_path("train.jsonl");
+  input.mutable_files(0)->set_sha256(Sha256Hex("missing"));
+  supervisor_->Handle(command);
+  EXPECT_EQ(WaitForEnd().failure_class(), v1::FAILURE_CLASS_USER);
+}
+
+TEST_F(SupervisorTest, StoreAway_TrainingGoesOn_NewestIsUploadedLater) {
+  v1::WorkerCommand command = Prepare("steps=6\nsave_every=1\nstep_ms=30", 1);
+  supervisor_->Handle(command);
+  WaitFor([](const auto& e) { return e.has_prepared(); });
+  store_->Stop();
+  Start("");
+  WaitFor(
+      [](const auto& e) { return e.has_metrics() && e.metrics().step() == 6; });
+  for (const auto& event : Events()) {
+    EXPECT_FALSE(event.has_staged() || event.has_ended());
+  }
+  store_->Restart();
+  EXPECT_TRUE(WaitForEnd().complete());
+  const auto final = WaitFor(
+      [](const auto& e) { return e.has_staged() && e.staged().final(); });
+  EXPECT_EQ(final.staged().step(), 6);
+  EXPECT_TRUE(store_->Has(final.staged().files(0).sha256()));
+}
+
+TEST_F(SupervisorTest, Drain_SavesAndRefusesNewWork) {
+  Run("steps=100000\nstep_ms=5", 1);
+  WaitForStep();
+  const auto drained = std::make_shared<std::promise<void>>();
+  supervisor_->Drain(absl::Seconds(20), [drained] { drained->set_value(); });
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_TRUE(ended.stopped());
+  EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_DRAINED);
+  drained->get_future().wait();
+  v1::WorkerCommand again = Prepare("", 1);
+  again.mutable_prepare()->set_attempt(2);
+  supervisor_->Handle(again);
+  WaitFor([](const auto& e) { return e.has_ended() && e.attempt() == 2; });
+}
+
+TEST_F(SupervisorTest, NewerAttempt_SupersedesTheOlder) {
+  Run("hang=1", 1);
+  WaitForStep();
+  v1::WorkerCommand newer = Prepare("steps=1", 1);
+  newer.mutable_prepare()->set_attempt(2);
+  supervisor_->Handle(newer);
+  const auto ended =
+      WaitFor([](const auto& e) { return e.has_ended() && e.attempt() == 1; });
+  EXPECT_THAT(ended.ended().message(), HasSubstr("superseded"));
+  WaitFor([](const auto& e) { return e.has_prepared() && e.attempt() == 2; });
+}
+
+TEST_F(SupervisorTest, DecisionKill_EndsTheRanks) {
+  Run("hang=1", 1);
+  WaitForStep();
+  ASSERT_EQ(supervisor_->Inventory().size(), 1u);
+  EXPECT_EQ(supervisor_->Inventory()[0].last_step(), 1);
+  google::protobuf::RepeatedPtrField<v1::Decision> decisions;
+  v1::Decision& decision = *decisions.Add();
+  decision.set_job_id("j-test");
+  decision.set_attempt(1);
+  decision.set_action(v1::Decision::ACTION_KILL);
+  supervisor_->Decide(decisions);
+  EXPECT_FALSE(WaitForEnd().complete());
+}
+
+TEST_F(SupervisorTest, Inputs_ComeAsLinksAndAttemptLeavesNothing) {
+  v1::WorkerCommand command = Prepare("steps=1", 1);
+  v1::UploadedInput& input = *command.mutable_prepare()->add_inputs();
+  input.set_path("data/train.jsonl");
+  input.add_files()->set_path("train.jsonl");
+  input.mutable_files(0)->set_sha256(store_->Put("{}\n"));
+  Run(command);
+  EXPECT_TRUE(WaitForEnd().complete());
+  const auto final = WaitFor(
+      [](const auto& e) { return e.has_staged() && e.staged().final(); });
+  EXPECT_THAT(store_->Get(final.staged().output(0).sha256()),
+              HasSubstr("/inputs/0/train.jsonl\n"));
+  OnLoop([] {});
+  OnLoop([] {});
+  EXPECT_FALSE(fs::exists(directory_ + "/attempts/j-test-1"));
+}
+
+}  // namespace
+}  // namespace qlora::agent

@@ -1,0 +1,232 @@
+// The other modes of a rank, and what bad input gets.
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "gmock/gmock.h"
+#include "nlohmann/json.hpp"
+#include "tests/integration/trainer_fixture.h"
+#include "tests/shared_data.h"
+
+namespace qlora::trainer {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+constexpr char kJob[] = R"(
+apiVersion: qlora/v1
+name: modes
+model: {base: stories260K}
+method: qlora
+lora: {rank: 4, alpha: 8}
+data:
+  train: [{path: rows.jsonl, format: tokens}]
+  eval_fraction: 0.2
+  max_seq_len: 65
+train: {max_steps: 12, global_batch_size: 4, learning_rate: 5e-3}
+eval: {every: 5}
+)";
+
+class ModesTest : public TrainerFixture {
+ protected:
+  void SetUp() override {
+    TrainerFixture::SetUp();
+    if (!IsSkipped()) WriteShakespeareRows("rows.jsonl", 40, 65);
+  }
+
+  v1::TrainerTask Job(const std::string& from = "", const std::string& to = "",
+                      int ranks = 1) {
+    std::string job = kJob;
+    if (!from.empty()) {
+      EXPECT_THAT(job, HasSubstr(from));
+      job = absl::StrReplaceAll(job, {{from, to}});
+    }
+    v1::TrainerTask task = Task(job, ranks);
+    AddInput(task, "rows.jsonl");
+    return task;
+  }
+
+  // Runs a task that must fail as the user's fault; gives the message.
+  std::string Refusal(const v1::TrainerTask& task) {
+    const Run run = RunTask(task);
+    EXPECT_EQ(run.ranks.at(0).exit_code, 10) << run.failure.message();
+    EXPECT_EQ(run.failure.failure_class(), v1::FAILURE_CLASS_USER);
+    return run.failure.message();
+  }
+
+  // The text that a GENERATE task gives for its first prompt.
+  std::string Generate(const v1::GenerateRequest& request,
+                       const std::string& adapter) {
+    v1::TrainerTask task = Task("", 1);
+    task.set_mode(v1::TRAINER_MODE_GENERATE);
+    task.set_adapter_directory(adapter);
+    *task.mutable_generate() = request;
+    const Run run = RunTask(task);
+    EXPECT_TRUE(run.has_result) << run.failure.message();
+    std::string text;
+    for (const v1::TrainerEvent& event : run.ranks.at(0).events) {
+      text += event.generated().text();
+    }
+    return text;
+  }
+};
+
+TEST_F(ModesTest, TrainThenEval_GivesTheRecordedLoss) {
+  const v1::TrainerTask job = Job("", "", 2);
+  const Run trained = RunTask(job);
+  ASSERT_TRUE(trained.has_result) << trained.failure.message();
+  std::vector<int64_t> evaluated;
+  for (const v1::MetricPoint& point : trained.metrics) {
+    if (point.has_eval_loss()) evaluated.push_back(point.step());
+  }
+  EXPECT_EQ(evaluated, (std::vector<int64_t>{5, 10, 12}));
+  ASSERT_TRUE(trained.staged.back().final());
+
+  v1::TrainerTask eval = job;
+  eval.set_mode(v1::TRAINER_MODE_EVAL);
+  eval.set_world_size(1);
+  eval.set_adapter_directory(trained.staged.back().output_directory());
+  const Run measured = RunTask(eval);
+  ASSERT_TRUE(measured.has_result) << measured.failure.message();
+  for (const v1::TrainerEvent& event : measured.ranks[0].events) {
+    if (!event.has_eval()) continue;
+    EXPECT_NEAR(event.eval().loss() / event.eval().recorded_loss(), 1, 1e-6);
+    EXPECT_EQ(event.eval().recorded_loss(), trained.metrics.back().eval_loss());
+    EXPECT_GT(event.eval().base_loss(), event.eval().loss());
+    EXPECT_GT(event.eval().tokens(), 0);
+  }
+}
+
+TEST_F(ModesTest, EvalOfAChangedAdapter_IsRefused) {
+  const v1::TrainerTask job = Job();
+  ASSERT_TRUE(RunTask(job).has_result);
+  v1::TrainerTask eval = job;
+  eval.set_mode(v1::TRAINER_MODE_EVAL);
+  eval.set_adapter_directory(job.work_directory() + "/output");
+  std::filesystem::resize_file(
+      job.work_directory() + "/output/adapter_model.safetensors", 100);
+  const Run run = RunTask(eval);
+  EXPECT_NE(run.ranks[0].exit_code, 0);
+  EXPECT_THAT(run.failure.message(), HasSubstr("adapter_model.safetensors"));
+}
+
+TEST_F(ModesTest, GenerateGreedy_IsTheGoldenText) {
+  v1::GenerateRequest request;
+  request.set_prompt("");
+  request.set_max_new_tokens(60);
+  EXPECT_THAT(Generate(request, ""),
+              StartsWith("Once upon a time, there was a little girl named "
+                         "Lily. She loved to play outside in the park."));
+}
+
+TEST_F(ModesTest, GenerateWithAdapter_SaysSomethingElse) {
+  v1::GenerateRequest request;
+  request.set_prompt("First Citizen");
+  request.set_max_new_tokens(40);
+  request.set_temperature(0.8);
+  request.set_top_p(0.95);
+  request.set_seed(5);
+  const std::string adapter =
+      SharedData() + "/adapters/stories260K-shakespeare-lora";
+  const std::string with = Generate(request, adapter);
+  EXPECT_NE(with, Generate(request, ""));
+  EXPECT_EQ(with, Generate(request, adapter));
+}
+
+TEST_F(ModesTest, GenerateFromMessagesWithoutTemplate_IsRefused) {
+  v1::TrainerTask task = Task("", 1);
+  task.set_mode(v1::TRAINER_MODE_GENERATE);
+  task.mutable_generate()->add_messages()->set_role("user");
+  EXPECT_THAT(Refusal(task), HasSubstr("chat template"));
+}
+
+TEST_F(ModesTest, Plan_CountsTokensAndSteps) {
+  v1::TrainerTask task = Job();
+  task.set_mode(v1::TRAINER_MODE_PLAN);
+  const Run run = RunTask(task);
+  ASSERT_TRUE(run.has_result) << run.failure.message();
+  for (const v1::TrainerEvent& event : run.ranks[0].events) {
+    if (!event.has_plan()) continue;
+    EXPECT_EQ(event.plan().rows(), 32);
+    EXPECT_EQ(event.plan().total_steps(), 12);
+    EXPECT_EQ(event.plan().tokens_total_per_epoch(), 32 * 65);
+    EXPECT_EQ(event.plan().tokens_trained_per_epoch(), 32 * 64);
+    EXPECT_GT(event.plan().memory_bytes_per_rank(), 0);
+    EXPECT_EQ(event.plan().activation_plan_size(), 5);
+    // r * (in + out) over all linears of five blocks.
+    EXPECT_EQ(event.plan().trainable_parameters(), 5 * 4 * 1156);
+    EXPECT_EQ(event.plan().does_not_fit(), "");
+  }
+}
+
+TEST_F(ModesTest, PlanOfTooLittleMemory_SaysSo) {
+  v1::TrainerTask task = Job();
+  task.set_mode(v1::TRAINER_MODE_PLAN);
+  task.set_memory_bytes(1 << 20);
+  const Run run = RunTask(task);
+  ASSERT_TRUE(run.has_result) << run.failure.message();
+  for (const v1::TrainerEvent& event : run.ranks[0].events) {
+    if (!event.has_plan()) continue;
+    EXPECT_NE(event.plan().does_not_fit(), "");
+  }
+}
+
+TEST_F(ModesTest, LossIsNaN_StopsAndNamesTheStep) {
+  const std::string model = Path("model");
+  std::filesystem::copy(SharedData() + "/models/stories260K", model);
+  std::fstream weights(model + "/model.safetensors",
+                       std::ios::in | std::ios::out | std::ios::binary);
+  weights.seekp(-4, std::ios::end);
+  const float nan = std::nanf("");
+  weights.write(reinterpret_cast<const char*>(&nan), sizeof(nan));
+  weights.close();
+  v1::TrainerTask task = Job("", "", 2);
+  task.set_model_directory(model);
+  const Run run = RunTask(task);
+  for (const RankOutcome& rank : run.ranks) EXPECT_EQ(rank.exit_code, 11);
+  EXPECT_EQ(run.failure.failure_class(), v1::FAILURE_CLASS_NUMERICAL);
+  EXPECT_THAT(run.failure.message(), StartsWith("step 1 has loss nan"));
+}
+
+TEST_F(ModesTest, MissingModel_IsNamed) {
+  v1::TrainerTask task = Job();
+  task.set_model_directory("/no/such/model");
+  EXPECT_THAT(Refusal(task), HasSubstr("/no/such/model"));
+}
+
+TEST_F(ModesTest, MissingDataFile_IsNamed) {
+  v1::TrainerTask task = Job();
+  task.clear_inputs();
+  EXPECT_THAT(Refusal(task), HasSubstr("rows.jsonl"));
+}
+
+TEST_F(ModesTest, BadRecord_IsNamedByEveryRank) {
+  Write("rows.jsonl",
+        "{\"input_ids\": [1, 2, 3]}\n{\"input_ids\": [1, 9999]}\n");
+  const Run run = RunTask(Job("", "", 2));
+  for (const RankOutcome& rank : run.ranks) {
+    EXPECT_EQ(rank.exit_code, 10);
+    EXPECT_THAT(rank.events.back().failure().message(),
+                HasSubstr("rows.jsonl:2"));
+  }
+}
+
+TEST_F(ModesTest, BrokenJobFile_ListsTheKey) {
+  EXPECT_THAT(Refusal(Job("max_steps: 12", "max_stepz: 12")),
+              HasSubstr("max_stepz"));
+}
+
+TEST_F(ModesTest, BrokenWeights_AreNamed) {
+  const std::string model = Path("model");
+  std::filesystem::copy(SharedData() + "/models/stories260K", model);
+  std::filesystem::resize_file(model + "/model.safetensors", 5000);
+  v1::TrainerTask task = Job("", "", 2);
+  task.set_model_directory(model);
+  EXPECT_THAT(Refusal(task), HasSubstr("model.safetensors"));
+}
+
+}  // namespace
+}  // namespace qlora::trainer
