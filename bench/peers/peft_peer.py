@@ -16,6 +16,7 @@ import time
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.utils import logging
 
 
 def peak_bytes():
@@ -54,6 +55,8 @@ def main():
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     with open(args.rows, encoding="utf-8") as file:
         rows = [json.loads(line)["input_ids"] for line in file]
     model = load(args.model, getattr(torch, args.dtype), args.rank)
@@ -70,7 +73,7 @@ def main():
         norms.append(float(torch.nn.utils.clip_grad_norm_(trainable, 1.0)))
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         seconds.append(time.perf_counter() - begin)
     tokens = args.rows_per_step * len(rows[0])
     print(

@@ -69,7 +69,10 @@ absl::Status NumericalError(std::string_view message) {
 }
 
 absl::Status DiskError(const absl::Status& status) {
-  if (!absl::IsResourceExhausted(status)) return status;
+  if (!absl::IsResourceExhausted(status) && !absl::IsUnavailable(status) &&
+      !absl::IsPermissionDenied(status)) {
+    return status;
+  }
   return MarkFailure(status, v1::FAILURE_CLASS_DISK);
 }
 

@@ -25,7 +25,8 @@ absl::Status MarkFailure(absl::Status status, v1::FailureClass failure_class);
 // A loss or gradient norm that is not finite.
 absl::Status NumericalError(std::string_view message);
 
-// For writing files: ResourceExhausted means the disk, not memory.
+// For writing files: no space means the disk, not memory, and a failed write or
+// sync is its fault too.
 absl::Status DiskError(const absl::Status& status);
 
 }  // namespace qlora::trainer

@@ -27,6 +27,7 @@ TEST(ClassifyFailure, EveryClass_HasItsExitCode) {
       {absl::UnavailableError("x"), 13},
       {absl::DeadlineExceededError("x"), 13},
       {DiskError(absl::ResourceExhaustedError("x")), 15},
+      {DiskError(absl::UnavailableError("x")), 15},
       {DiskError(absl::NotFoundError("x")), 10},
       {absl::InternalError("x"), 16},
       {absl::UnknownError("x"), 16}};
