@@ -1,0 +1,509 @@
+// The whole coordinator over loopback: real services, real store, and a worker
+// that speaks the stream.
+#include "server/server.h"
+
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <thread>
+
+#include "common/base/sha256.h"
+#include "core_harness.h"
+#include "fake_worker.h"
+#include "google/rpc/status.pb.h"
+#include "qlora/v1/artifact.grpc.pb.h"
+#include "qlora/v1/checkpoint.grpc.pb.h"
+#include "qlora/v1/dataset.grpc.pb.h"
+#include "qlora/v1/job.grpc.pb.h"
+#include "qlora/v1/model.grpc.pb.h"
+
+namespace qlora::server {
+namespace {
+
+namespace v1 = qlora::v1;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr char kModelConfig[] = R"({"architectures": ["LlamaForCausalLM"],
+  "model_type": "llama", "vocab_size": 64, "hidden_size": 16,
+  "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+  "num_key_value_heads": 2, "max_position_embeddings": 64,
+  "rms_norm_eps": 1e-5, "hidden_act": "silu"})";
+
+class ServerTest : public ::testing::Test {
+ protected:
+  ServerTest() {
+    options_.data_dir = dir_.path() + "/data";
+    options_.listen = options_.metrics_listen = "127.0.0.1:0";
+    options_.model_roots = {dir_.path() + "/models"};
+    EXPECT_TRUE(CreateDirectories(ModelDir()).ok());
+    EXPECT_TRUE(
+        WriteFileAtomically(ModelDir() + "/config.json", kModelConfig).ok());
+    StartServer();
+  }
+  void StartServer() {
+    server_.reset();
+    auto server = Server::Start(options_);
+    ASSERT_TRUE(server.ok()) << server.status();
+    server_ = *std::move(server);
+    // Again the same port, as a restarted service has.
+    options_.listen = server_->grpc_address();
+    auto channel = grpc::CreateChannel(server_->grpc_address(),
+                                       grpc::InsecureChannelCredentials());
+    jobs_ = v1::JobService::NewStub(channel);
+    artifacts_ = v1::ArtifactService::NewStub(channel);
+    datasets_ = v1::DatasetService::NewStub(channel);
+    models_ = v1::ModelService::NewStub(channel);
+    checkpoints_ = v1::CheckpointService::NewStub(channel);
+  }
+  std::string ModelDir() const { return dir_.path() + "/models/tiny"; }
+
+  static std::unique_ptr<grpc::ClientContext> Deadline() {
+    auto context = std::make_unique<grpc::ClientContext>();
+    context->set_deadline(std::chrono::system_clock::now() +
+                          std::chrono::seconds(20));
+    context->set_wait_for_ready(true);
+    return context;
+  }
+
+  v1::ArtifactFile Upload(const std::string& path, const std::string& content) {
+    auto context = Deadline();
+    v1::UploadArtifactResponse response;
+    auto writer = artifacts_->UploadArtifact(context.get(), &response);
+    v1::UploadArtifactRequest request;
+    request.set_sha256(Sha256Hex(content));
+    request.set_total_bytes(static_cast<int64_t>(content.size()));
+    request.set_data(content);
+    writer->Write(request);
+    writer->WritesDone();
+    const grpc::Status status = writer->Finish();
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    v1::ArtifactFile file;
+    file.set_path(path);
+    file.set_sha256(Sha256Hex(content));
+    file.set_size_bytes(static_cast<int64_t>(content.size()));
+    return file;
+  }
+
+  // A job that starts from random weights and trains on an uploaded file.
+  v1::CreateJobRequest Request(const std::string& id,
+                               const std::string& more = "") {
+    v1::CreateJobRequest request;
+    request.set_request_id(id);
+    request.set_job_file(
+        "apiVersion: qlora/v1\nname: test\nmethod: full\n"
+        "model: {base: " +
+        ModelDir() +
+        ", init: random}\n"
+        "data: {train: [{path: rows.jsonl, format: tokens}], "
+        "max_seq_len: 16}\n" +
+        more);
+    auto& input = *request.add_inputs();
+    input.set_path("rows.jsonl");
+    *input.add_files() = Upload("rows.jsonl", "{\"input_ids\": [1, 2, 3]}\n");
+    return request;
+  }
+  grpc::Status Create(const v1::CreateJobRequest& request, v1::Job* job) {
+    return jobs_->CreateJob(Deadline().get(), request, job);
+  }
+  v1::Job Submit(const std::string& id) {
+    v1::Job job;
+    const grpc::Status status = Create(Request(id), &job);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return job;
+  }
+  v1::Job Get(const std::string& reference) {
+    v1::GetJobRequest request;
+    request.set_job(reference);
+    v1::Job job;
+    const grpc::Status status = jobs_->GetJob(Deadline().get(), request, &job);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return job;
+  }
+
+  // From Prepare to RUNNING; returns the job's id.
+  std::string RunJob(FakeWorker& worker, const std::string& request_id) {
+    const std::string id = Submit(request_id).job_id();
+    const v1::WorkerCommand prepare = worker.AwaitCommand();
+    EXPECT_EQ(prepare.prepare().job_id(), id);
+    EXPECT_EQ(prepare.prepare().inputs(0).path(), "rows.jsonl");
+    worker.Send(id, 1, [](auto& e) {
+      e.mutable_prepared()->set_rendezvous_address("127.0.0.1:9");
+    });
+    EXPECT_EQ(worker.AwaitCommand().start().rendezvous_address(),
+              "127.0.0.1:9");
+    worker.AwaitAck(worker.Send(id, 1, [](auto& e) { e.mutable_running(); }));
+    return id;
+  }
+  uint64_t SendPoint(FakeWorker& worker, const std::string& id, int64_t step) {
+    return worker.Send(id, 1, [&](auto& e) {
+      e.mutable_metrics()->set_step(step);
+      e.mutable_metrics()->set_loss(1.0 / static_cast<double>(step));
+      e.mutable_metrics()->set_total_steps(10);
+    });
+  }
+  void FinishJob(FakeWorker& worker, const std::string& id) {
+    const v1::ArtifactFile file = Upload("model.safetensors", "weights");
+    worker.Send(id, 1, [&](auto& e) {
+      auto& staged = *e.mutable_staged();
+      staged.set_step(10);
+      staged.set_final(true);
+      *staged.add_files() = file;
+      *staged.add_output() = file;
+    });
+    worker.AwaitAck(worker.Send(
+        id, 1, [](auto& e) { e.mutable_ended()->set_complete(true); }));
+  }
+
+  TempDir dir_;
+  ServerOptions options_;
+  std::unique_ptr<Server> server_;
+  std::unique_ptr<v1::JobService::Stub> jobs_;
+  std::unique_ptr<v1::ArtifactService::Stub> artifacts_;
+  std::unique_ptr<v1::DatasetService::Stub> datasets_;
+  std::unique_ptr<v1::ModelService::Stub> models_;
+  std::unique_ptr<v1::CheckpointService::Stub> checkpoints_;
+};
+
+TEST_F(ServerTest, Job_FromSubmitToOutput) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  const std::string id = RunJob(worker, "r1");
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RUNNING);
+
+  auto context = Deadline();
+  v1::StreamMetricsRequest follow;
+  follow.set_job(id);
+  auto metrics = jobs_->StreamMetrics(context.get(), follow);
+  v1::MetricPoint point;
+  for (int64_t step = 1; step <= 3; ++step) {
+    SendPoint(worker, id, step);
+    ASSERT_TRUE(metrics->Read(&point));
+    EXPECT_EQ(point.step(), step);
+  }
+  FinishJob(worker, id);
+  EXPECT_FALSE(metrics->Read(&point));
+  EXPECT_TRUE(metrics->Finish().ok());
+
+  const v1::Job job = Get("test");
+  EXPECT_EQ(job.state(), v1::JOB_STATE_SUCCEEDED);
+  EXPECT_EQ(job.head_step(), 10);
+  EXPECT_EQ(job.output_size(), 1);
+  EXPECT_EQ(job.progress().step(), 3);
+  EXPECT_EQ(Get("@last").job_id(), id);
+  EXPECT_EQ(Get(id.substr(0, 6)).job_id(), id);
+
+  v1::ListCheckpointsRequest list;
+  list.set_job(id);
+  v1::ListCheckpointsResponse checkpoints;
+  ASSERT_TRUE(
+      checkpoints_->ListCheckpoints(Deadline().get(), list, &checkpoints).ok());
+  ASSERT_EQ(checkpoints.checkpoints_size(), 1);
+  EXPECT_TRUE(checkpoints.checkpoints(0).head());
+}
+
+TEST_F(ServerTest, LogsAndEvents_AreFollowedToTheEnd) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  const std::string id = RunJob(worker, "r1");
+  std::vector<std::string> events;
+  std::thread follower([&] {
+    auto context = Deadline();
+    v1::StreamEventsRequest request;
+    request.set_job(id);
+    request.set_follow(true);
+    auto stream = jobs_->StreamEvents(context.get(), request);
+    v1::JobEvent event;
+    while (stream->Read(&event)) events.push_back(event.type());
+    EXPECT_TRUE(stream->Finish().ok());
+  });
+  for (int i = 0; i < 5; ++i) {
+    worker.Send(id, 1, [&](auto& e) {
+      e.mutable_log()->set_text("line " + std::to_string(i));
+      e.mutable_log()->set_rank(i % 2);
+    });
+  }
+  FinishJob(worker, id);
+  follower.join();
+  EXPECT_THAT(events, ElementsAre("Queued", "Placed", "Running",
+                                  "CheckpointCommitted", "Succeeded"));
+  v1::StreamLogsRequest request;
+  request.set_job(id);
+  request.set_rank(0);
+  request.set_tail(2);
+  auto context = Deadline();
+  auto stream = jobs_->StreamLogs(context.get(), request);
+  std::vector<std::string> lines;
+  v1::LogLine line;
+  while (stream->Read(&line)) lines.push_back(line.text());
+  EXPECT_THAT(lines, ElementsAre("line 2", "line 4"));
+}
+
+TEST_F(ServerTest, SameRequestId_ActsOnce) {
+  const v1::CreateJobRequest request = Request("r1");
+  v1::Job first, second;
+  ASSERT_TRUE(Create(request, &first).ok());
+  ASSERT_TRUE(Create(request, &second).ok());
+  EXPECT_EQ(first.job_id(), second.job_id());
+  StartServer();
+  ASSERT_TRUE(Create(request, &second).ok());
+  EXPECT_EQ(first.job_id(), second.job_id());
+  v1::Job other;
+  EXPECT_EQ(Create(Request("r1", "priority: 60\n"), &other).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+  v1::DeleteJobRequest erase;
+  erase.set_request_id("r2");
+  erase.set_job(first.job_id());
+  v1::DeleteJobResponse gone;
+  EXPECT_TRUE(jobs_->DeleteJob(Deadline().get(), erase, &gone).ok());
+  EXPECT_TRUE(jobs_->DeleteJob(Deadline().get(), erase, &gone).ok());
+  erase.set_request_id("r3");
+  EXPECT_EQ(jobs_->DeleteJob(Deadline().get(), erase, &gone).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(ServerTest, BadJobFile_NamesEachPlaceInTheDetails) {
+  v1::Job job;
+  const grpc::Status status = Create(Request("r1", "lerning_rate: 1\n"), &job);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("lerning_rate"));
+  google::rpc::Status details;
+  ASSERT_TRUE(details.ParseFromString(status.error_details()));
+  google::rpc::BadRequest bad;
+  ASSERT_TRUE(bad.ParseFromString(details.details(0).value()));
+  EXPECT_EQ(bad.field_violations(0).field(), "lerning_rate");
+}
+
+TEST_F(ServerTest, WhatTheJobNames_MustBeThere) {
+  v1::Job job;
+  v1::CreateJobRequest request = Request("r1");
+  request.clear_inputs();
+  EXPECT_THAT(Create(request, &job).error_message(),
+              HasSubstr("data.train[0].path: rows.jsonl was not uploaded"));
+  request = Request("r2");
+  request.mutable_inputs(0)->mutable_files(0)->set_sha256(Sha256Hex("?"));
+  EXPECT_EQ(Create(request, &job).error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
+  ASSERT_TRUE(RemoveRecursively(ModelDir()).ok());
+  request = Request("r3");
+  EXPECT_THAT(Create(request, &job).error_message(),
+              HasSubstr("no such directory"));
+  request.set_job_file(
+      "apiVersion: qlora/v1\nname: x\nmethod: lora\n"
+      "model: {base: nobody}\n"
+      "data: {train: [{path: rows.jsonl, format: text}]}\n");
+  EXPECT_THAT(Create(request, &job).error_message(),
+              HasSubstr("no model \"nobody\""));
+}
+
+TEST_F(ServerTest, DirectoryOutsideTheRoots_IsRefused) {
+  v1::ImportModelRequest request;
+  request.set_request_id("r1");
+  request.set_name("m");
+  v1::Model model;
+  for (const std::string& directory :
+       {std::string("/etc"), ModelDir() + "/../../..", std::string("tiny")}) {
+    request.set_directory(directory);
+    EXPECT_EQ(
+        models_->ImportModel(Deadline().get(), request, &model).error_code(),
+        grpc::StatusCode::INVALID_ARGUMENT)
+        << directory;
+  }
+  // Nor by a link inside.
+  std::filesystem::create_directory_symlink("/etc",
+                                            dir_.path() + "/models/link");
+  request.set_directory(dir_.path() + "/models/link");
+  EXPECT_THAT(
+      models_->ImportModel(Deadline().get(), request, &model).error_message(),
+      HasSubstr("model roots"));
+}
+
+TEST_F(ServerTest, Dataset_MeansItsFile) {
+  v1::PutDatasetRequest put;
+  put.set_request_id("r1");
+  put.set_name("d");
+  *put.mutable_file() = Upload("a.jsonl", "{\"input_ids\": [5]}\n");
+  v1::Dataset dataset;
+  ASSERT_TRUE(datasets_->PutDataset(Deadline().get(), put, &dataset).ok());
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  v1::CreateJobRequest request = Request("r2");
+  std::string text = request.job_file();
+  text.replace(text.find("rows.jsonl"), 10, "\"dataset:d\"");
+  request.set_job_file(text);
+  request.clear_inputs();
+  v1::Job job;
+  const grpc::Status status = Create(request, &job);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  const auto prepare = worker.AwaitCommand().prepare();
+  EXPECT_EQ(prepare.inputs(0).path(), "dataset:d");
+  EXPECT_EQ(prepare.inputs(0).files(0).sha256(), put.file().sha256());
+  put.set_name("Bad Name");
+  put.set_request_id("r3");
+  EXPECT_EQ(datasets_->PutDataset(Deadline().get(), put, &dataset).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(ServerTest, Restart_KeepsTheAttemptAndRepeatsNothing) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  const std::string id = RunJob(worker, "r1");
+  worker.AwaitAck(SendPoint(worker, id, 1));
+  const uint64_t last = worker.last_event;
+  const int64_t term = worker.welcome.term();
+  StartServer();
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RUNNING);
+  worker.Disconnect();
+  worker.Connect({{id, 1}});
+  EXPECT_EQ(worker.welcome.term(), term + 1);
+  EXPECT_EQ(worker.welcome.resend_from(), last + 1);
+  ASSERT_EQ(worker.welcome.decisions_size(), 1);
+  EXPECT_EQ(worker.welcome.decisions(0).action(), v1::Decision::ACTION_KEEP);
+  SendPoint(worker, id, 2);
+  // What was acknowledged already is dropped.
+  worker.last_event = last - 1;
+  SendPoint(worker, id, 1);
+  worker.last_event = last + 1;
+  FinishJob(worker, id);
+  v1::QueryMetricsRequest query;
+  query.set_job(id);
+  v1::QueryMetricsResponse points;
+  ASSERT_TRUE(jobs_->QueryMetrics(Deadline().get(), query, &points).ok());
+  EXPECT_EQ(points.points_size(), 2);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_SUCCEEDED);
+}
+
+TEST_F(ServerTest, Metrics_AreThinnedKeepingFirstAndLast) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  const std::string id = RunJob(worker, "r1");
+  for (int64_t step = 1; step <= 100; ++step) SendPoint(worker, id, step);
+  worker.AwaitAck(worker.last_event);
+  v1::QueryMetricsRequest query;
+  query.set_job(id);
+  query.set_max_points(5);
+  v1::QueryMetricsResponse points;
+  ASSERT_TRUE(jobs_->QueryMetrics(Deadline().get(), query, &points).ok());
+  ASSERT_EQ(points.points_size(), 5);
+  EXPECT_EQ(points.points(0).step(), 1);
+  EXPECT_EQ(points.points(4).step(), 100);
+}
+
+TEST_F(ServerTest, BrokenProtocol_EndsTheStream) {
+  FakeWorker worker(server_->grpc_address(), "bad name", 1);
+  worker.Connect();
+  EXPECT_EQ(worker.Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  FakeWorker first(server_->grpc_address(), "n1", 1);
+  first.Connect();
+  FakeWorker second(server_->grpc_address(), "n1", 1);
+  second.boot = "boot-2";
+  second.Connect();
+  EXPECT_EQ(second.Finish().error_code(), grpc::StatusCode::ALREADY_EXISTS);
+  FakeWorker newer(server_->grpc_address(), "n1", 1);
+  newer.cluster_id = first.cluster_id;
+  newer.Connect();
+  EXPECT_EQ(first.Finish().error_code(), grpc::StatusCode::ABORTED);
+  newer.Heartbeat();
+}
+
+TEST_F(ServerTest, Generate_StreamsFromAWorkerAndEndsWithIt) {
+  v1::GenerateRequest request;
+  request.set_model(ModelDir());
+  request.set_prompt("once");
+  v1::GenerateResponse piece;
+  // The model has no weights.
+  auto refused_context = Deadline();
+  auto refused = jobs_->Generate(refused_context.get(), request);
+  EXPECT_FALSE(refused->Read(&piece));
+  EXPECT_EQ(refused->Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.model_roots = {"/elsewhere"};
+  worker.Connect();
+  request.set_model("/elsewhere/model");
+  auto context = Deadline();
+  auto stream = jobs_->Generate(context.get(), request);
+  const auto task = worker.AwaitCommand().run_task();
+  EXPECT_EQ(task.model().directory(), "/elsewhere/model");
+  for (const char* text : {"upon", " a", " time"}) {
+    worker.Send("", 0, [&](auto& e) {
+      auto& output = *e.mutable_task_output();
+      output.set_task_id(task.task_id());
+      output.mutable_event()->mutable_generated()->set_text(text);
+    });
+    ASSERT_TRUE(stream->Read(&piece));
+    EXPECT_EQ(piece.text(), text);
+  }
+  worker.Send("", 0, [&](auto& e) {
+    e.mutable_task_output()->set_task_id(task.task_id());
+    e.mutable_task_output()->set_done(true);
+  });
+  EXPECT_FALSE(stream->Read(&piece));
+  EXPECT_TRUE(stream->Finish().ok());
+
+  // A caller that goes away cancels; a node that goes away fails the call.
+  auto gone = Deadline();
+  auto second = jobs_->Generate(gone.get(), request);
+  const auto cancelled = worker.AwaitCommand().run_task();
+  gone->TryCancel();
+  EXPECT_EQ(worker.AwaitCommand().cancel_task().task_id(), cancelled.task_id());
+  (void)second->Finish();
+  auto left = Deadline();
+  auto third = jobs_->Generate(left.get(), request);
+  worker.AwaitCommand();
+  worker.Disconnect();
+  EXPECT_FALSE(third->Read(&piece));
+  EXPECT_EQ(third->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(ServerTest, Plan_WithoutAWorkerIsUnavailable) {
+  v1::PlanJobRequest request;
+  const v1::CreateJobRequest job = Request("r1");
+  request.set_job_file(job.job_file());
+  *request.mutable_inputs() = job.inputs();
+  v1::PlanJobResponse response;
+  EXPECT_EQ(jobs_->PlanJob(Deadline().get(), request, &response).error_code(),
+            grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(ServerTest, Download_GoesOnFromAnOffset) {
+  const v1::ArtifactFile file = Upload("f", std::string(1 << 20, 'c'));
+  v1::DownloadArtifactRequest request;
+  request.set_sha256(file.sha256());
+  request.set_offset(1 << 19);
+  auto context = Deadline();
+  auto stream = artifacts_->DownloadArtifact(context.get(), request);
+  v1::DownloadArtifactResponse response;
+  int64_t bytes = 0;
+  while (stream->Read(&response)) {
+    bytes += static_cast<int64_t>(response.data().size());
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(bytes, 1 << 19);
+}
+
+TEST_F(ServerTest, SecondServer_IsRefused) {
+  ServerOptions same = options_;
+  same.listen = "127.0.0.1:0";
+  EXPECT_EQ(Server::Start(same).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  ServerOptions port = options_;
+  port.data_dir = dir_.path() + "/other";
+  EXPECT_EQ(Server::Start(port).status().code(),
+            absl::StatusCode::kUnavailable);
+  ServerOptions open = options_;
+  open.listen = "0.0.0.0:0";
+  EXPECT_EQ(Server::Start(open).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace qlora::server
