@@ -28,7 +28,10 @@ if(QLORA_SANITIZER STREQUAL "address")
   target_compile_options(qlora_compiler INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=undefined)
   target_link_options(qlora_compiler INTERFACE -fsanitize=address,undefined)
 elseif(QLORA_SANITIZER STREQUAL "thread")
-  target_compile_options(qlora_compiler INTERFACE -fsanitize=thread)
+  # Debian's Protobuf is not built with -fsanitize=thread, and its headers lay a
+  # map field out differently where they see that macro. libstdc++ is told apart.
+  target_compile_options(qlora_compiler INTERFACE
+    -fsanitize=thread -U__SANITIZE_THREAD__ -D_GLIBCXX_TSAN=1)
   target_link_options(qlora_compiler INTERFACE -fsanitize=thread)
 endif()
 
