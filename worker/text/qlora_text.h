@@ -85,8 +85,11 @@ int qlora_tokenizer_decode(const QloraTokenizer* t, const uint32_t* ids,
 
 // Compiles a Jinja chat template. tokenizer_config is the JSON text of
 // tokenizer_config.json (for bos_token and the like), may be empty. Templates
-// are untrusted: a rendering is bounded in steps, recursion and size of output
-// and sees nothing but its input.
+// are untrusted: a rendering is bounded in steps, recursion, size of output,
+// memory (256 MiB and 16 times the input) and time (60 s), and sees nothing but
+// its input. One that reaches the bound of memory or time leaves a sleeping
+// thread with its memory behind, so the template refuses every rendering after
+// it.
 int qlora_chat_template_compile(const char* source, size_t source_size,
                                 const char* tokenizer_config,
                                 size_t tokenizer_config_size,

@@ -299,6 +299,46 @@ TEST(ChatTemplate, HostileTemplates_AreStopped) {
   EXPECT_NE(Render("{{" + std::string(100000, '('), input).error, "");
 }
 
+TEST(ChatTemplate, TemplatesThatGrowValues_AreStoppedAndStayStopped) {
+  const Json input = {{"messages", Json::array()}};
+  const std::string grows[] = {
+      "x = x ~ x", "x = x + x", "x = [x, x, x ~ 'y'] | join",
+      "x = x | replace('y', x)", "x = (x | string).replace('y', x)"};
+  for (const std::string& grow : grows) {
+    const std::string source =
+        "{% set ns = namespace(x='yy') %}{% for i in range(60) %}{% set x = "
+        "ns.x %}{% set " +
+        grow + " %}{% set ns.x = x %}{% endfor %}";
+    EXPECT_THAT(Render(source, input).error, HasSubstr("MiB of memory"))
+        << grow;
+  }
+
+  const auto once = ChatTemplate::Compile(
+      "{% set ns = namespace(x='y') %}{% for i in range(n) %}{% set ns.x = "
+      "ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+      "");
+  ASSERT_TRUE(once.ok());
+  const auto render = [&](int n) {
+    Json numbered = input;
+    numbered["n"] = n;
+    return (*once)->Render(numbered.dump(), Mask::kNone);
+  };
+  EXPECT_EQ(render(2)->text, "yyyy");
+  EXPECT_THAT(render(60).status().message(), HasSubstr("256 MiB"));
+  EXPECT_THAT(render(2).status().message(), HasSubstr("stopped at another"));
+}
+
+TEST(ChatTemplate, DeepValues_DoNotOverflowTheStack) {
+  const Json input = {{"messages", Json::array()}};
+  // As deep as the steps of a rendering allow.
+  const std::string nest =
+      "{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% for j in "
+      "range(300) %}{% set ns.x = [ns.x] %}{% endfor %}{% endfor %}";
+  EXPECT_EQ(Render(nest, input).error, "");
+  EXPECT_EQ(Render(nest + "{{ ns.x }}", input).text.size(), 600002);
+  EXPECT_EQ(Render(nest + "{{ ns.x | tojson }}", input).text.size(), 600002);
+}
+
 TEST(ChatTemplate, BadInput_IsRefusedWithTheReason) {
   EXPECT_THAT(Render("{% for %}", Chat({})).error, HasSubstr("Jinja"));
   EXPECT_THAT(Render("{{ x }}", Json::array()).error, HasSubstr("object"));

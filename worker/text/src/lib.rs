@@ -2,6 +2,7 @@
 //! errors; what crosses the boundary is owned by the caller and freed by the
 //! functions here.
 
+mod bounded;
 pub mod python;
 pub mod template;
 pub mod tokenizer;

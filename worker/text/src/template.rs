@@ -2,16 +2,24 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::Arc;
+use std::time::Duration;
 
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use serde_json::Value as Json;
 
+use crate::bounded;
 use crate::python::{strftime, to_json, to_str, JsonStyle};
 
-/// Instructions a rendering may take: thousands of messages, about a second.
-const FUEL: u64 = 10_000_000;
+/// Instructions a rendering may take: thousands of messages, part of a second.
+const FUEL: u64 = 3_000_000;
 const MAX_OUTPUT: usize = 64 << 20;
+/// Beside 16 times the input, for the values of a rendering.
+const MEMORY: usize = 256 << 20;
+/// For the renderings of one conversation, prefixes included.
+const TIME: Duration = Duration::from_secs(60);
 const NAME: &str = "chat_template";
 const GENERATION: &str = "qlora_generation";
 // Noncharacters: no text interchanges them, and input that holds them is
@@ -36,6 +44,12 @@ pub struct Rendered {
 }
 
 pub struct ChatTemplate {
+    compiled: Arc<Compiled>,
+    /// A rendering had to be left behind; there is to be no second one.
+    stopped: AtomicBool,
+}
+
+struct Compiled {
     env: Environment<'static>,
     has_generation_tags: bool,
 }
@@ -60,12 +74,32 @@ impl ChatTemplate {
         env.add_template_owned(NAME, source)
             .map_err(|e| format!("the chat template is not valid Jinja: {}", describe(&e)))?;
         Ok(Self {
-            env,
-            has_generation_tags,
+            compiled: Arc::new(Compiled {
+                env,
+                has_generation_tags,
+            }),
+            stopped: AtomicBool::new(false),
         })
     }
 
     pub fn render(&self, input: &str, now: i64, mask: Mask) -> Result<Rendered, String> {
+        if self.stopped.load(Relaxed) {
+            return Err("the chat template was stopped at another conversation".to_string());
+        }
+        let compiled = self.compiled.clone();
+        let input = input.to_string();
+        let memory = MEMORY + input.len().saturating_mul(16);
+        bounded::run(memory, TIME, move || compiled.render(&input, now, mask)).unwrap_or_else(
+            |why| {
+                self.stopped.store(true, Relaxed);
+                Err(format!("the chat template is stopped: {why}"))
+            },
+        )
+    }
+}
+
+impl Compiled {
+    fn render(&self, input: &str, now: i64, mask: Mask) -> Result<Rendered, String> {
         let conversation = Conversation::parse(input, now)?;
         let everything = conversation.messages.len();
         let text = self.run(
