@@ -172,13 +172,19 @@ DirectoryWriter::~DirectoryWriter() {
 
 absl::Status DirectoryWriter::Commit() {
   RETURN_IF_ERROR(SyncPath(temporary_));
-  RETURN_IF_ERROR(RemoveRecursively(path_));
+  // Moved aside whole: a removal that is interrupted leaves a part.
+  const std::string old = temporary_ + "-old";
+  const bool had_old = ::rename(path_.c_str(), old.c_str()) == 0;
+  if (!had_old && errno != ENOENT) return ErrnoToStatus(errno, path_);
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
-    return ErrnoToStatus(errno, path_);
+    const absl::Status status = ErrnoToStatus(errno, path_);
+    if (had_old) ::rename(old.c_str(), path_.c_str());
+    return status;
   }
   committed_ = true;
   const std::string parent = fs::path(path_).parent_path().string();
-  return SyncPath(parent.empty() ? "." : parent);
+  RETURN_IF_ERROR(SyncPath(parent.empty() ? "." : parent));
+  return had_old ? RemoveRecursively(old) : absl::OkStatus();
 }
 
 absl::StatusOr<std::string> CopyFileSynced(const std::string& from,
@@ -218,12 +224,16 @@ absl::StatusOr<std::vector<std::string>> ListFilesRecursively(
   fs::recursive_directory_iterator it(directory, error);
   if (error) return FromErrorCode(error, directory);
   std::vector<std::string> files;
-  for (; it != fs::recursive_directory_iterator(); it.increment(error)) {
-    if (error) return FromErrorCode(error, directory);
-    if (it->is_regular_file(error)) {
-      files.push_back(fs::relative(it->path(), directory).generic_string());
+  while (it != fs::recursive_directory_iterator()) {
+    std::error_code broken_link;
+    if (it->is_regular_file(broken_link)) {
+      files.push_back(
+          it->path().lexically_relative(directory).generic_string());
     }
+    // After an error it is at the end.
+    it.increment(error);
   }
+  if (error) return FromErrorCode(error, directory);
   std::sort(files.begin(), files.end());
   return files;
 }

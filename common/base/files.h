@@ -65,7 +65,7 @@ class DirectoryWriter {
   // Where to write. Files must be synced by whoever writes them.
   const std::string& directory() const { return temporary_; }
   // Syncs the directory, renames it, syncs the parent. An older directory at
-  // the path is replaced.
+  // the path is replaced: moved aside to a temporary name first, then removed.
   absl::Status Commit();
 
  private:
@@ -89,7 +89,8 @@ absl::Status RemoveRecursively(const std::string& path);
 // fsync of a file or directory.
 absl::Status SyncPath(const std::string& path);
 
-// Regular files below directory, relative, sorted, with '/'.
+// Regular files below directory and links to such, relative, sorted, with '/'.
+// Links to directories are not followed.
 absl::StatusOr<std::vector<std::string>> ListFilesRecursively(
     const std::string& directory);
 

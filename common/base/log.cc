@@ -3,6 +3,8 @@
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <nlohmann/json.hpp>
 
 namespace qlora {
@@ -10,8 +12,12 @@ namespace {
 
 LogFormat g_format = LogFormat::kText;
 
+// Control characters too: values that others chose must not move the cursor.
 bool NeedsQuotes(std::string_view value) {
-  return value.empty() || value.find_first_of(" \"=\n\t") != value.npos;
+  return value.empty() || std::any_of(value.begin(), value.end(), [](char c) {
+           return static_cast<uint8_t>(c) <= ' ' || c == '"' || c == '=' ||
+                  c == '\x7f';
+         });
 }
 
 std::string TextLine(std::string_view message,
