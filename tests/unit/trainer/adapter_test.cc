@@ -193,6 +193,9 @@ TEST_F(AdapterTest, Open_Variants_AreRefusedByName) {
   Write();
   ChangeConfig({{"r", "8"}});
   EXPECT_TRUE(absl::IsInvalidArgument(OpenAdapter(dir_).status()));
+  std::ofstream(dir_ + "/adapter_config.json") << "{\"r\": 8}";
+  EXPECT_THAT(OpenAdapter(dir_).status().message(),
+              HasSubstr("peft_type is missing"));
   std::ofstream(dir_ + "/adapter_config.json") << "{";
   EXPECT_THAT(OpenAdapter(dir_).status().message(), HasSubstr("not JSON"));
   EXPECT_TRUE(absl::IsNotFound(OpenAdapter(dir_ + "/no").status()));
@@ -289,6 +292,8 @@ TEST_F(JobOutputTest, Write_Adapter_IsCompleteAndVerifies) {
   fs::remove(out + "/eval.json");
   EXPECT_TRUE(absl::IsDataLoss(VerifyChecksums(out)));
   std::ofstream(out + "/SHA256SUMS") << "short\n";
+  EXPECT_TRUE(absl::IsDataLoss(VerifyChecksums(out)));
+  fs::resize_file(out + "/SHA256SUMS", 0);
   EXPECT_TRUE(absl::IsDataLoss(VerifyChecksums(out)));
 }
 

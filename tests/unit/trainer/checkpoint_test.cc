@@ -200,6 +200,10 @@ TEST_F(CheckpointTest, Load_ForgedManifest_IsRefused) {
   auto outside = good;
   outside["chunks"][0]["file"] = "../../etc/passwd";
   EXPECT_TRUE(absl::IsDataLoss(load(outside)));
+  auto silent = good;
+  silent["chunks"].erase(0);
+  EXPECT_THAT(load(silent).message(),
+              HasSubstr("does not vouch for params.safetensors"));
   auto newer = good;
   newer["format_version"] = 2;
   EXPECT_TRUE(absl::IsFailedPrecondition(load(newer)));
@@ -221,15 +225,6 @@ TEST_F(CheckpointTest, Load_OtherLayout_IsFailedPrecondition) {
   layout_.tensors = {{"a.lora_A.weight", {2, 3}, 0, 6}};
   EXPECT_TRUE(absl::IsFailedPrecondition(Load(directory).status()));
   EXPECT_TRUE(absl::IsNotFound(Load(dir_ + "/absent").status()));
-}
-
-TEST_F(CheckpointTest, RemoveUnfinished_KeepsTheFinished) {
-  ASSERT_TRUE(Stage().ok());
-  fs::create_directories(dir_ + "/staged/240.tmp-1234abcd/x");
-  ASSERT_TRUE(RemoveUnfinishedCheckpoints(dir_ + "/staged").ok());
-  EXPECT_FALSE(fs::exists(dir_ + "/staged/240.tmp-1234abcd"));
-  EXPECT_TRUE(fs::exists(dir_ + "/staged/120"));
-  EXPECT_TRUE(RemoveUnfinishedCheckpoints(dir_ + "/absent").ok());
 }
 
 }  // namespace

@@ -87,8 +87,9 @@ absl::StatusOr<AdapterConfig> ReadConfig(const std::string& directory) {
   ASSIGN_OR_RETURN(const Json json, ParseJsonObject(*text, path));
   absl::Status status;
   JsonFields fields(json, path + ": ", status);
-  if (fields.String("peft_type") != "LORA") {
-    fields.Refuse("peft_type", absl::StrCat("is ", ShownJson(json["peft_type"]),
+  const std::string type = fields.String("peft_type");
+  if (type != "LORA") {
+    fields.Refuse("peft_type", absl::StrCat("is ", ShownJson(type),
                                             "; only LORA is supported"));
   }
   CheckPlain(json, fields);

@@ -281,6 +281,13 @@ absl::Status VerifyChunks(const std::string& directory, const Json& manifest) {
     }
     chunks.push_back(*std::move(chunk));
   }
+  for (const char* file : kTensorFiles) {
+    if (std::none_of(chunks.begin(), chunks.end(),
+                     [&](const Chunk& chunk) { return chunk.file == file; })) {
+      return Damaged(directory, kManifest,
+                     absl::StrCat("does not vouch for ", file));
+    }
+  }
   for (const Chunk& chunk : chunks) {
     ASSIGN_OR_RETURN(const std::string sha256,
                      Sha256OfFile(absl::StrCat(directory, "/", chunk.file)));
@@ -409,23 +416,6 @@ absl::StatusOr<CheckpointState> LoadCheckpoint(const std::string& directory,
     }
   }
   return state;
-}
-
-absl::Status RemoveUnfinishedCheckpoints(const std::string& parent) {
-  std::error_code error;
-  std::vector<std::string> unfinished;
-  for (const fs::directory_entry& entry :
-       fs::directory_iterator(parent, error)) {
-    const std::string name = entry.path().filename().string();
-    if (name.find(".tmp-") != name.npos) unfinished.push_back(entry.path());
-  }
-  if (error && error != std::errc::no_such_file_or_directory) {
-    return ErrnoToStatus(error.value(), parent);
-  }
-  for (const std::string& path : unfinished) {
-    RETURN_IF_ERROR(RemoveRecursively(path));
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace qlora::trainer

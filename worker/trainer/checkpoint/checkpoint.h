@@ -96,7 +96,4 @@ absl::StatusOr<CheckpointState> LoadCheckpoint(const std::string& directory,
                                                const TrainableLayout& layout,
                                                const StateBuffers& buffers);
 
-// Removes what killed writers left: <parent>/*.tmp-*.
-absl::Status RemoveUnfinishedCheckpoints(const std::string& parent);
-
 }  // namespace qlora::trainer

@@ -217,6 +217,9 @@ absl::StatusOr<EvalRecord> ReadEvalRecord(const std::string& directory) {
 absl::Status VerifyChecksums(const std::string& directory) {
   const std::string path = absl::StrCat(directory, "/", kChecksums);
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+  if (text.empty()) {
+    return absl::DataLossError(absl::StrCat(path, ": names no file"));
+  }
   for (const absl::string_view view :
        absl::StrSplit(text, '\n', absl::SkipEmpty())) {
     const std::string line(view);
