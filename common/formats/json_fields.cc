@@ -1,5 +1,6 @@
 #include "common/formats/json_fields.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -18,6 +19,10 @@ absl::StatusOr<Json> ParseJsonObject(std::string_view text,
                                                    " bytes; at most ",
                                                    max_bytes, " are read"));
   }
+  if (JsonDepth(text) > kMaxJsonDepth) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " is nested deeper than ", kMaxJsonDepth));
+  }
   Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded()) {
     return absl::InvalidArgumentError(absl::StrCat(name, " is not JSON"));
@@ -27,6 +32,26 @@ absl::StatusOr<Json> ParseJsonObject(std::string_view text,
         absl::StrCat(name, " is JSON, but not an object"));
   }
   return json;
+}
+
+int JsonDepth(std::string_view text) {
+  int depth = 0;
+  int deepest = 0;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    if (in_string) {
+      if (c == '\\') ++i;
+      in_string = c != '"';
+    } else if (c == '"') {
+      in_string = true;
+    } else if (c == '[' || c == '{') {
+      deepest = std::max(deepest, ++depth);
+    } else if (c == ']' || c == '}') {
+      --depth;
+    }
+  }
+  return deepest;
 }
 
 std::string ShownJson(const Json& value) {

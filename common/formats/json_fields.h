@@ -13,8 +13,14 @@
 
 namespace qlora {
 
-// Parses a text of at most max_bytes whose top is an object. InvalidArgument
-// naming `file`.
+// Copying, comparing and printing a value recurse as deep as it is nested.
+inline constexpr int kMaxJsonDepth = 100;
+
+// Depth of the brackets outside strings, whether or not the text is JSON.
+int JsonDepth(std::string_view text);
+
+// Parses a text of at most max_bytes and kMaxJsonDepth whose top is an object.
+// InvalidArgument naming `file`.
 absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text,
                                                std::string_view file,
                                                size_t max_bytes = 4 << 20);

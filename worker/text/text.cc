@@ -5,12 +5,15 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
-#include "nlohmann/json.hpp"
+#include "common/formats/json_fields.h"
 
 namespace qlora::text {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using Json = nlohmann::json;
+
+// The largest known tokenizer_config.json has a tenth of it.
+constexpr size_t kMaxConfigBytes = 16 << 20;
 
 std::string Take(QloraString* s) {
   std::string out(s->data, s->size);
@@ -61,9 +64,7 @@ absl::StatusOr<std::string> ReadOptional(const std::string& path) {
 absl::StatusOr<Json> ReadObject(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string content, ReadOptional(path));
   if (content.empty()) return Json::object();
-  Json value = Json::parse(content, nullptr, /*allow_exceptions=*/false);
-  if (value.is_object()) return value;
-  return absl::InvalidArgumentError(absl::StrCat(path, " is no JSON object"));
+  return ParseJsonObject(content, path, kMaxConfigBytes);
 }
 
 }  // namespace
@@ -172,11 +173,13 @@ absl::StatusOr<ModelText> LoadModelText(const std::string& directory,
   out.eos_id = out.tokenizer->TokenToId(TokenText(config, "eos_token"));
 
   out.chat_template_source = std::string(chat_template);
-  if (chat_template.empty()) out.chat_template_source = TemplateOf(config);
-  if (out.chat_template_source.empty()) {
+  if (chat_template.empty()) {
     ASSIGN_OR_RETURN(
         out.chat_template_source,
         ReadOptional(absl::StrCat(directory, "/chat_template.jinja")));
+  }
+  if (out.chat_template_source.empty()) {
+    out.chat_template_source = TemplateOf(config);
   }
   if (!out.chat_template_source.empty()) {
     ASSIGN_OR_RETURN(

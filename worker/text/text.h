@@ -110,9 +110,9 @@ struct ModelText {
 };
 
 // Opens the tokenizer of a model directory. The chat template is
-// `chat_template` (Jinja text) if that is not empty, else that of
-// tokenizer_config.json (of several, the one called "default"), else
-// chat_template.jinja, else none. Errors name the file.
+// `chat_template` (Jinja text) if that is not empty, else chat_template.jinja,
+// else that of tokenizer_config.json (of several, the one called "default"),
+// else none, which is transformers' order. Errors name the file.
 absl::StatusOr<ModelText> LoadModelText(const std::string& directory,
                                         std::string_view chat_template);
 

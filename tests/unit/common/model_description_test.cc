@@ -207,8 +207,14 @@ TEST(ModelDescriptionTest, Parse_Hostile_NamesTheField) {
   EXPECT_THAT(ParseModelConfig("[]").status().message(), HasSubstr("object"));
   EXPECT_THAT(ParseModelConfig("{}").status().message(),
               HasSubstr("model_type is missing"));
-  EXPECT_THAT(ParseModelConfig(std::string(100000, '[')).status().message(),
-              HasSubstr("not JSON"));
+  const std::string deep(1 << 20, '[');
+  EXPECT_THAT(ParseModelConfig(deep).status().message(),
+              HasSubstr("nested deeper than 100"));
+  EXPECT_THAT(ParseModelConfig("{\"model_type\": " + deep +
+                               std::string(1 << 20, ']') + "}")
+                  .status()
+                  .message(),
+              HasSubstr("nested deeper than 100"));
   EXPECT_TRUE(absl::IsNotFound(ReadModelDescription("/nowhere").status()));
 }
 

@@ -269,7 +269,8 @@ absl::StatusOr<EncodedRecord> RecordEncoder::EncodeTokens(
 absl::Status RecordEncoder::CheckVocabulary(
     const std::vector<int32_t>& ids) const {
   for (const int32_t id : ids) {
-    if (id < vocab_size_) continue;
+    // An id above 2^31 came out negative.
+    if (id >= 0 && id < vocab_size_) continue;
     const auto token = text_->tokenizer->Decode({&id, 1}, false);
     return absl::FailedPreconditionError(absl::StrCat(
         "the tokenizer in ", text_->tokenizer->directory(), " gives token id ",

@@ -1,18 +1,22 @@
 #include "worker/trainer/data/records.h"
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/formats/json_fields.h"
 
 namespace qlora::trainer {
 namespace {
 
-constexpr int kMaxDepth = 100;
 constexpr size_t kPieceBytes = 4 << 20;
+constexpr size_t kMaxLineBytes = 64 << 20;
+constexpr size_t kBatchBytes = 64 << 20;
+constexpr uintmax_t kMaxArrayBytes = 1 << 30;
 constexpr char kByteOrderMark[] = "\xef\xbb\xbf";
 
 // Accepts everything and keeps the message of the first error.
@@ -44,27 +48,6 @@ class ErrorFinder : public nlohmann::json_sax<Json> {
   std::string message_;
 };
 
-// Depth of brackets outside strings.
-int NestingDepth(std::string_view text) {
-  int depth = 0;
-  int deepest = 0;
-  bool in_string = false;
-  for (size_t i = 0; i < text.size(); ++i) {
-    const char c = text[i];
-    if (in_string) {
-      if (c == '\\') ++i;
-      in_string = c != '"';
-    } else if (c == '"') {
-      in_string = true;
-    } else if (c == '[' || c == '{') {
-      deepest = std::max(deepest, ++depth);
-    } else if (c == ']' || c == '}') {
-      --depth;
-    }
-  }
-  return deepest;
-}
-
 bool IsBlank(std::string_view line) {
   return line.find_first_not_of(" \t\r\n") == std::string_view::npos;
 }
@@ -77,9 +60,9 @@ bool EndsWith(std::string_view text, std::string_view end) {
 }  // namespace
 
 absl::StatusOr<Json> ParseJson(std::string_view text) {
-  if (NestingDepth(text) > kMaxDepth) {
+  if (JsonDepth(text) > kMaxJsonDepth) {
     return absl::InvalidArgumentError(
-        absl::StrCat("JSON is nested deeper than ", kMaxDepth));
+        absl::StrCat("JSON is nested deeper than ", kMaxJsonDepth));
   }
   Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!value.is_discarded()) return value;
@@ -137,6 +120,14 @@ absl::Status RecordReader::DetectLayout() {
 }
 
 absl::Status RecordReader::ReadArray() {
+  std::error_code error;
+  const uintmax_t size = std::filesystem::file_size(file_.path, error);
+  if (!error && size > kMaxArrayBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("data file ", file_.name, ": an array of ", size,
+                     " bytes is too large to be read at once (at most ",
+                     kMaxArrayBytes, "); write one object a line, as .jsonl"));
+  }
   const std::string text{std::istreambuf_iterator<char>(in_), {}};
   absl::StatusOr<Json> value = ParseJson(text);
   if (!value.ok()) {
@@ -151,12 +142,14 @@ absl::Status RecordReader::ReadArray() {
 
 absl::StatusOr<std::vector<Record>> RecordReader::Next(int limit) {
   std::vector<Record> records;
-  while (static_cast<int>(records.size()) < limit) {
+  size_t bytes = 0;
+  while (static_cast<int>(records.size()) < limit && bytes < kBatchBytes) {
     Record record;
     const bool got = layout_ == Layout::kLines   ? NextLine(&record)
                      : layout_ == Layout::kArray ? NextArrayValue(&record)
                                                  : NextPiece(&record);
     if (!got) break;
+    bytes += record.text.size();
     records.push_back(std::move(record));
     // Pieces are large: one at a time bounds the memory.
     if (layout_ == Layout::kPlain) break;
@@ -165,11 +158,33 @@ absl::StatusOr<std::vector<Record>> RecordReader::Next(int limit) {
     return absl::UnavailableError(
         absl::StrCat("reading data file ", file_.name, " failed"));
   }
+  RETURN_IF_ERROR(status_);
   return records;
 }
 
+bool RecordReader::ReadLine(std::string* line) {
+  line->clear();
+  std::array<char, 1 << 16> part;
+  while (line->size() <= kMaxLineBytes) {
+    in_.getline(part.data(), part.size());
+    const auto got = static_cast<size_t>(in_.gcount());
+    if (in_.bad()) return false;
+    if (in_.good()) {  // the end of the line counts and is not stored
+      line->append(part.data(), got - 1);
+      return true;
+    }
+    line->append(part.data(), got);
+    if (in_.eof()) return !line->empty();
+    in_.clear();  // the part is full
+  }
+  status_ = absl::InvalidArgumentError(
+      absl::StrCat(file_.name, ":", line_ + 1, ": the line is longer than ",
+                   kMaxLineBytes >> 20, " MiB; cut it in several"));
+  return false;
+}
+
 bool RecordReader::NextLine(Record* record) {
-  while (std::getline(in_, record->text)) {
+  while (ReadLine(&record->text)) {
     ++line_;
     if (IsBlank(record->text)) continue;
     record->where = absl::StrCat(file_.name, ":", line_);
@@ -192,7 +207,7 @@ bool RecordReader::NextPiece(Record* record) {
   in_.read(record->text.data(), kPieceBytes);
   record->text.resize(in_.gcount());
   std::string rest;
-  if (in_ && std::getline(in_, rest)) {
+  if (in_ && ReadLine(&rest)) {
     record->text += rest;
     if (!in_.eof()) record->text += '\n';
   }

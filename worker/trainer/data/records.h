@@ -7,7 +7,8 @@
 //
 // A file is plain text if its format is text and it neither is called .json,
 // .jsonl or .ndjson nor begins with a bracket. Blank lines and a byte order
-// mark are skipped. Used by one thread.
+// mark are skipped. A line of more than 64 MiB and an array of more than 1 GiB
+// are refused, so memory is bounded whatever the file. Used by one thread.
 #pragma once
 
 #include <cstdint>
@@ -42,12 +43,14 @@ absl::StatusOr<Json> ParseJson(std::string_view text);
 
 class RecordReader {
  public:
-  // NotFound, or InvalidArgument if it is no regular file or a broken array.
+  // NotFound, or InvalidArgument if it is no regular file, or an array that is
+  // broken or too large.
   static absl::StatusOr<std::unique_ptr<RecordReader>> Open(
       const DataFile& file);
 
-  // The next records, at most `limit`; none at the end. Plain text comes in
-  // pieces of some MiB cut at ends of lines. Unavailable if reading fails.
+  // The next records, at most `limit` and some 64 MiB of text; none at the end.
+  // Plain text comes in pieces of some MiB cut at ends of lines. Unavailable if
+  // reading fails, InvalidArgument for a line that is too long.
   absl::StatusOr<std::vector<Record>> Next(int limit);
 
  private:
@@ -57,13 +60,15 @@ class RecordReader {
       : file_(file), in_(file.path, std::ios::binary) {}
   absl::Status DetectLayout();
   absl::Status ReadArray();
-  // False at the end of the file.
+  // False at the end of the file, or with status_ set.
+  bool ReadLine(std::string* line);
   bool NextLine(Record* record);
   bool NextArrayValue(Record* record);
   bool NextPiece(Record* record);
 
   const DataFile file_;
   std::ifstream in_;
+  absl::Status status_;
   Layout layout_ = Layout::kLines;
   int64_t line_ = 0;
   Json array_;

@@ -392,6 +392,41 @@ TEST_F(DatasetTest, EmptyMissingAndBrokenFiles_AreNamed) {
               HasSubstr("u.txt:1: the text is not UTF-8 at byte 2"));
 }
 
+TEST_F(DatasetTest, FilesThatWouldNotFitInMemory_AreRefusedWithTheRemedy) {
+  const std::string line(65 << 20, 'x');
+  EXPECT_THAT(
+      Error(Options({File("l.jsonl", DataFormat::kTokens, "\n" + line)})),
+      HasSubstr("l.jsonl:2: the line is longer than 64 MiB"));
+  EXPECT_THAT(Error(Options({File("l.txt", DataFormat::kText,
+                                  line + std::string(5 << 20, 'x'))})),
+              HasSubstr("l.txt:1: the line is longer"));
+  const DataFile array = File("a.json", DataFormat::kTokens, "[");
+  std::filesystem::resize_file(array.path, (1 << 30) + 1);
+  EXPECT_THAT(Error(Options({array})), HasSubstr("write one object a line"));
+}
+
+TEST_F(DatasetTest, LinesOfAnyLength_AreReadWhole) {
+  std::string content;
+  std::vector<size_t> tokens;
+  for (const size_t size : {32758, 32759, 32760, 32761, 32762, 1, 70000}) {
+    content += R"({"input_ids":[1)";
+    for (size_t i = 0; i < size; ++i) content += ",2";
+    content += "]}\n";
+    tokens.push_back(size + 1);
+  }
+  content.pop_back();
+  DataOptions options =
+      Options({File("n.jsonl", DataFormat::kTokens, content)});
+  options.max_seq_len = 100000;
+  options.packing = false;
+  const auto data = LoadData(options, nullptr);
+  ASSERT_TRUE(data.ok()) << data.status();
+  ASSERT_EQ(data->train.size(), tokens.size());
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    EXPECT_EQ(data->train.row(i).tokens.size(), tokens[i]);
+  }
+}
+
 TEST_F(DatasetTest, ChatWithoutTemplate_SaysWhatToSet) {
   EXPECT_THAT(Error(Options({File("c.jsonl", DataFormat::kChat, "{}")})),
               HasSubstr("set data.chat_template"));
@@ -407,6 +442,27 @@ TEST_F(DatasetTest, TokenizerLargerThanVocabulary_FailsEvenWhenSkipping) {
   EXPECT_THAT(error,
               HasSubstr("vocabulary has " + std::to_string(vocab_size_ - 1)));
   EXPECT_THAT(error, HasSubstr("t.jsonl:1"));
+}
+
+TEST_F(DatasetTest, TokenIdAboveTwoBillion_IsOutsideTheVocabulary) {
+  auto tokenizer = nlohmann::json::parse(*ReadFile(dir_ + "/tokenizer.json"));
+  tokenizer["model"]["vocab"]["b"] = 3'000'000'000;
+  Write("tokenizer.json", tokenizer.dump());
+  LoadText("");
+  EXPECT_THAT(
+      Error(Options({File("t.jsonl", DataFormat::kText, R"({"text":"aba"})")})),
+      HasSubstr("the tokenizer in " + dir_));
+}
+
+TEST_F(DatasetTest, ChatTemplates_TheNearestWins) {
+  Write("tokenizer_config.json", R"({"chat_template": "config"})");
+  LoadText("");
+  EXPECT_EQ(text_.chat_template_source, "config");
+  Write("chat_template.jinja", "file");
+  LoadText("");
+  EXPECT_EQ(text_.chat_template_source, "file");
+  LoadText("job");
+  EXPECT_EQ(text_.chat_template_source, "job");
 }
 
 TEST_F(DatasetTest, Cache_GivesTheSameRowsAndSurvivesDamage) {
