@@ -10,6 +10,7 @@
 #include "common/base/files.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
+#include "common/formats/json_fields.h"
 #include "common/formats/safetensors.h"
 #include "server/core/job_plan.h"
 #include "server/core/scheduler.h"
@@ -244,7 +245,7 @@ absl::StatusOr<ResolvedModel> Admission::ResolveDirectory(
     }
   }
   ASSIGN_OR_RETURN(model.config_json,
-                   ReadFile(absl::StrCat(path, "/config.json")));
+                   ReadFile(absl::StrCat(path, "/config.json"), kMaxJsonBytes));
   return model;
 }
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
+#include "common/formats/json_fields.h"
 #include "common/formats/safetensors.h"
 #include "common/spec/model_description.h"
 
@@ -16,6 +17,8 @@ namespace {
 
 constexpr char kSingle[] = "model.safetensors";
 constexpr char kIndex[] = "model.safetensors.index.json";
+// What the reader of sharded models takes.
+constexpr size_t kMaxIndexBytes = 32 << 20;
 
 void AddTensors(const SafetensorsReader& reader, qlora::v1::Model& model) {
   for (const TensorInfo& tensor : reader.tensors()) {
@@ -37,8 +40,9 @@ absl::Status InspectDirectory(const std::string& directory,
                               qlora::v1::Model& model) {
   RETURN_IF_ERROR(admission.CheckDirectory(directory));
   model.set_directory(directory);
-  ASSIGN_OR_RETURN(const std::string config,
-                   ReadFile(absl::StrCat(directory, "/config.json")));
+  ASSIGN_OR_RETURN(
+      const std::string config,
+      ReadFile(absl::StrCat(directory, "/config.json"), kMaxJsonBytes));
   RETURN_IF_ERROR(Describe(config, model));
   ASSIGN_OR_RETURN(const auto reader, SafetensorsReader::OpenModel(directory));
   AddTensors(*reader, model);
@@ -77,11 +81,13 @@ absl::Status InspectFiles(const qlora::v1::ImportModelRequest& request,
     return absl::InvalidArgumentError(absl::StrCat("the model has no ", name));
   };
   ASSIGN_OR_RETURN(const std::string config_path, path_of("config.json"));
-  ASSIGN_OR_RETURN(const std::string config, ReadFile(config_path));
+  ASSIGN_OR_RETURN(const std::string config,
+                   ReadFile(config_path, kMaxJsonBytes));
   RETURN_IF_ERROR(Describe(config, model));
   std::set<std::string> shards = {kSingle};
   if (const auto index_path = path_of(kIndex); index_path.ok()) {
-    ASSIGN_OR_RETURN(const std::string index, ReadFile(*index_path));
+    ASSIGN_OR_RETURN(const std::string index,
+                     ReadFile(*index_path, kMaxIndexBytes));
     ASSIGN_OR_RETURN(shards, ShardsOf(index));
   }
   for (const std::string& shard : shards) {

@@ -81,7 +81,8 @@ absl::Status ErrnoToStatus(int error, std::string_view what) {
   }
 }
 
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
+absl::StatusOr<std::string> ReadFile(const std::string& path,
+                                     size_t max_bytes) {
   const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (fd.get() < 0) return ErrnoToStatus(errno, path);
   std::string content;
@@ -92,6 +93,10 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
     if (n < 0) {
       if (errno == EINTR) continue;
       return ErrnoToStatus(errno, path);
+    }
+    if (static_cast<size_t>(n) > max_bytes - content.size()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ": has more than ", max_bytes, " bytes, which are too many"));
     }
     content.append(buffer, static_cast<size_t>(n));
   }

@@ -3,7 +3,9 @@
 // All may be called from any thread.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -17,7 +19,11 @@ namespace qlora {
 
 // Errors of all: NotFound (no such file), ResourceExhausted (disk full or
 // quota), PermissionDenied, else Unavailable; the message names the path.
-absl::StatusOr<std::string> ReadFile(const std::string& path);
+// InvalidArgument for a file of more than max_bytes, of which no more is read:
+// whoever reads what others sent sets it.
+absl::StatusOr<std::string> ReadFile(
+    const std::string& path,
+    size_t max_bytes = std::numeric_limits<size_t>::max());
 
 // Writes path.tmp-<random>, syncs it, renames it to path, syncs the directory.
 absl::Status WriteFileAtomically(const std::string& path,

@@ -15,15 +15,17 @@ namespace qlora {
 
 // Copying, comparing and printing a value recurse as deep as it is nested.
 inline constexpr int kMaxJsonDepth = 100;
+// Far above any config.json.
+inline constexpr size_t kMaxJsonBytes = 4 << 20;
 
 // Depth of the brackets outside strings, whether or not the text is JSON.
 int JsonDepth(std::string_view text);
 
 // Parses a text of at most max_bytes and kMaxJsonDepth whose top is an object.
 // InvalidArgument naming `file`.
-absl::StatusOr<nlohmann::json> ParseJsonObject(std::string_view text,
-                                               std::string_view file,
-                                               size_t max_bytes = 4 << 20);
+absl::StatusOr<nlohmann::json> ParseJsonObject(
+    std::string_view text, std::string_view file,
+    size_t max_bytes = kMaxJsonBytes);
 
 // The fields of one object. A field that is null counts as absent. The first
 // error is kept in the given status, which the caller reads once at the end:

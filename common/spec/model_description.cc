@@ -260,7 +260,7 @@ absl::StatusOr<ModelDescription> ParseModelConfig(
 absl::StatusOr<ModelDescription> ReadModelDescription(
     const std::string& directory) {
   const std::string path = directory + "/config.json";
-  absl::StatusOr<std::string> config = ReadFile(path);
+  absl::StatusOr<std::string> config = ReadFile(path, kMaxJsonBytes);
   if (absl::IsNotFound(config.status())) {
     return absl::NotFoundError(
         absl::StrCat(path,
@@ -269,7 +269,7 @@ absl::StatusOr<ModelDescription> ReadModelDescription(
   }
   RETURN_IF_ERROR(config.status());
   absl::StatusOr<std::string> generation =
-      ReadFile(directory + "/generation_config.json");
+      ReadFile(directory + "/generation_config.json", kMaxJsonBytes);
   if (absl::IsNotFound(generation.status())) generation = std::string();
   RETURN_IF_ERROR(generation.status());
   absl::StatusOr<ModelDescription> model =

@@ -55,7 +55,7 @@ std::string TemplateOf(const Json& config) {
 
 // The file's text, or empty if there is none.
 absl::StatusOr<std::string> ReadOptional(const std::string& path) {
-  absl::StatusOr<std::string> content = ReadFile(path);
+  absl::StatusOr<std::string> content = ReadFile(path, kMaxConfigBytes);
   if (absl::IsNotFound(content.status())) return std::string();
   return content;
 }

@@ -42,6 +42,13 @@ TEST_F(FilesTest, ListFiles_WithLinks_NamesThemWhereTheyStand) {
   EXPECT_TRUE(absl::IsNotFound(ListFilesRecursively(dir_ + "/no").status()));
 }
 
+TEST_F(FilesTest, ReadFile_MoreThanTheBound_IsRefused) {
+  std::ofstream(dir_ + "/a") << std::string(100'000, 'x');
+  EXPECT_EQ(ReadFile(dir_ + "/a")->size(), 100'000u);
+  EXPECT_EQ(ReadFile(dir_ + "/a", 100'000)->size(), 100'000u);
+  EXPECT_TRUE(absl::IsInvalidArgument(ReadFile(dir_ + "/a", 99'999).status()));
+}
+
 TEST_F(FilesTest, DirectoryWriter_OverAnOlderOne_LeavesTheNewOneOnly) {
   Write("out/old/a");
   auto writer = DirectoryWriter::Create(dir_ + "/out");

@@ -77,7 +77,7 @@ void CheckPlain(const Json& json, JsonFields& fields) {
 
 absl::StatusOr<AdapterConfig> ReadConfig(const std::string& directory) {
   const std::string path = absl::StrCat(directory, "/", kConfigFile);
-  absl::StatusOr<std::string> text = ReadFile(path);
+  absl::StatusOr<std::string> text = ReadFile(path, kMaxJsonBytes);
   if (absl::IsNotFound(text.status())) {
     return absl::NotFoundError(
         absl::StrCat(path, ": not found; an adapter directory has ",
