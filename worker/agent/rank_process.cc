@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/files.h"
 #include "common/base/log.h"
+#include "common/base/utf8.h"
 #include "worker/frames/frames.h"
 
 namespace qlora::agent {

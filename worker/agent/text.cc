@@ -1,56 +1,13 @@
 #include "worker/agent/text.h"
 
-#include <cstdint>
+#include "common/base/utf8.h"
 
 namespace qlora::agent {
 namespace {
 
 constexpr size_t kMaxLine = 8 << 10;
 
-// The length of the valid UTF-8 sequence that text begins with; 0 if it does
-// not begin with one.
-size_t SequenceLength(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
-  const uint8_t lead = byte(0);
-  if (lead < 0x80) return 1;
-  size_t length = 0;
-  uint32_t least = 0;
-  uint32_t code = 0;
-  if ((lead & 0xe0) == 0xc0) {
-    length = 2, least = 0x80, code = lead & 0x1f;
-  } else if ((lead & 0xf0) == 0xe0) {
-    length = 3, least = 0x800, code = lead & 0x0f;
-  } else if ((lead & 0xf8) == 0xf0) {
-    length = 4, least = 0x10000, code = lead & 0x07;
-  } else {
-    return 0;
-  }
-  if (text.size() < length) return 0;
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-    code = (code << 6) | (byte(i) & 0x3f);
-  }
-  const bool surrogate = code >= 0xd800 && code <= 0xdfff;
-  return code >= least && code <= 0x10ffff && !surrogate ? length : 0;
-}
-
 }  // namespace
-
-std::string ToValidUtf8(std::string_view text) {
-  std::string valid;
-  valid.reserve(text.size());
-  while (!text.empty()) {
-    const size_t length = SequenceLength(text);
-    if (length == 0) {
-      valid.push_back('?');
-      text.remove_prefix(1);
-    } else {
-      valid.append(text.substr(0, length));
-      text.remove_prefix(length);
-    }
-  }
-  return valid;
-}
 
 void LineSplitter::Append(std::string_view bytes) {
   for (const char c : bytes) {

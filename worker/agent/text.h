@@ -7,10 +7,6 @@
 
 namespace qlora::agent {
 
-// `text` with every byte that is no valid UTF-8 replaced by '?': protobuf
-// strings must be valid.
-std::string ToValidUtf8(std::string_view text);
-
 class LineSplitter {
  public:
   explicit LineSplitter(std::function<void(std::string)> on_line)

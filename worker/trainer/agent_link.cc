@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
+#include "common/base/utf8.h"
 #include "worker/frames/frames.h"
 
 namespace qlora::trainer {
@@ -64,7 +65,7 @@ void AgentLink::Log(std::string_view level, std::string_view text) {
       static_cast<int32_t>(absl::ToInt64Nanoseconds(now) % 1'000'000'000));
   line.set_rank(rank_);
   line.set_level(std::string(level));
-  line.set_text(std::string(text));
+  line.set_text(ToValidUtf8(text));
   Send(event);
 }
 

@@ -11,6 +11,7 @@
 
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
+#include "common/base/utf8.h"
 #include "worker/trainer/agent_link.h"
 #include "worker/trainer/device.h"
 #include "worker/trainer/failure.h"
@@ -60,7 +61,7 @@ int RunRank(AgentLink& link) {
             {"error", status}});
   v1::TrainerEvent event;
   event.mutable_failure()->set_failure_class(failure.failure_class);
-  event.mutable_failure()->set_message(std::string(status.message()));
+  event.mutable_failure()->set_message(ToValidUtf8(std::string(status.message())));
   link.Send(event);
   return failure.exit_code;
 }

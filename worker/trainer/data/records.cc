@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/base/utf8.h"
 #include "common/formats/json_fields.h"
 
 namespace qlora::trainer {
@@ -69,7 +70,7 @@ absl::StatusOr<Json> ParseJson(std::string_view text) {
   ErrorFinder finder;
   Json::sax_parse(text, &finder);
   return absl::InvalidArgumentError(
-      absl::StrCat("not valid JSON: ", finder.message()));
+      absl::StrCat("not valid JSON: ", ToValidUtf8(finder.message())));
 }
 
 absl::StatusOr<std::unique_ptr<RecordReader>> RecordReader::Open(

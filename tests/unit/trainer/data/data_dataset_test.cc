@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "common/base/files.h"
+#include "common/base/utf8.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -335,6 +336,16 @@ TEST_F(DatasetTest, BadRecords_FailWithFileLineAndCount) {
   EXPECT_EQ(data.train.stats().records, 7);
   EXPECT_EQ(data.train.stats().bad, 6);
   EXPECT_EQ(data.train.stats().bad_messages.size(), 5);
+}
+
+TEST_F(DatasetTest, BytesThatAreNoUtf8_NeverReachAMessage) {
+  // The parser cites the first byte of a longer character, or any other byte.
+  for (const char* line : {"\u043d\n", "\xff\n", "{\"text\":\"\xff\"}\n"}) {
+    const std::string error =
+        Error(Options({File("b.jsonl", DataFormat::kText, line)}));
+    EXPECT_THAT(error, HasSubstr("b.jsonl:1: not valid JSON"));
+    EXPECT_EQ(ToValidUtf8(error), error);
+  }
 }
 
 TEST_F(DatasetTest, BadTokens_AreNamed) {
