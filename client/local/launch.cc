@@ -105,17 +105,36 @@ class Launcher {
  public:
   Launcher(const LaunchOptions& options, std::string programs)
       : options_(options), programs_(std::move(programs)) {
+    if (options.remains) instance_ = *options.remains;
     instance_.cpu_ranks = options.cpu_ranks;
     instance_.model_roots = options.model_roots;
   }
 
   absl::Status Run() {
-    RETURN_IF_ERROR(StartCoordinator());
-    RETURN_IF_ERROR(StartWorker());
+    if (!IsAlive(instance_.coordinator)) RETURN_IF_ERROR(StartCoordinator());
+    worker_ = {"qlora-worker", options_.data_dir + "/worker",
+               WorkerLog(options_.data_dir), instance_.worker};
+    if (!IsAlive(instance_.worker)) RETURN_IF_ERROR(StartWorker());
     return AwaitNode();
   }
 
   const LocalInstance& instance() const { return instance_; }
+
+  // Ends what this launcher started.
+  void Undo() {
+    if (!options_.remains) {
+      StopInstance(options_.data_dir, instance_, kStopGrace)
+          .status()
+          .IgnoreError();
+      return;
+    }
+    if (!IsAlive(options_.remains->worker)) {
+      StopProcess(instance_.worker, kStopGrace);
+    }
+    if (!IsAlive(options_.remains->coordinator)) {
+      StopProcess(instance_.coordinator, kStopGrace);
+    }
+  }
 
  private:
   // Starts the program with its own data directory and waits for its addresses.
@@ -150,8 +169,11 @@ class Launcher {
                     options_.data_dir + "/coordinator",
                     CoordinatorLog(options_.data_dir),
                     {}};
-    std::vector<std::string> args = {"--listen", ListenAddress(7070),
-                                     "--metrics-listen", ListenAddress(9464)};
+    // A worker that still runs looks for it where it was.
+    const bool again = IsAlive(instance_.worker);
+    std::vector<std::string> args = {
+        "--listen", again ? instance_.endpoint : ListenAddress(7070),
+        "--metrics-listen", again ? instance_.metrics : ListenAddress(9464)};
     AppendRoots(&args);
     ASSIGN_OR_RETURN(const nlohmann::json endpoints,
                      Start(coordinator_, instance_.coordinator, args));
@@ -161,10 +183,6 @@ class Launcher {
   }
 
   absl::Status StartWorker() {
-    worker_ = {"qlora-worker",
-               options_.data_dir + "/worker",
-               WorkerLog(options_.data_dir),
-               {}};
     std::vector<std::string> args = {
         "--coordinator",
         instance_.endpoint,
@@ -225,9 +243,7 @@ absl::StatusOr<LocalInstance> LaunchLocal(const LaunchOptions& options) {
   Launcher launcher(options, programs);
   const absl::Status status = launcher.Run();
   if (status.ok()) return launcher.instance();
-  StopInstance(options.data_dir, launcher.instance(), kStopGrace)
-      .status()
-      .IgnoreError();
+  launcher.Undo();
   return status;
 }
 

@@ -2,6 +2,7 @@
 // can take a job.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,9 +20,13 @@ struct LaunchOptions {
   std::vector<std::string> model_roots;
   // Logs go to standard error and the daemons end with this process.
   bool foreground = false;
+  // An instance that lost a daemon: the other goes on, and so does what it
+  // trains; the lost one comes back at its addresses.
+  std::optional<LocalInstance> remains;
 };
 
-// Starts both; on an error nothing is left running. Unavailable with the last
+// Starts what does not run yet; on an error nothing that it started is left
+// running. Unavailable with the last
 // lines of a daemon's log if it ends or is not ready within a minute.
 absl::StatusOr<LocalInstance> LaunchLocal(const LaunchOptions& options);
 

@@ -98,9 +98,13 @@ absl::StatusOr<LocalInstance> FindOrLaunch(const LocalStartOptions& options,
     RETURN_IF_ERROR(CheckSame(*old, options, roots));
     return *old;
   }
-  // What is left of an instance that lost a daemon.
+  if (old && old->any_alive() && CheckSame(*old, options, roots).ok()) {
+    return LaunchLocal(
+        {data_dir, old->cpu_ranks, old->model_roots, false, old});
+  }
   if (old) RETURN_IF_ERROR(StopInstance(data_dir, *old, kGrace).status());
-  return LaunchLocal({data_dir, options.cpu_ranks, roots, options.foreground});
+  return LaunchLocal(
+      {data_dir, options.cpu_ranks, roots, options.foreground, std::nullopt});
 }
 
 }  // namespace
