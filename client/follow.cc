@@ -33,6 +33,11 @@ std::string StateLine(const v1::Job& job) {
   return line;
 }
 
+// Nothing more happens to it by itself.
+bool Rests(const v1::Job& job) {
+  return IsTerminal(job.state()) || job.state() == v1::JOB_STATE_HELD;
+}
+
 // Keeps what was shown, so that nothing is shown twice.
 class FollowView {
  public:
@@ -78,7 +83,7 @@ class FollowView {
   void ShowState(const v1::Job& job) {
     job_ = job;
     const std::string line = StateLine(job);
-    if (line == state_line_ || IsTerminal(job.state())) return;
+    if (line == state_line_ || Rests(job)) return;
     state_line_ = line;
     Line(line);
   }
@@ -151,9 +156,7 @@ std::string ProgressText(const v1::Job& job, const v1::MetricPoint* point,
   const int64_t total = std::max<int64_t>(point->total_steps(), 1);
   const double fraction = static_cast<double>(point->step()) / total;
   const absl::Duration eta =
-      job.progress().has_eta()
-          ? absl::Seconds(job.progress().eta().seconds())
-          : absl::Seconds(point->step_seconds()) * (total - point->step());
+      absl::Seconds(point->step_seconds()) * (total - point->step());
   std::string text = absl::StrFormat(
       "%s %d/%d  loss %.4f  lr %s  %.0f tok/s  ETA %s", Bar(fraction, 24, utf8),
       point->step(), total, point->loss(), FormatNumber(point->learning_rate()),
@@ -177,7 +180,10 @@ absl::StatusOr<int> FollowJob(Session& session, const std::string& job,
     if (!update.error.ok() && update.done) {
       return WithWhat(update.error, absl::StrCat("cannot follow job ", job));
     }
-    if (update.done) break;
+    if (update.done || (view.job() && Rests(*view.job()) &&
+                        !IsTerminal(view.job()->state()))) {
+      break;
+    }
     if (InterruptScope::Interrupted()) {
       view.Note(absl::StrCat(
           "\ndetached; the job goes on\nnext: qloractl wait ", job));
