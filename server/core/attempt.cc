@@ -304,11 +304,11 @@ void OnStaged(Draft& draft, const AttemptKey& key,
 }
 
 void FinishJob(Draft& draft, Job& job, JobState state,
-               FailureClass failure_class, std::string_view reason) {
+               FailureClass failure_class, std::string reason) {
   qlora::v1::Job& view = job.mutable_job();
   view.set_state(state);
   view.set_failure_class(failure_class);
-  view.set_reason(std::string(reason));
+  view.set_reason(reason);
   view.clear_backoff_until();
   *view.mutable_finish_time() = ToProto(draft.now);
   const std::string outcome = ShortName(state);

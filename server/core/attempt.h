@@ -1,6 +1,7 @@
 // Inner parts of job.h: ending attempts, and what follows for the job. Pure.
 #pragma once
 
+#include <string>
 #include <string_view>
 
 #include "server/core/state.h"
@@ -26,9 +27,9 @@ void FinishIfOver(Draft& draft, const AttemptKey& key);
 void OnStaged(Draft& draft, const AttemptKey& key,
               const qlora::v1::RankStaged& staged);
 
-// Enters a terminal state.
+// Enters a terminal state. reason is a copy: it may be the job's present one.
 void FinishJob(Draft& draft, Job& job, qlora::v1::JobState state,
-               qlora::v1::FailureClass failure_class, std::string_view reason);
+               qlora::v1::FailureClass failure_class, std::string reason);
 
 // Forgets the job and its checkpoints; attempts stay as tombstones, so that a
 // node that comes back with one is told to kill it.

@@ -264,17 +264,18 @@ TEST(Job, CompleteWithoutAFinalCheckpoint_IsADefect) {
 }
 
 TEST(Job, Cancel_StopsRanksAndWinsOverFailure) {
+  const std::string why = "a reason too long to lie inside of a string object";
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
   const std::string id = core.RunningJob("n1");
-  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "why not").ok()); });
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, why).ok()); });
   EXPECT_EQ(core.job(id).state(), kCancelling);
   EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStop), 1);
   core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "").ok()); });
   EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStop), 1);
   core.Ended("n1", id, FAILURE_CLASS_USER);
   EXPECT_EQ(core.job(id).state(), kCancelled);
-  EXPECT_EQ(core.job(id).reason(), "why not");
+  EXPECT_EQ(core.job(id).reason(), why);
 }
 
 TEST(Job, Cancel_OfAnEndedJobIsRefused) {
