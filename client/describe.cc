@@ -82,6 +82,8 @@ void AppendSection(std::string* text, const std::string& title,
   absl::StrAppend(text, "\n", title, ":\n", Indented(body));
 }
 
+constexpr size_t kEventsShown = 20;
+
 }  // namespace
 
 std::string DescribeJob(const v1::Job& job,
@@ -118,8 +120,17 @@ std::string DescribeJob(const v1::Job& job,
   }
   if (job.output_size() > 0) AppendSection(&text, "Output", OutputTable(job));
   if (!events.empty()) {
-    AppendSection(&text, "Events",
-                  FormatTable(EventView(), events, false, false));
+    const size_t shown = std::min(events.size(), kEventsShown);
+    AppendSection(
+        &text,
+        shown == events.size()
+            ? "Events"
+            : absl::StrCat("Events (the last ", shown, " of ", events.size(),
+                           "; all: qloractl events ", job.job_id(), ")"),
+        FormatTable(
+            EventView(),
+            std::vector<v1::JobEvent>(events.end() - shown, events.end()),
+            false, false));
   }
   AppendSection(&text, "Job file", job.job_file());
   return text;

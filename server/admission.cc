@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/base/files.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
@@ -67,6 +68,20 @@ qlora::v1::Job MakeView(const JobSpec& spec, const std::string& job_file) {
   return view;
 }
 
+// InvalidArgument if a name in the job file is no module of the model.
+absl::Status CheckTargetModules(const JobPlan& plan) {
+  if (!plan.model || plan.spec.method == Method::kFull) {
+    return absl::OkStatus();
+  }
+  const absl::Status status =
+      MatchTargetModules(*plan.model, plan.spec.lora.target_modules).status();
+  if (status.ok()) return status;
+  constexpr absl::string_view kField = "lora.target_modules";
+  absl::string_view message = status.message();
+  absl::ConsumePrefix(&message, absl::StrCat(kField, ": "));
+  return FieldError(std::string(kField), std::string(message));
+}
+
 }  // namespace
 
 absl::StatusOr<Job> Admission::Admit(const std::string& job_file,
@@ -88,6 +103,7 @@ absl::StatusOr<Job> Admission::Admit(const std::string& job_file,
   *job.record.mutable_model() = std::move(model.source);
   job.record.set_model_config(std::move(model.config_json));
   ASSIGN_OR_RETURN(job.plan, MakePlan(job.record));
+  RETURN_IF_ERROR(CheckTargetModules(*job.plan));
   return job;
 }
 

@@ -116,8 +116,9 @@ std::vector<std::string> UsableDevices(const Job& job, const Node& node,
   }
   const int needed = job.plan->spec.resources.devices_per_node;
   if (static_cast<int>(usable.size()) < needed && of_kind > 0) {
-    std::string text = absl::StrCat(node.name(), " has ", usable.size(), " of ",
-                                    of_kind, " ", kind, " devices free");
+    std::string text =
+        absl::StrCat(node.name(), " has ", usable.size(), " of ", of_kind, " ",
+                     kind, " devices ", busy != nullptr ? "free" : "for it");
     if (taken > 0) absl::StrAppend(&text, " (", taken, " in use)");
     if (small > 0) absl::StrAppend(&text, "; too small: ", memory_reason);
     why.push_back(std::move(text));
@@ -180,16 +181,17 @@ Search FindPlace(const Job& job, const SearchScope& scope) {
     SortByFit(job, candidates);
     return {Assign(spec, candidates), ""};
   }
-  const std::string kind = spec.resources.device == DeviceKind::kAny
-                               ? "any kind of"
-                               : KindsFor(spec.resources.device)[0];
   const auto& wanted = spec.resources;
+  const bool any = wanted.device == DeviceKind::kAny;
   return {{},
           absl::StrCat("needs ", wanted.nodes,
                        wanted.nodes == 1 ? " node" : " nodes", " with ",
-                       wanted.devices_per_node, " free ", kind,
-                       wanted.devices_per_node == 1 ? " device" : " devices",
-                       why.empty() ? "" : ": ", absl::StrJoin(why, "; "))};
+                       wanted.devices_per_node,
+                       scope.busy != nullptr ? " free " : " ",
+                       any ? "" : absl::StrCat(KindsFor(wanted.device)[0], " "),
+                       wanted.devices_per_node == 1 ? "device" : "devices",
+                       any ? " of any kind" : "", why.empty() ? "" : ": ",
+                       absl::StrJoin(why, "; "))};
 }
 
 std::vector<std::string> Queue(const Draft& draft) {
@@ -284,7 +286,7 @@ absl::Status CheckCanEverFit(const State& state, const Job& job) {
   const Search found = FindPlace(job, scope);
   if (!found.ranks.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
-      "no registered nodes can ever hold this job: it ", found.missing));
+      "the registered nodes can never hold this job: it ", found.missing));
 }
 
 std::vector<std::string> NodesThatHold(const State& state, const JobSpec& spec,

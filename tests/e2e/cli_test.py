@@ -226,8 +226,10 @@ class CliTest(unittest.TestCase):
                 6, "examples/nothing: no such directory"),
             job("w", 1).replace(f"{cluster.ROOT}/examples/base/model",
                                 "/usr"): (6, "/usr"),
+            job("w", 1).replace("rank: 4", "rank: 4, target_modules: [q_prj]"):
+                (6, "lora.target_modules: 'q_prj' matches no module"),
             job("w", 1).replace("{device: cpu}", "{devices_per_node: 64}"): (
-                7, "64"),
+                7, "with 64 devices of any kind"),
         }
         for text, (code, error) in wrong.items():
             with self.subTest(error):

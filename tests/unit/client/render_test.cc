@@ -99,6 +99,18 @@ TEST(DescribeJob, ShowsStateReasonEventsAndFile) {
   EXPECT_THAT(text, HasSubstr("  name: support-bot\n"));
 }
 
+TEST(DescribeJob, ManyEvents_ShowsTheLastAndWhereTheRestIs) {
+  std::vector<v1::JobEvent> events(45);
+  for (int i = 0; i < 45; ++i) {
+    events[i].set_message("event-" + std::to_string(i) + ";");
+  }
+  const std::string text = DescribeJob(RunningJob(), events, {}, kNow);
+  EXPECT_THAT(text, HasSubstr("the last 20 of 45; all: qloractl events"));
+  EXPECT_THAT(text, testing::Not(HasSubstr("event-24;")));
+  EXPECT_THAT(text, HasSubstr("event-25;"));
+  EXPECT_THAT(text, HasSubstr("event-44;"));
+}
+
 v1::MetricPoint Point() {
   v1::MetricPoint point;
   point.set_step(3);
@@ -147,10 +159,11 @@ TEST(Outcome, EachState_HasItsExitCodeAndNextCommand) {
 }
 
 TEST(ProgressText, Running_ShowsStepLossRateSpeedAndEta) {
-  const v1::MetricPoint point = Point();
+  v1::MetricPoint point = Point();
+  point.set_step_seconds(2);
   EXPECT_EQ(ProgressText(RunningJob(), &point, true, false),
             "[#.......................] 3/60  loss 2.5000  lr 0.0002  812 tok/s"
-            "  ETA 1m15s");
+            "  ETA 1m54s");
   EXPECT_THAT(ProgressText(RunningJob(), &point, false, false),
               HasSubstr("away"));
 }

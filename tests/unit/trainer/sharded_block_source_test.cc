@@ -194,5 +194,16 @@ TEST_F(ShardedBlockSourceTest, MissingOrWrongTensor_IsNamed) {
   EXPECT_THAT(status.ToString(), HasSubstr(gone));
 }
 
+TEST_F(ShardedBlockSourceTest, ValueThatIsNotFinite_IsRefusedByName) {
+  const ModelDescription model = SmallModel(true, false);
+  std::vector<TestTensor> tensors = RandomTensors(model);
+  tensors.back().values[3] = std::nanf("");
+  const absl::Status status = LoadAlone(model, *Write(tensors));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.ToString(),
+              HasSubstr("tensor " + tensors.back().name +
+                        " of the model has values that are not finite"));
+}
+
 }  // namespace
 }  // namespace qlora::trainer

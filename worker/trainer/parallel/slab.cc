@@ -230,6 +230,13 @@ absl::Status ReadIntoSlab(const SafetensorsReader& reader,
                           std::span<uint8_t> out) {
   std::vector<float> values(tensor.num_elements());
   RETURN_IF_ERROR(reader.ReadFloat32(prefix + tensor.name, values));
+  // Quantization would hide them: they do not count for a block's scale.
+  if (!std::ranges::all_of(values, [](float v) { return std::isfinite(v); })) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tensor ", prefix, tensor.name,
+                     " of the model has values that are not finite; get the "
+                     "model's files again"));
+  }
   std::ranges::fill(out, 0);
   switch (tensor.format) {
     case WeightFormat::kFloat32:
