@@ -119,7 +119,8 @@ void AddCompletion(Cli& cli) {
   verb->add_option("SHELL", *shell, "bash")
       ->required()
       ->check(CLI::IsMember({"bash"}));
-  cli.DoSimple(verb, [&cli](Session& s) {
+  // The option writes into shell, so the action keeps it alive.
+  cli.DoSimple(verb, [&cli, shell](Session& s) {
     *s.output.out << BashCompletion(cli.app());
     return absl::OkStatus();
   });

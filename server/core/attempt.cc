@@ -316,7 +316,7 @@ void FinishJob(Draft& draft, Job& job, JobState state,
              state == JobState::JOB_STATE_SUCCEEDED   ? "Succeeded"
              : state == JobState::JOB_STATE_CANCELLED ? "Cancelled"
                                                       : "Failed",
-             reason, view.attempt());
+             view.reason(), view.attempt());
   draft.Emit(JobFinished{view.job_id(), outcome,
                          failure_class == qlora::v1::FAILURE_CLASS_UNSPECIFIED
                              ? ""
