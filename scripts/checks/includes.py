@@ -26,7 +26,7 @@ ALLOWED = {
     "client": COMMON + ["proto"],
     "worker/frames": ["common/base", "proto"],
     "worker/agent": COMMON + ["common/daemon", "proto", "worker/frames"],
-    "worker/text": ["common/base"],
+    "worker/text": ["common/base", "common/formats"],
     "worker/trainer/data": COMMON + ["worker/text"],
     "worker/trainer/ops": COMMON + ["kernels"],
     "worker/trainer/optim": COMMON + ["kernels"],

@@ -61,7 +61,8 @@ int RunRank(AgentLink& link) {
             {"error", status}});
   v1::TrainerEvent event;
   event.mutable_failure()->set_failure_class(failure.failure_class);
-  event.mutable_failure()->set_message(ToValidUtf8(std::string(status.message())));
+  event.mutable_failure()->set_message(
+      ToValidUtf8(std::string(status.message())));
   link.Send(event);
   return failure.exit_code;
 }
