@@ -60,7 +60,9 @@ std::unique_ptr<Cgroup> Cgroup::Create(const std::string& name) {
   const std::string own = OwnGroup();
   if (own.empty()) return nullptr;
   const std::string path = own + "/qlora-" + name;
-  if (::mkdir(path.c_str(), 0755) != 0 && errno != EEXIST) return nullptr;
+  // An empty one was left behind by a crash; one in use stays.
+  ::rmdir(path.c_str());
+  if (::mkdir(path.c_str(), 0755) != 0) return nullptr;
   std::unique_ptr<Cgroup> group(new Cgroup(path));
   if (::access((path + "/cgroup.kill").c_str(), W_OK) != 0) return nullptr;
   return group;

@@ -14,7 +14,8 @@ namespace qlora::agent {
 
 class Cgroup {
  public:
-  // Null where there is no version 2 hierarchy or it is not writable.
+  // Null where there is no version 2 hierarchy or it is not writable, and where
+  // another process already has a group of that name.
   static std::unique_ptr<Cgroup> Create(const std::string& name);
   // Kills what is left in the group and removes it.
   ~Cgroup();

@@ -137,9 +137,13 @@ class LauncherProcess {
     UniqueFd failure_in(failure[0]);
     UniqueFd failure_out(failure[1]);
     Group& group = groups_[request.group];
-    if (group.members++ == 0) group.cgroup = Cgroup::Create(request.group);
-    const int64_t oom_kills = group.OomKills();
     const pid_t launcher = ::getpid();
+    if (group.members++ == 0) {
+      // Two workers of one machine may hold ranks of the same attempt.
+      group.cgroup =
+          Cgroup::Create(request.group + "-" + std::to_string(launcher));
+    }
+    const int64_t oom_kills = group.OomKills();
     const pid_t pid = ::fork();
     if (pid == 0) RunChild(request, fds, group, launcher, failure_out.get());
     failure_out.Reset();
@@ -294,10 +298,16 @@ class LauncherProcess {
 
   // Each round may bring orphans of those killed in the one before.
   [[noreturn]] void Leave() {
-    groups_.clear();
+    for (const auto& [name, group] : groups_) {
+      if (group.cgroup != nullptr) group.cgroup->KillAll();
+    }
     while (true) {
       const std::vector<pid_t> children = ChildrenOf(::getpid());
-      if (children.empty()) ::_exit(0);
+      if (children.empty()) {
+        // Empty groups only can be removed.
+        groups_.clear();
+        ::_exit(0);
+      }
       for (const pid_t pid : children) Signal(pid, SIGKILL);
       while (::waitpid(-1, nullptr, WNOHANG) > 0) {
       }
