@@ -1,0 +1,140 @@
+"""Each process of a running job is killed by -9 in turn; the job finishes.
+
+What a job hands back must not show that anything happened: every step once in
+metrics.jsonl, and the adapter bit for bit that of a run without trouble.
+"""
+
+import json
+import os
+import signal
+
+import cluster
+import nodes
+
+STEPS = 90
+ROWS = "\n".join(
+    json.dumps({"input_ids": [1] + [(7 * row + column) % 500 + 3
+                                    for column in range(127)]})
+    for row in range(48)) + "\n"
+JOB = """\
+apiVersion: qlora/v1
+model: {{base: {model}}}
+method: qlora
+lora: {{rank: 4}}
+data: {{train: [{{path: rows.jsonl, format: tokens}}], max_seq_len: 128, packing: false}}
+train: {{max_steps: {steps}, global_batch_size: 12, learning_rate: 1e-3, compute_dtype: float32}}
+checkpoint: {{every: 15 steps}}
+resources: {{nodes: {nodes}, devices_per_node: {ranks}}}
+"""
+
+
+def check_output(output, reference):
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    points = [json.loads(line) for line in lines]
+    assert [p["step"] for p in points] == list(range(1, STEPS + 1)), \
+        [p["step"] for p in points]
+    if reference is None:
+        return
+    for name in ("adapter_model.safetensors", "eval.json"):
+        assert (output / name).read_bytes() == (reference / name).read_bytes(), \
+            f"{name} differs from the undisturbed run's"
+
+
+def attempts(job):
+    return int(job.get("attempt", 0))
+
+
+def undisturbed(local, job_file):
+    local.submit("reference", job_file)
+    assert attempts(local.wait_for_success("reference")) == 1
+    output = local.output("reference")
+    check_output(output, None)
+    return output
+
+
+def rank_killed(local, job_file, reference):
+    local.submit("rank-killed", job_file)
+    local.wait_for_step("rank-killed", 20)
+    ranks = local.ranks()
+    assert len(ranks) == 2, ranks
+    os.kill(ranks[-1], signal.SIGKILL)
+    nodes.eventually(lambda: not set(local.ranks()) & set(ranks), 5,
+                     "the other rank is gone")
+    assert attempts(local.wait_for_success("rank-killed")) == 2
+    check_output(local.output("rank-killed"), reference)
+
+
+def worker_killed(local, job_file, reference):
+    local.submit("worker-killed", job_file)
+    local.wait_for_step("worker-killed", 20)
+    worker = local.workers["one"]
+    worker.kill()
+    nodes.eventually(lambda: not local.processes("--node-name\0one")
+                     and not local.ranks(), 5,
+                     "no process of the worker is left")
+    worker.start()
+    assert attempts(local.wait_for_success("worker-killed")) == 2
+    check_output(local.output("worker-killed"), reference)
+
+
+def coordinator_killed(local, job_file, reference):
+    local.submit("coordinator-killed", job_file)
+    local.submit("waits", job_file)
+    local.wait_for_step("coordinator-killed", 10)
+    ranks = local.ranks()
+    local.coordinator.kill()
+    # The ranks neither stop nor are they started anew.
+    before = spooled(local)
+    nodes.eventually(lambda: spooled(local) > before, 30,
+                     "steps go on without a coordinator")
+    assert local.ranks() == ranks
+    local.coordinator.start()
+    job = local.wait_for_success("coordinator-killed")
+    assert attempts(job) == 1, job
+    check_output(local.output("coordinator-killed"), reference)
+    points = local.ctl("metrics", "coordinator-killed", "-o", "jsonl").stdout
+    steps = [int(json.loads(line)["step"]) for line in points.splitlines()]
+    assert steps == list(range(1, STEPS + 1)), steps
+    # Acknowledged before the kill, hence still there.
+    local.wait_for_success("waits")
+    check_output(local.output("waits"), reference)
+
+
+def spooled(local):
+    """Bytes of events that wait in the worker's spool."""
+    spool = local.workers["one"].data / "spool"
+    return sum(path.stat().st_size for path in spool.glob("*.log"))
+
+
+def worker_drained(local, job_file, reference):
+    """SIGTERM loses no step: the ranks save before they leave."""
+    local.submit("drained", job_file)
+    local.wait_for_step("drained", 20)
+    worker = local.workers["one"]
+    assert worker.stop() == 0
+    saved = int(local.job("drained")["headStep"])
+    assert saved >= 20, saved
+    worker.start()
+    local.wait_for_success("drained")
+    check_output(local.output("drained"), reference)
+
+
+def main():
+    data = cluster.shared_data()
+    if data is None:
+        cluster.skip("shared/data is absent (set QLORA_SHARED_DATA)")
+    models = data / "models"
+    job_file = JOB.format(model=models / "stories260K", steps=STEPS, nodes=1,
+                          ranks=2)
+    with nodes.Nodes({"one": 2}, [models]) as local:
+        (local.directory / "rows.jsonl").write_text(ROWS, encoding="utf-8")
+        reference = undisturbed(local, job_file)
+        for scenario in (rank_killed, worker_killed, coordinator_killed,
+                         worker_drained):
+            scenario(local, job_file, reference)
+            print(f"{scenario.__name__}: as if nothing had happened",
+                  flush=True)
+
+
+if __name__ == "__main__":
+    main()
