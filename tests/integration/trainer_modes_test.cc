@@ -174,21 +174,39 @@ TEST_F(ModesTest, PlanOfTooLittleMemory_SaysSo) {
   }
 }
 
-TEST_F(ModesTest, LossIsNaN_StopsAndNamesTheStep) {
+// The last values of the model's file, which are those of its last tensor.
+void OverwriteEnd(const std::string& path, int count, float value) {
+  std::fstream weights(path, std::ios::in | std::ios::out | std::ios::binary);
+  weights.seekp(-4 * count, std::ios::end);
+  for (int i = 0; i < count; ++i) {
+    weights.write(reinterpret_cast<const char*>(&value), sizeof(value));
+  }
+}
+
+TEST_F(ModesTest, LossOverflows_StopsAndNamesTheStep) {
   const std::string model = Path("model");
   std::filesystem::copy(SharedData() + "/models/stories260K", model);
-  std::fstream weights(model + "/model.safetensors",
-                       std::ios::in | std::ios::out | std::ios::binary);
-  weights.seekp(-4, std::ios::end);
-  const float nan = std::nanf("");
-  weights.write(reinterpret_cast<const char*>(&nan), sizeof(nan));
-  weights.close();
+  OverwriteEnd(model + "/model.safetensors", 64, 3e38f);
   v1::TrainerTask task = Job("", "", 2);
   task.set_model_directory(model);
   const Run run = RunTask(task);
   for (const RankOutcome& rank : run.ranks) EXPECT_EQ(rank.exit_code, 11);
   EXPECT_EQ(run.failure.failure_class(), v1::FAILURE_CLASS_NUMERICAL);
-  EXPECT_THAT(run.failure.message(), StartsWith("step 1 has loss nan"));
+  EXPECT_THAT(run.failure.message(), StartsWith("step 1 has loss "));
+}
+
+TEST_F(ModesTest, WeightIsNaN_IsRefusedByEveryRank) {
+  const std::string model = Path("model");
+  std::filesystem::copy(SharedData() + "/models/stories260K", model);
+  OverwriteEnd(model + "/model.safetensors", 1, std::nanf(""));
+  v1::TrainerTask task = Job("", "", 2);
+  task.set_model_directory(model);
+  const Run run = RunTask(task);
+  for (const RankOutcome& rank : run.ranks) {
+    EXPECT_EQ(rank.exit_code, 10);
+    EXPECT_THAT(rank.events.back().failure().message(),
+                HasSubstr("has values that are not finite"));
+  }
 }
 
 TEST_F(ModesTest, MissingModel_IsNamed) {

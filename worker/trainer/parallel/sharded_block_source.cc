@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "worker/trainer/parallel/agreement.h"
 
 namespace qlora::trainer {
 namespace {
@@ -48,15 +49,15 @@ class ShardedBlockSource::Loader {
     const auto ranks = static_cast<size_t>(source_.communicator_.size());
     const auto mine = static_cast<size_t>(source_.communicator_.rank());
     for (size_t first = 0; first < items_.size(); first += ranks) {
-      std::vector<uint8_t> image;
-      if (first + mine < items_.size()) {
-        ASSIGN_OR_RETURN(image, Prepare(items_[first + mine]));
-      }
+      absl::StatusOr<std::vector<uint8_t>> image = std::vector<uint8_t>();
+      if (first + mine < items_.size()) image = Prepare(items_[first + mine]);
+      // One rank's refusal must reach those that wait for its bytes.
+      RETURN_IF_ERROR(AgreeOn(source_.communicator_, image.status()));
       const size_t count = std::min(ranks, items_.size() - first);
       for (size_t r = 0; r < count; ++r) {
         const Item& item = items_[first + r];
-        RETURN_IF_ERROR(item.layer == kOuter ? HandOutWhole(item, image, r)
-                                             : HandOutShards(item, image, r));
+        RETURN_IF_ERROR(item.layer == kOuter ? HandOutWhole(item, *image, r)
+                                             : HandOutShards(item, *image, r));
       }
     }
     return absl::OkStatus();
