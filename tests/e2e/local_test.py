@@ -95,6 +95,8 @@ class LocalTest(unittest.TestCase):
         for port in (7070, 9464, 9465):
             listener = socket.socket()
             self.addCleanup(listener.close)
+            # Connections of the test before may still be in TIME_WAIT.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind(("127.0.0.1", port))
                 listener.listen()
