@@ -11,8 +11,11 @@ namespace qlora {
 class Clock {
  public:
   virtual ~Clock() = default;
-  // Wall-clock time.
+  // Wall-clock time: for people. It jumps when the clock is set.
   virtual absl::Time Now() const = 0;
+  // A time that never jumps and stands still while the machine sleeps: for
+  // leases and timeouts. Means nothing beside another process's or Now().
+  virtual absl::Time Steady() const = 0;
 
   // The machine's clock; lives forever.
   static Clock* Real();
@@ -25,7 +28,17 @@ class FakeClock : public Clock {
     MutexLock lock(&mu_);
     return now_;
   }
+  absl::Time Steady() const override {
+    MutexLock lock(&mu_);
+    return steady_;
+  }
   void Advance(absl::Duration d) {
+    MutexLock lock(&mu_);
+    now_ += d;
+    steady_ += d;
+  }
+  // The clock is set, or the machine slept.
+  void Jump(absl::Duration d) {
     MutexLock lock(&mu_);
     now_ += d;
   }
@@ -33,6 +46,10 @@ class FakeClock : public Clock {
  private:
   mutable Mutex mu_;
   absl::Time now_ ABSL_GUARDED_BY(mu_);
+  absl::Time steady_ ABSL_GUARDED_BY(mu_) = absl::UnixEpoch();
 };
+
+// Clock::Steady of the machine's clock.
+absl::Time SteadyNow();
 
 }  // namespace qlora
