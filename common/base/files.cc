@@ -192,14 +192,16 @@ absl::Status DirectoryWriter::Commit() {
   return had_old ? RemoveRecursively(old) : absl::OkStatus();
 }
 
-absl::StatusOr<std::string> CopyFileSynced(const std::string& from,
-                                           const std::string& to) {
+absl::StatusOr<std::string> CopyFileSynced(
+    const std::string& from, const std::string& to,
+    const std::function<bool()>& cancelled) {
   const Fd fd(::open(from.c_str(), O_RDONLY | O_CLOEXEC));
   if (fd.get() < 0) return ErrnoToStatus(errno, from);
   ASSIGN_OR_RETURN(const std::unique_ptr<FileWriter> writer,
                    FileWriter::Create(to));
   std::string buffer(1 << 20, '\0');
   while (true) {
+    if (cancelled && cancelled()) return absl::CancelledError("cancelled");
     const ssize_t n = ::read(fd.get(), buffer.data(), buffer.size());
     if (n == 0) return writer->Commit();
     if (n < 0) {

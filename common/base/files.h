@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <string>
@@ -81,10 +82,12 @@ class DirectoryWriter {
   bool committed_ = false;
 };
 
-// Copies a file's content, syncs the copy, gives its SHA-256. NotFound names
-// the source.
-absl::StatusOr<std::string> CopyFileSynced(const std::string& from,
-                                           const std::string& to);
+// Copies a file's content, syncs the copy, gives its SHA-256; until then there
+// is nothing new at `to`. NotFound names the source; Cancelled once `cancelled`
+// (asked again for each MiB; null: never) says true.
+absl::StatusOr<std::string> CopyFileSynced(
+    const std::string& from, const std::string& to,
+    const std::function<bool()>& cancelled = nullptr);
 
 // Creates path and its parents.
 absl::Status CreateDirectories(const std::string& path);

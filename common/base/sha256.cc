@@ -49,7 +49,8 @@ std::string Sha256Hex(std::string_view bytes) {
   return hash.HexDigest();
 }
 
-absl::StatusOr<std::string> Sha256OfFile(const std::string& path) {
+absl::StatusOr<std::string> Sha256OfFile(
+    const std::string& path, const std::function<bool()>& cancelled) {
   std::ifstream in(path, std::ios::binary);
   if (!in) {
     const int error = errno;
@@ -61,6 +62,7 @@ absl::StatusOr<std::string> Sha256OfFile(const std::string& path) {
   Sha256 hash;
   std::vector<char> buffer(1 << 20);
   while (in) {
+    if (cancelled && cancelled()) return absl::CancelledError("cancelled");
     in.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
     hash.Update({buffer.data(), static_cast<size_t>(in.gcount())});
   }

@@ -2,6 +2,7 @@
 // time.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -28,8 +29,10 @@ class Sha256 {
 
 std::string Sha256Hex(std::string_view bytes);
 
-// NotFound if there is no such file, Unavailable if reading fails.
-absl::StatusOr<std::string> Sha256OfFile(const std::string& path);
+// NotFound if there is no such file, Unavailable if reading fails, Cancelled
+// once `cancelled` (asked again for each MiB; null: never) says true.
+absl::StatusOr<std::string> Sha256OfFile(
+    const std::string& path, const std::function<bool()>& cancelled = nullptr);
 
 // True for 64 lower-case hex characters.
 bool IsSha256Hex(std::string_view text);

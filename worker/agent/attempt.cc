@@ -26,8 +26,7 @@ Attempt::Attempt(Environment& environment, v1::PrepareAttempt command,
       name_(absl::StrCat(command_.job_id(), "-", command_.attempt())),
       directory_(absl::StrCat(environment.directory, "/attempts/", name_)),
       phase_since_(absl::Now()),
-      last_word_(absl::Now()),
-      transfers_(std::make_unique<TransferQueue>()) {}
+      last_word_(absl::Now()) {}
 
 Attempt::~Attempt() {
   environment_.loop.CancelTimer(kill_timer_);
@@ -43,6 +42,12 @@ Attempt::~Attempt() {
 }
 
 void Attempt::Prepare() {
+  transfers_ = std::make_unique<TransferQueue>(
+      [weak = weak_from_this(), &loop = environment_.loop] {
+        loop.Post([weak] {
+          if (const auto self = weak.lock()) self->on_change_();
+        });
+      });
   Watch();
   InputRequest request{.model = command_.model(),
                        .inputs = command_.inputs(),
@@ -238,6 +243,7 @@ void Attempt::OnLine(int rank, std::string line, bool is_error) {
 }
 
 void Attempt::OnStaged(int rank, const v1::StagedFiles& staged) {
+  if (abandoned_) return;
   if (rank != 0) {
     v1::WorkerEvent event;
     v1::RankStaged& message = *event.mutable_staged();
@@ -363,6 +369,7 @@ void Attempt::Stop(bool save, absl::Duration grace, AgentCause cause) {
   if (!save || running_.empty()) {
     // What was staged so far is not waited for either.
     if (!save) {
+      abandoned_ = true;
       transfers_->Cancel();
       uploads_.clear();
       uploading_ = false;
@@ -440,6 +447,7 @@ void Attempt::MaybeEnd() {
   if (ended() || spawning || !all_ended || !uploads_.empty()) return;
   if (ranks_.empty() && !cause_.has_value()) return;
   phase_ = Phase::kEnded;
+  transfers_->Cancel();
   const v1::AttemptEnded ended = DecideOutcome(ends_, cause_);
   LogInfo("attempt ended",
           {{"attempt", name_},

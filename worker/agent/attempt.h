@@ -29,7 +29,7 @@ namespace qlora::agent {
 
 class Attempt : public std::enable_shared_from_this<Attempt> {
  public:
-  // on_change: inventory() may differ, or ended() became true.
+  // on_change: inventory() may differ, or ended() or settled() became true.
   Attempt(Environment& environment, v1::PrepareAttempt command, int64_t term,
           std::function<void()> on_change);
   ~Attempt();
@@ -43,6 +43,9 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   void Stop(bool save, absl::Duration grace, AgentCause cause);
 
   bool ended() const { return phase_ == Phase::kEnded; }
+  // It has ended and no transfer runs any more: destruction does not wait for
+  // one.
+  bool settled() const { return ended() && transfers_->stopped(); }
   const v1::PrepareAttempt& command() const { return command_; }
   v1::AttemptInventory inventory() const;
 
@@ -90,13 +93,15 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   // Staged by rank 0, the front one being uploaded.
   std::deque<v1::StagedFiles> uploads_;
   bool uploading_ = false;
+  // Stopped without saving: what ranks stage from now on is left alone.
+  bool abandoned_ = false;
   int64_t last_step_ = 0;
   absl::Time phase_since_;
   absl::Time last_word_;
   absl::Duration longest_silence_;
   uint64_t kill_timer_ = 0;
   uint64_t watch_timer_ = 0;
-  // Last: its work uses what is above.
+  // From Prepare on. Last: its work uses what is above.
   std::unique_ptr<TransferQueue> transfers_;
 };
 

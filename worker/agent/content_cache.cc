@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <filesystem>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -20,13 +19,22 @@
 namespace qlora::agent {
 namespace fs = std::filesystem;
 
-absl::Status LinkOrCopy(const std::string& from, const std::string& to) {
+namespace {
+
+// How soon one that waits for another thread's download heeds its own
+// cancellation.
+constexpr absl::Duration kCancelPoll = absl::Milliseconds(50);
+
+// Makes `to` the same file as `from`, or a copy where links are not possible.
+absl::Status LinkOrCopy(const std::string& from, const std::string& to,
+                        const Cancellation& cancellation) {
   if (::link(from.c_str(), to.c_str()) == 0) return absl::OkStatus();
   if (errno == EEXIST || errno == ENOENT) return ErrnoToStatus(errno, to);
-  std::error_code error;
-  fs::copy_file(from, to, error);
-  return error ? ErrnoToStatus(error.value(), to) : absl::OkStatus();
+  return CopyFileSynced(from, to, [&] { return cancellation.cancelled(); })
+      .status();
 }
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<ContentCache>> ContentCache::Open(
     std::string directory, int64_t max_bytes) {
@@ -39,9 +47,14 @@ std::string ContentCache::PathOf(const std::string& sha256) const {
   return absl::StrCat(directory_, "/", sha256.substr(0, 2), "/", sha256);
 }
 
-void ContentCache::Hold(const std::string& sha256) {
+absl::Status ContentCache::Hold(const std::string& sha256,
+                                const Cancellation& cancellation) {
   MutexLock lock(&mu_);
-  while (!held_.insert(sha256).second) released_.Wait(&mu_);
+  while (!held_.insert(sha256).second) {
+    if (cancellation.cancelled()) return absl::CancelledError("cancelled");
+    released_.WaitWithTimeout(&mu_, kCancelPoll);
+  }
+  return absl::OkStatus();
 }
 
 void ContentCache::Release(const std::string& sha256) {
@@ -59,7 +72,7 @@ absl::Status ContentCache::Place(const v1::ArtifactFile& file,
     return absl::InvalidArgumentError(absl::StrCat(
         file.path(), ": \"", file.sha256(), "\" is no SHA-256 digest"));
   }
-  Hold(file.sha256());
+  RETURN_IF_ERROR(Hold(file.sha256(), cancellation));
   const absl::Status status =
       PlaceHeld(file, destination, client, cancellation);
   Release(file.sha256());
@@ -76,7 +89,7 @@ absl::Status ContentCache::PlaceHeld(const v1::ArtifactFile& file,
   }
   // The time of the last use decides what is evicted.
   ::utimensat(AT_FDCWD, path.c_str(), nullptr, 0);
-  return LinkOrCopy(path, destination);
+  return LinkOrCopy(path, destination, cancellation);
 }
 
 absl::Status ContentCache::Fetch(const v1::ArtifactFile& file,
@@ -86,7 +99,9 @@ absl::Status ContentCache::Fetch(const v1::ArtifactFile& file,
   const std::string part = path + ".part";
   RETURN_IF_ERROR(CreateDirectories(fs::path(path).parent_path().string()));
   RETURN_IF_ERROR(client.Download(file.sha256(), part, cancellation));
-  ASSIGN_OR_RETURN(const std::string digest, Sha256OfFile(part));
+  ASSIGN_OR_RETURN(const std::string digest, Sha256OfFile(part, [&] {
+                     return cancellation.cancelled();
+                   }));
   if (digest != file.sha256()) {
     RETURN_IF_ERROR(RemoveRecursively(part));
     return absl::DataLossError(
@@ -105,13 +120,14 @@ absl::Status ContentCache::Fetch(const v1::ArtifactFile& file,
 }
 
 absl::Status ContentCache::Adopt(const std::string& path,
-                                 const std::string& sha256) {
+                                 const std::string& sha256,
+                                 Cancellation& cancellation) {
   const std::string cached = PathOf(sha256);
   RETURN_IF_ERROR(CreateDirectories(fs::path(cached).parent_path().string()));
-  Hold(sha256);
+  RETURN_IF_ERROR(Hold(sha256, cancellation));
   absl::Status status;
   if (::access(cached.c_str(), F_OK) != 0) {
-    status = LinkOrCopy(path, cached);
+    status = LinkOrCopy(path, cached, cancellation);
     ::chmod(cached.c_str(), 0444);
   }
   Release(sha256);
@@ -126,16 +142,20 @@ void ContentCache::EvictLocked() {
   };
   std::vector<Entry> unused;
   int64_t total = 0;
-  std::error_code error;
-  for (const auto& item : fs::recursive_directory_iterator(directory_, error)) {
+  const auto names = ListFilesRecursively(directory_);
+  if (!names.ok()) {
+    LogWarning("nothing is evicted from the cache",
+               {{"error", names.status()}});
+    return;
+  }
+  for (const std::string& name : *names) {
+    const fs::path path = fs::path(directory_) / name;
     struct stat info;
-    if (::lstat(item.path().c_str(), &info) != 0 || !S_ISREG(info.st_mode)) {
-      continue;
-    }
+    if (::lstat(path.c_str(), &info) != 0) continue;
     total += info.st_size;
-    const std::string digest = item.path().filename().string().substr(0, 64);
+    const std::string digest = path.filename().string().substr(0, 64);
     if (info.st_nlink > 1 || held_.contains(digest)) continue;
-    unused.push_back({info.st_mtim.tv_sec, info.st_size, item.path().string()});
+    unused.push_back({info.st_mtim.tv_sec, info.st_size, path.string()});
   }
   std::sort(unused.begin(), unused.end(),
             [](const Entry& a, const Entry& b) { return a.used < b.used; });

@@ -24,14 +24,17 @@ class ContentCache {
       std::string directory, int64_t max_bytes);
 
   // Makes `destination` (which must not exist) that file, downloading what is
-  // missing. Blocks. InvalidArgument: no digest; DataLoss: the store sent
-  // another content; else as ArtifactClient::Download.
+  // missing. Blocks, also while another thread works on the same digest.
+  // InvalidArgument: no digest; DataLoss: the store sent another content; else
+  // as ArtifactClient::Download.
   absl::Status Place(const v1::ArtifactFile& file,
                      const std::string& destination, ArtifactClient& client,
                      Cancellation& cancellation);
 
-  // Takes a file whose digest the caller has computed.
-  absl::Status Adopt(const std::string& path, const std::string& sha256);
+  // Takes a file that is synced and whose digest the caller has computed.
+  // Blocks as Place; Cancelled, or as common/base/files.h.
+  absl::Status Adopt(const std::string& path, const std::string& sha256,
+                     Cancellation& cancellation);
 
  private:
   ContentCache(std::string directory, int64_t max_bytes)
@@ -42,7 +45,9 @@ class ContentCache {
   absl::Status PlaceHeld(const v1::ArtifactFile& file,
                          const std::string& destination, ArtifactClient& client,
                          Cancellation& cancellation);
-  void Hold(const std::string& sha256);
+  // Cancelled: it is not held.
+  absl::Status Hold(const std::string& sha256,
+                    const Cancellation& cancellation);
   void Release(const std::string& sha256);
   void EvictLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
@@ -54,8 +59,5 @@ class ContentCache {
   // Digests that a thread works on.
   std::set<std::string> held_ ABSL_GUARDED_BY(mu_);
 };
-
-// Makes `to` the same file as `from`, or a copy where links are not possible.
-absl::Status LinkOrCopy(const std::string& from, const std::string& to);
 
 }  // namespace qlora::agent

@@ -122,14 +122,19 @@ absl::StatusOr<ArtifactFiles> InputFetcher::Store(const std::string& directory,
   ArtifactFiles files;
   for (const std::string& name : names) {
     const std::string path = absl::StrCat(directory, "/", name);
-    ASSIGN_OR_RETURN(const std::string digest, Sha256OfFile(path));
+    ASSIGN_OR_RETURN(const std::string digest, Sha256OfFile(path, [&] {
+                       return cancellation.cancelled();
+                     }));
+    std::error_code error;
+    const auto size = fs::file_size(path, error);
+    if (error) return ErrnoToStatus(error.value(), path);
     RETURN_IF_ERROR(
         client_.Upload(digest, path, kFullStorePatience, cancellation));
-    RETURN_IF_ERROR(cache_.Adopt(path, digest));
+    RETURN_IF_ERROR(cache_.Adopt(path, digest, cancellation));
     v1::ArtifactFile& file = *files.Add();
     file.set_path(name);
     file.set_sha256(digest);
-    file.set_size_bytes(static_cast<int64_t>(fs::file_size(path)));
+    file.set_size_bytes(static_cast<int64_t>(size));
   }
   return files;
 }

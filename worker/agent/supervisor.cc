@@ -50,7 +50,7 @@ void Supervisor::Obey(const v1::WorkerCommand& command) {
       return;
     }
     case v1::WorkerCommand::kStop:
-      return Stop(command.stop());
+      return Stop(command.stop(), command.term());
     case v1::WorkerCommand::kRunTask:
       return RunTask(command.run_task(), command.term());
     case v1::WorkerCommand::kCancelTask: {
@@ -69,14 +69,14 @@ void Supervisor::Prepare(const v1::PrepareAttempt& command, int64_t term) {
   const Key key = {command.job_id(), command.attempt()};
   if (attempts_.contains(key)) return;
   if (!IsSafeName(command.job_id()) || command.ranks().empty()) {
-    return RefuseAttempt(command, term,
-                         {.failure_class = v1::FAILURE_CLASS_INTERNAL,
-                          .message = "a malformed Prepare"});
+    return EmitEnded(key, term,
+                     {.failure_class = v1::FAILURE_CLASS_INTERNAL,
+                      .message = "a malformed Prepare"});
   }
   if (draining_) {
-    return RefuseAttempt(command, term,
-                         {.failure_class = v1::FAILURE_CLASS_DRAINED,
-                          .message = "the worker is shutting down"});
+    return EmitEnded(key, term,
+                     {.failure_class = v1::FAILURE_CLASS_DRAINED,
+                      .message = "the worker is shutting down"});
   }
   for (const auto& [other, attempt] : attempts_) {
     if (other.first != key.first) continue;
@@ -97,19 +97,25 @@ void Supervisor::Prepare(const v1::PrepareAttempt& command, int64_t term) {
   UpdateInventory();
 }
 
-void Supervisor::RefuseAttempt(const v1::PrepareAttempt& command, int64_t term,
-                               const AgentCause& cause) {
+void Supervisor::EmitEnded(const Key& key, int64_t term,
+                           const AgentCause& cause) {
   v1::WorkerEvent event;
-  event.set_job_id(command.job_id());
-  event.set_attempt(command.attempt());
+  event.set_job_id(key.first);
+  event.set_attempt(key.second);
   event.set_term(term);
   *event.mutable_ended() = DecideOutcome({}, cause);
   environment_.emit(std::move(event));
 }
 
-void Supervisor::Stop(const v1::StopAttempt& command) {
-  const auto it = attempts_.find({command.job_id(), command.attempt()});
-  if (it == attempts_.end()) return;
+void Supervisor::Stop(const v1::StopAttempt& command, int64_t term) {
+  const Key key = {command.job_id(), command.attempt()};
+  const auto it = attempts_.find(key);
+  if (it == attempts_.end()) {
+    // Nobody must wait for it.
+    return EmitEnded(key, term,
+                     {.failure_class = v1::FAILURE_CLASS_UNSPECIFIED,
+                      .message = "no such attempt is on this node"});
+  }
   it->second->Stop(command.save(), ToDuration(command.grace()),
                    {.failure_class = v1::FAILURE_CLASS_UNSPECIFIED,
                     .message = "stopped by the coordinator"});
@@ -190,9 +196,9 @@ void Supervisor::Sweep() {
   environment_.loop.Post([this] {
     sweeping_ = false;
     std::erase_if(attempts_,
-                  [](const auto& entry) { return entry.second->ended(); });
+                  [](const auto& entry) { return entry.second->settled(); });
     std::erase_if(tasks_,
-                  [](const auto& entry) { return entry.second->ended(); });
+                  [](const auto& entry) { return entry.second->settled(); });
     UpdateInventory();
     if (draining_ && attempts_.empty() && tasks_.empty() && on_drained_) {
       std::exchange(on_drained_, nullptr)();

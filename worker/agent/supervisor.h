@@ -47,14 +47,14 @@ class Supervisor {
 
   void Obey(const v1::WorkerCommand& command);
   void Prepare(const v1::PrepareAttempt& command, int64_t term);
-  void Stop(const v1::StopAttempt& command);
+  void Stop(const v1::StopAttempt& command, int64_t term);
   void RunTask(const v1::RunTask& command, int64_t term);
   void StopAll(absl::Duration grace, const AgentCause& cause);
   // Forgets what has ended, later: callers may be inside of it.
   void Sweep();
   void UpdateInventory();
-  void RefuseAttempt(const v1::PrepareAttempt& command, int64_t term,
-                     const AgentCause& cause);
+  // Says AttemptEnded for one that does not live here.
+  void EmitEnded(const Key& key, int64_t term, const AgentCause& cause);
 
   Environment environment_;
   std::map<Key, std::shared_ptr<Attempt>> attempts_;

@@ -11,14 +11,13 @@
 namespace qlora::agent {
 
 Task::Task(Environment& environment, v1::RunTask command, int64_t term,
-           std::function<void()> on_end)
+           std::function<void()> on_change)
     : environment_(environment),
       command_(std::move(command)),
       term_(term),
-      on_end_(std::move(on_end)),
+      on_change_(std::move(on_change)),
       directory_(
-          absl::StrCat(environment.directory, "/tasks/", command_.task_id())),
-      transfers_(std::make_unique<TransferQueue>()) {}
+          absl::StrCat(environment.directory, "/tasks/", command_.task_id())) {}
 
 Task::~Task() {
   process_.reset();
@@ -31,6 +30,12 @@ Task::~Task() {
 }
 
 void Task::Run() {
+  transfers_ = std::make_unique<TransferQueue>(
+      [weak = weak_from_this(), &loop = environment_.loop] {
+        loop.Post([weak] {
+          if (const auto self = weak.lock()) self->on_change_();
+        });
+      });
   InputRequest request{.model = command_.model(),
                        .inputs = command_.inputs(),
                        .job_file = command_.task().job_file(),
@@ -137,7 +142,6 @@ void Task::OnProcessEnd() {
 void Task::Cancel() {
   if (ended_) return;
   cancelled_ = true;
-  transfers_->Cancel();
   if (process_ != nullptr) {
     process_->Kill();
   } else {
@@ -147,12 +151,13 @@ void Task::Cancel() {
 
 void Task::Finish(const std::string& error, v1::FailureClass failure_class) {
   ended_ = true;
+  transfers_->Cancel();
   v1::TaskOutput output;
   output.set_done(true);
   output.set_error(error);
   output.set_failure_class(failure_class);
   Emit(std::move(output));
-  on_end_();
+  on_change_();
 }
 
 void Task::Emit(v1::TaskOutput output) {

@@ -15,9 +15,9 @@ namespace qlora::agent {
 
 class Task : public std::enable_shared_from_this<Task> {
  public:
-  // on_end: ended() became true.
+  // on_change: ended() or settled() became true.
   Task(Environment& environment, v1::RunTask command, int64_t term,
-       std::function<void()> on_end);
+       std::function<void()> on_change);
   ~Task();
 
   // Call once, after construction.
@@ -25,7 +25,9 @@ class Task : public std::enable_shared_from_this<Task> {
   // Kills the process; the task ends with an error.
   void Cancel();
 
-  bool ended() const { return ended_; }
+  // It has ended and no transfer runs any more: destruction does not wait for
+  // one.
+  bool settled() const { return ended_ && transfers_->stopped(); }
   const std::string& id() const { return command_.task_id(); }
 
  private:
@@ -39,7 +41,7 @@ class Task : public std::enable_shared_from_this<Task> {
   Environment& environment_;
   const v1::RunTask command_;
   const int64_t term_;
-  const std::function<void()> on_end_;
+  const std::function<void()> on_change_;
   const std::string directory_;
 
   bool ended_ = false;
@@ -48,7 +50,7 @@ class Task : public std::enable_shared_from_this<Task> {
   // What it printed last, for a failure without a message.
   std::string last_line_;
   std::unique_ptr<RankProcess> process_;
-  // Last: its work uses what is above.
+  // From Run on. Last: its work uses what is above.
   std::unique_ptr<TransferQueue> transfers_;
 };
 

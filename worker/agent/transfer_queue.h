@@ -5,6 +5,7 @@
 #include <deque>
 #include <functional>
 #include <thread>
+#include <utility>
 
 #include "common/base/mutex.h"
 #include "worker/agent/cancellation.h"
@@ -13,7 +14,9 @@ namespace qlora::agent {
 
 class TransferQueue {
  public:
-  TransferQueue() : thread_([this] { Run(); }) {}
+  // on_stopped: the last thing that the thread calls; stopped() is true then.
+  explicit TransferQueue(std::function<void()> on_stopped)
+      : on_stopped_(std::move(on_stopped)), thread_([this] { Run(); }) {}
   // Cancels, drops what has not begun, waits for the rest.
   ~TransferQueue() {
     Cancel();
@@ -28,6 +31,7 @@ class TransferQueue {
     work_.push_back(std::move(work));
     changed_.Signal();
   }
+  // Ends the thread as soon as its work heeds that.
   void Cancel() {
     cancellation_.Cancel();
     MutexLock lock(&mu_);
@@ -35,8 +39,23 @@ class TransferQueue {
     changed_.Signal();
   }
 
+  // Destruction no longer waits for work.
+  bool stopped() const {
+    MutexLock lock(&mu_);
+    return stopped_;
+  }
+
  private:
   void Run() {
+    RunWork();
+    {
+      MutexLock lock(&mu_);
+      stopped_ = true;
+    }
+    on_stopped_();
+  }
+
+  void RunWork() {
     while (true) {
       std::function<void(Cancellation&)> next;
       {
@@ -50,11 +69,13 @@ class TransferQueue {
     }
   }
 
+  const std::function<void()> on_stopped_;
   Cancellation cancellation_;
-  Mutex mu_;
+  mutable Mutex mu_;
   CondVar changed_;
   std::deque<std::function<void(Cancellation&)>> work_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  bool stopped_ ABSL_GUARDED_BY(mu_) = false;
   // Last: uses what is above.
   std::thread thread_;
 };

@@ -43,6 +43,12 @@ class ArtifactStoreFake : public v1::ArtifactService::Service {
   }
   // Downloads break after that many chunks; 0: never.
   void BreakDownloadsAfter(int chunks) { break_after_ = chunks; }
+  // Downloads wait before their first byte.
+  void PauseDownloads(bool paused) {
+    MutexLock lock(&mu_);
+    paused_ = paused;
+    resumed_.SignalAll();
+  }
   // Downloads send wrong bytes.
   void Corrupt(bool corrupt) { corrupt_ = corrupt; }
   std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
@@ -91,13 +97,16 @@ class ArtifactStoreFake : public v1::ArtifactService::Service {
   }
 
   grpc::Status DownloadArtifact(
-      grpc::ServerContext*, const v1::DownloadArtifactRequest* request,
+      grpc::ServerContext* context, const v1::DownloadArtifactRequest* request,
       grpc::ServerWriter<v1::DownloadArtifactResponse>* out) override {
     constexpr size_t kChunk = 1 << 20;
     ++downloads_;
     std::string content;
     {
       MutexLock lock(&mu_);
+      while (paused_ && !context->IsCancelled()) {
+        resumed_.WaitWithTimeout(&mu_, absl::Milliseconds(20));
+      }
       const auto it = stored_.find(request->sha256());
       if (it == stored_.end()) {
         return {grpc::StatusCode::NOT_FOUND, "no such artifact"};
@@ -134,6 +143,8 @@ class ArtifactStoreFake : public v1::ArtifactService::Service {
   std::atomic<bool> corrupt_ = false;
   std::atomic<int> downloads_ = 0;
   Mutex mu_;
+  CondVar resumed_;
+  bool paused_ ABSL_GUARDED_BY(mu_) = false;
   std::map<std::string, std::string> stored_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, std::string> parts_ ABSL_GUARDED_BY(mu_);
 };

@@ -293,6 +293,70 @@ TEST_F(SupervisorTest, StopAtOnce_KillsRanks) {
   EXPECT_FALSE(WaitForEnd().complete());
 }
 
+// What a rank staged before it was killed is read after the Stop.
+TEST_F(SupervisorTest, StageFrameAfterStopAtOnce_TheAttemptStillEnds) {
+  Run("steps=100000\nstep_ms=20\nsave_every=1", 1);
+  WaitForStep();
+  const auto newest = [this] {
+    int step = 0;
+    const fs::path staged = directory_ + "/attempts/j-test-1/work/staged";
+    for (const auto& entry : fs::directory_iterator(staged)) {
+      step = std::max(step, std::atoi(entry.path().filename().c_str()));
+    }
+    return step;
+  };
+  std::promise<void> begun, posted;
+  node_->loop.Post([&] {
+    begun.set_value();
+    posted.get_future().wait();
+  });
+  begun.get_future().wait();
+  // Run one after the other, without a look at the sockets in between.
+  node_->loop.Post([&] {
+    const int step = newest();
+    while (newest() < step + 2) std::this_thread::yield();
+  });
+  Stop(/*save=*/false, 0);
+  posted.set_value();
+  EXPECT_FALSE(WaitForEnd().complete());
+}
+
+TEST_F(SupervisorTest, StopOfWhatIsNotHere_IsAnsweredAtOnce) {
+  Stop(/*save=*/false, 0);
+  const auto ended = WaitFor([](const auto& e) { return e.has_ended(); });
+  EXPECT_EQ(ended.job_id(), "j-test");
+  EXPECT_EQ(ended.attempt(), 1);
+  EXPECT_FALSE(ended.ended().complete());
+}
+
+TEST_F(SupervisorTest, CancelledWhileAnotherFetchesTheSame_LoopGoesOn) {
+  const auto prepare = [&](const std::string& job) {
+    v1::WorkerCommand command = Prepare("steps=1", 1);
+    command.mutable_prepare()->set_job_id(job);
+    v1::UploadedInput& input = *command.mutable_prepare()->add_inputs();
+    input.set_path("train.jsonl");
+    input.add_files()->set_path("train.jsonl");
+    input.mutable_files(0)->set_sha256(store_->Put("{}\n"));
+    supervisor_->Handle(command);
+  };
+  store_->PauseDownloads(true);
+  prepare("j-other");
+  while (store_->downloads() == 0) std::this_thread::yield();
+  prepare("j-test");
+  const std::string waiting = directory_ + "/attempts/j-test-1";
+  while (!fs::exists(waiting + "/inputs")) std::this_thread::yield();
+  Stop(/*save=*/false, 0);
+  WaitFor([](const auto& e) { return e.has_ended(); });
+  // The loop sweeps it while the other's download still waits.
+  const absl::Time deadline = absl::Now() + absl::Seconds(5);
+  while (fs::exists(waiting) && absl::Now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_FALSE(fs::exists(waiting));
+  store_->PauseDownloads(false);
+  WaitFor([](const auto& e) { return e.has_prepared(); });
+}
+
 TEST_F(SupervisorTest, Hang_TimesOut) {
   RankTimeouts timeouts;
   timeouts.step = absl::Seconds(1);
@@ -394,9 +458,12 @@ TEST_F(SupervisorTest, Inputs_ComeAsLinksAndAttemptLeavesNothing) {
       [](const auto& e) { return e.has_staged() && e.staged().final(); });
   EXPECT_THAT(store_->Get(final.staged().output(0).sha256()),
               HasSubstr("/inputs/0/train.jsonl\n"));
-  OnLoop([] {});
-  OnLoop([] {});
-  EXPECT_FALSE(fs::exists(directory_ + "/attempts/j-test-1"));
+  const std::string left = directory_ + "/attempts/j-test-1";
+  const absl::Time deadline = absl::Now() + kPatience;
+  while (fs::exists(left) && absl::Now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_FALSE(fs::exists(left));
 }
 
 }  // namespace

@@ -49,6 +49,19 @@ TEST_F(FilesTest, ReadFile_MoreThanTheBound_IsRefused) {
   EXPECT_TRUE(absl::IsInvalidArgument(ReadFile(dir_ + "/a", 99'999).status()));
 }
 
+TEST_F(FilesTest, CopyAndHash_Cancelled_EndSoonAndLeaveNothing) {
+  std::ofstream(dir_ + "/a") << std::string(3 << 20, 'x');
+  int asked = 0;
+  const auto cancelled = [&] { return ++asked == 2; };
+  EXPECT_TRUE(absl::IsCancelled(
+      CopyFileSynced(dir_ + "/a", dir_ + "/b", cancelled).status()));
+  EXPECT_EQ(asked, 2);
+  EXPECT_THAT(*ListFilesRecursively(dir_), ElementsAre("a"));
+  asked = 0;
+  EXPECT_TRUE(absl::IsCancelled(Sha256OfFile(dir_ + "/a", cancelled).status()));
+  EXPECT_EQ(asked, 2);
+}
+
 TEST_F(FilesTest, DirectoryWriter_OverAnOlderOne_LeavesTheNewOneOnly) {
   Write("out/old/a");
   auto writer = DirectoryWriter::Create(dir_ + "/out");
