@@ -333,12 +333,13 @@ void LosePart(Draft& draft, const AttemptKey& key, const std::string& node,
   AttemptRecord& attempt = *draft.attempts.Mutable(key);
   AttemptPart* part = FindPart(attempt, node);
   if (part == nullptr || PartIsOver(*part)) return;
-  part->set_lost(true);
   NoteFailure(attempt, qlora::v1::FAILURE_CLASS_INFRA, why);
   draft.Tell(key.first, "RanksLost", why, key.second);
   if (attempt.state() != ATTEMPT_STATE_DRAINING) {
+    // The lost part's node too: its Prepare may still be on the way.
     StopParts(draft, attempt, /*save=*/false);
   }
+  part->set_lost(true);
   FinishIfOver(draft, key);
 }
 

@@ -102,6 +102,27 @@ TEST(Membership, PrepareThatWasNotSeen_IsNotLost) {
   EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_STARTING);
 }
 
+TEST(Membership, LostBeforeItsPrepareArrived_IsStoppedWhenItReturns) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  ASSERT_TRUE(core.Join("n1").ok());
+  ASSERT_TRUE(core.Join("n2").ok());
+  const std::string id = core.Submit("resources: {nodes: 2}\n");
+  core.Prepared("n1", id);
+  core.Disconnect("n2");
+  for (int i = 0; i < 5; ++i) {
+    core.Advance(absl::Seconds(25));
+    core.Heartbeat("n1");
+  }
+  EXPECT_EQ(core.node("n2"), qlora::v1::NODE_STATE_DOWN);
+  EXPECT_EQ(core.attempt(id).state(), ATTEMPT_STATE_DRAINING);
+  const auto sent = core.Sent("n2");
+  ASSERT_EQ(sent.size(), 2u);
+  EXPECT_TRUE(sent[0].has_prepare());
+  EXPECT_EQ(sent[1].stop().attempt(), 1);
+  EXPECT_EQ(core.CountSent("n1", qlora::v1::WorkerCommand::kStop), 1);
+}
+
 TEST(Membership, UnknownAttempt_IsHeldNotKilled) {
   CoreHarness core;
   const auto welcome = core.Join("n1", 1, "boot-1", {{"j-of-another-life", 3}});
