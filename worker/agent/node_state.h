@@ -1,5 +1,15 @@
-// What an agent remembers between starts, in <data-dir>/node.json: the cluster
+// What an agent remembers between starts, in <data-dir>/node.state: the cluster
 // it belongs to, the newest term, the newest command. Thread-safe.
+//
+// The file has a fixed size and is written in place, so that the agent can
+// register and obey on a full disk:
+//
+//   file = slot[2]
+//   slot = crc " " json "\n"...    4096 bytes
+//
+// crc is the CRC-32C of json, 8 hex digits. The whole slot with the greater
+// `sequence` counts; the other one is written next, so that a torn write costs
+// what it would have said and no more.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/base/mutex.h"
+#include "worker/agent/launcher_wire.h"
 
 namespace qlora::agent {
 
@@ -21,7 +32,8 @@ struct NodeMemory {
 
 class NodeState {
  public:
-  // DataLoss naming the file if it is not readable as what this wrote.
+  // Creates the file if there is none. DataLoss naming the file if it is not
+  // readable as what this wrote; else as common/base/files.h.
   static absl::StatusOr<std::unique_ptr<NodeState>> Open(std::string path);
 
   NodeMemory Get() const;
@@ -32,14 +44,18 @@ class NodeState {
   absl::Status CommandSeen(uint64_t number);
 
  private:
-  NodeState(std::string path, NodeMemory memory)
-      : path_(std::move(path)), memory_(std::move(memory)) {}
+  explicit NodeState(std::string path) : path_(std::move(path)) {}
+  absl::Status Load();
+  absl::Status CreateLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status StoreLocked(NodeMemory memory)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const std::string path_;
   mutable Mutex mu_;
+  // None after a failed write: the next one makes the file anew.
+  UniqueFd fd_ ABSL_GUARDED_BY(mu_);
   NodeMemory memory_ ABSL_GUARDED_BY(mu_);
+  uint64_t sequence_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 }  // namespace qlora::agent

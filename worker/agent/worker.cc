@@ -70,7 +70,7 @@ absl::StatusOr<Storage> OpenStorage(const WorkerOptions& options) {
   ASSIGN_OR_RETURN(DirectoryLock lock,
                    DirectoryLock::Acquire(options.data_dir));
   ASSIGN_OR_RETURN(auto state,
-                   NodeState::Open(options.data_dir + "/node.json"));
+                   NodeState::Open(options.data_dir + "/node.state"));
   SpoolOptions spool;
   spool.directory = options.data_dir + "/spool";
   ASSIGN_OR_RETURN(auto outbox, Outbox::Open(spool, Clock::Real()));
