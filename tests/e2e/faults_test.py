@@ -100,6 +100,24 @@ def coordinator_killed(local, job_file, reference):
     check_output(local.output("waits"), reference)
 
 
+def worker_hurried(local, job_file, reference):
+    """A second SIGTERM ends a worker at once, even without a coordinator."""
+    local.submit("hurried", job_file)
+    local.wait_for_step("hurried", 20)
+    local.coordinator.kill()
+    worker = local.workers["one"]
+    worker.process.terminate()
+    nodes.eventually(lambda: "shutting down" in worker.log_path().read_text()
+                     .rpartition("worker started")[2], 5, "the first is heard")
+    worker.process.terminate()
+    assert worker.process.wait(timeout=5) == 0
+    nodes.eventually(lambda: not local.ranks(), 5, "no rank is left")
+    local.coordinator.start()
+    worker.start()
+    local.wait_for_success("hurried")
+    check_output(local.output("hurried"), reference)
+
+
 def spooled(local):
     """Bytes of events that wait in the worker's spool."""
     spool = local.workers["one"].data / "spool"
@@ -130,7 +148,7 @@ def main():
         (local.directory / "rows.jsonl").write_text(ROWS, encoding="utf-8")
         reference = undisturbed(local, job_file)
         for scenario in (rank_killed, worker_killed, coordinator_killed,
-                         worker_drained):
+                         worker_drained, worker_hurried):
             scenario(local, job_file, reference)
             print(f"{scenario.__name__}: as if nothing had happened",
                   flush=True)

@@ -16,6 +16,7 @@ namespace qlora::agent {
 namespace {
 
 constexpr absl::Duration kConnectTimeout = absl::Seconds(10);
+constexpr absl::Duration kConnectPiece = absl::Milliseconds(200);
 constexpr absl::Duration kDefaultHeartbeat = absl::Seconds(5);
 constexpr absl::Duration kDefaultLease = absl::Seconds(30);
 
@@ -118,11 +119,22 @@ void CoordinatorLink::Run() {
   }
 }
 
-absl::Status CoordinatorLink::Session() {
-  if (!channel_->WaitForConnected(
-          absl::ToChronoTime(absl::Now() + kConnectTimeout))) {
-    return absl::UnavailableError("nothing answers there");
+// In pieces, so that the destructor does not wait for the whole timeout.
+absl::Status CoordinatorLink::AwaitChannel() {
+  for (absl::Duration waited; waited < kConnectTimeout;
+       waited += kConnectPiece) {
+    if (channel_->WaitForConnected(
+            absl::ToChronoTime(absl::Now() + kConnectPiece))) {
+      return absl::OkStatus();
+    }
+    MutexLock lock(&mu_);
+    if (stopping_) return absl::CancelledError("stopping");
   }
+  return absl::UnavailableError("nothing answers there");
+}
+
+absl::Status CoordinatorLink::Session() {
+  RETURN_IF_ERROR(AwaitChannel());
   grpc::ClientContext context;
   {
     MutexLock lock(&mu_);

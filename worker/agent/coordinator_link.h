@@ -67,6 +67,7 @@ class CoordinatorLink {
   void Run();
   // One stream from Hello to its end; returns why it ended.
   absl::Status Session();
+  absl::Status AwaitChannel();
   absl::Status Register(Stream& stream);
   // Writes until the stream breaks or this stops.
   void WriteLoop(Stream& stream);

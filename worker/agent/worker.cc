@@ -135,9 +135,10 @@ class Worker {
     WaitForSignal();
     LogInfo("worker is shutting down; ranks save and leave");
     Drain();
-    link_.reset();
+    // First: what runs on it wakes the link.
     loop_.Stop();
     loop.join();
+    link_.reset();
     MutexLock lock(&mu_);
     return failure_;
   }
