@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/clock.h"
 #include "common/base/files.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
@@ -43,14 +44,14 @@ class CancellableContext {
 absl::Status Persist(Cancellation& cancellation, absl::Duration patience,
                      const std::function<absl::Status()>& once) {
   Backoff backoff(kFirstWait, kLongestWait);
-  const absl::Time give_up = absl::Now() + patience;
+  const absl::Time give_up = SteadyNow() + patience;
   while (true) {
     const absl::Status status = once();
     if (cancellation.cancelled()) return absl::CancelledError("cancelled");
     const bool again =
         absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
         absl::IsOutOfRange(status) || absl::IsAborted(status) ||
-        (absl::IsResourceExhausted(status) && absl::Now() < give_up);
+        (absl::IsResourceExhausted(status) && SteadyNow() < give_up);
     if (!again) return status;
     LogDebug("artifact transfer waits", {{"error", status}});
     if (!cancellation.Sleep(backoff.Next())) {

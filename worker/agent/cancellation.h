@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/time/time.h"
+#include "common/base/clock.h"
 #include "common/base/mutex.h"
 
 namespace qlora::agent {
@@ -23,10 +24,10 @@ class Cancellation {
   }
   // Waits that long; false if cancelled before or meanwhile.
   bool Sleep(absl::Duration duration) {
-    const absl::Time end = absl::Now() + duration;
+    const absl::Time end = SteadyNow() + duration;
     MutexLock lock(&mu_);
-    while (!cancelled_ && absl::Now() < end) {
-      changed_.WaitWithTimeout(&mu_, end - absl::Now());
+    while (!cancelled_ && SteadyNow() < end) {
+      changed_.WaitWithTimeout(&mu_, end - SteadyNow());
     }
     return !cancelled_;
   }

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/clock.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "grpcpp/create_channel.h"
@@ -86,8 +87,8 @@ absl::Status CoordinatorLink::status() const {
 
 bool CoordinatorLink::WaitUntilSent(absl::Time deadline) {
   MutexLock lock(&mu_);
-  while (!outbox_.AllAcknowledged() && absl::Now() < deadline) {
-    changed_.WaitWithTimeout(&mu_, deadline - absl::Now());
+  while (!outbox_.AllAcknowledged() && SteadyNow() < deadline) {
+    changed_.WaitWithTimeout(&mu_, deadline - SteadyNow());
   }
   return outbox_.AllAcknowledged();
 }
@@ -111,9 +112,9 @@ void CoordinatorLink::Run() {
                  {{"coordinator", options_.coordinator}, {"reason", ended}});
       last_logged = ended;
     }
-    const absl::Time until = absl::Now() + backoff.Next();
-    while (!stopping_ && absl::Now() < until) {
-      changed_.WaitWithTimeout(&mu_, until - absl::Now());
+    const absl::Time until = SteadyNow() + backoff.Next();
+    while (!stopping_ && SteadyNow() < until) {
+      changed_.WaitWithTimeout(&mu_, until - SteadyNow());
     }
     if (stopping_) return;
   }
@@ -143,7 +144,7 @@ absl::Status CoordinatorLink::Session() {
     broken_ = false;
     break_reason_ = absl::OkStatus();
     command_to_ack_ = 0;
-    last_reply_ = absl::Now();
+    last_reply_ = SteadyNow();
   }
   const auto stub = v1::WorkerService::NewStub(channel_);
   const std::unique_ptr<Stream> stream = stub->Connect(&context);
@@ -203,13 +204,13 @@ absl::Status CoordinatorLink::Register(Stream& stream) {
 }
 
 void CoordinatorLink::WriteLoop(Stream& stream) {
-  absl::Time next_heartbeat = absl::Now();
+  absl::Time next_heartbeat = SteadyNow();
   while (true) {
     v1::ConnectRequest ack;
     bool heartbeat = false;
     {
       MutexLock lock(&mu_);
-      const absl::Time now = absl::Now();
+      const absl::Time now = SteadyNow();
       if (stopping_ || broken_) return;
       if (now - last_reply_ > lease_) {
         break_reason_ = absl::UnavailableError("no answer to heartbeats");
@@ -229,7 +230,7 @@ void CoordinatorLink::WriteLoop(Stream& stream) {
     if (ack.command_ack() != 0 && !stream.Write(ack)) return;
     if (heartbeat) {
       if (!WriteHeartbeat(stream)) return;
-      next_heartbeat = absl::Now() + heartbeat_interval_;
+      next_heartbeat = SteadyNow() + heartbeat_interval_;
     }
     if (!WriteEvents(stream)) return;
   }
@@ -278,7 +279,7 @@ void CoordinatorLink::ReadLoop(Stream& stream) {
     switch (response.message_case()) {
       case v1::ConnectResponse::kHeartbeatReply: {
         MutexLock lock(&mu_);
-        last_reply_ = absl::Now();
+        last_reply_ = SteadyNow();
         break;
       }
       case v1::ConnectResponse::kCommand:

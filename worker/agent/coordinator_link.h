@@ -57,7 +57,7 @@ class CoordinatorLink {
   void SetDraining();
   // OK while registered; else Unavailable with the reason.
   absl::Status status() const;
-  // False if the outbox still holds something at `deadline`.
+  // False if the outbox still holds something at `deadline` (SteadyNow).
   bool WaitUntilSent(absl::Time deadline);
 
  private:
@@ -98,6 +98,7 @@ class CoordinatorLink {
   bool broken_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status break_reason_ ABSL_GUARDED_BY(mu_);
   uint64_t command_to_ack_ ABSL_GUARDED_BY(mu_) = 0;
+  // SteadyNow.
   absl::Time last_reply_ ABSL_GUARDED_BY(mu_);
   // The open stream's, for the destructor.
   grpc::ClientContext* context_ ABSL_GUARDED_BY(mu_) = nullptr;

@@ -106,7 +106,7 @@ void AgentMetrics::AttemptEnded(const std::string& job_id,
   if (ended.failure_class() == v1::FAILURE_CLASS_OOM) ooms_->Increment();
   MutexLock lock(&mu_);
   const auto it = jobs_.find(job_id);
-  if (it != jobs_.end()) it->second.until = clock_->Now() + kKeepSeries;
+  if (it != jobs_.end()) it->second.until = clock_->Steady() + kKeepSeries;
 }
 
 void AgentMetrics::SetSpool(int64_t bytes, uint64_t events, uint64_t dropped) {
@@ -125,7 +125,7 @@ std::string AgentMetrics::Text() {
              prometheus::MetricType::Counter);
   {
     MutexLock lock(&mu_);
-    const absl::Time now = clock_->Now();
+    const absl::Time now = clock_->Steady();
     std::erase_if(jobs_,
                   [now](const auto& job) { return job.second.until < now; });
     for (const auto& [id, series] : jobs_) {

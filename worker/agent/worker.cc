@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/clock.h"
 #include "common/base/files.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
@@ -216,11 +217,11 @@ class Worker {
       hurry_ = true;
       changed_.SignalAll();
     });
-    const absl::Time deadline = absl::Now() + kDrainGrace + kFlushGrace;
+    const absl::Time deadline = SteadyNow() + kDrainGrace + kFlushGrace;
     {
       MutexLock lock(&mu_);
-      while (!drained_ && !hurry_ && failure_.ok() && absl::Now() < deadline) {
-        changed_.WaitWithTimeout(&mu_, deadline - absl::Now());
+      while (!drained_ && !hurry_ && failure_.ok() && SteadyNow() < deadline) {
+        changed_.WaitWithTimeout(&mu_, deadline - SteadyNow());
       }
     }
     bool hurry;
@@ -228,7 +229,7 @@ class Worker {
       MutexLock lock(&mu_);
       hurry = hurry_ || !failure_.ok();
     }
-    if (!hurry && connected_) link_->WaitUntilSent(absl::Now() + kFlushGrace);
+    if (!hurry && connected_) link_->WaitUntilSent(SteadyNow() + kFlushGrace);
     ::pthread_kill(impatient.native_handle(), SIGTERM);
     impatient.join();
   }
