@@ -104,11 +104,20 @@ def worker_hurried(local, job_file, reference):
     """A second SIGTERM ends a worker at once, even without a coordinator."""
     local.submit("hurried", job_file)
     local.wait_for_step("hurried", 20)
-    local.coordinator.kill()
     worker = local.workers["one"]
+
+    def logged(what):
+        text = worker.log_path().read_text().rpartition("worker started")[2]
+        return what in text
+
+    local.coordinator.kill()
+    nodes.eventually(lambda: logged("no stream to the coordinator"), 5,
+                     "the worker notices")
+    before = spooled(local)
+    nodes.eventually(lambda: spooled(local) > before + 2000, 30,
+                     "it waits for a connection while steps go on")
     worker.process.terminate()
-    nodes.eventually(lambda: "shutting down" in worker.log_path().read_text()
-                     .rpartition("worker started")[2], 5, "the first is heard")
+    nodes.eventually(lambda: logged("shutting down"), 5, "the first is heard")
     worker.process.terminate()
     assert worker.process.wait(timeout=5) == 0
     nodes.eventually(lambda: not local.ranks(), 5, "no rank is left")

@@ -300,7 +300,8 @@ TEST_F(SupervisorTest, StageFrameAfterStopAtOnce_TheAttemptStillEnds) {
   const auto newest = [this] {
     int step = 0;
     const fs::path staged = directory_ + "/attempts/j-test-1/work/staged";
-    for (const auto& entry : fs::directory_iterator(staged)) {
+    std::error_code absent_yet;
+    for (const auto& entry : fs::directory_iterator(staged, absent_yet)) {
       step = std::max(step, std::atoi(entry.path().filename().c_str()));
     }
     return step;
