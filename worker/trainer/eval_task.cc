@@ -10,6 +10,7 @@
 #include "worker/trainer/data/sampler.h"
 #include "worker/trainer/evaluate.h"
 #include "worker/trainer/failure.h"
+#include "worker/trainer/gang_plan.h"
 #include "worker/trainer/job_setup.h"
 #include "worker/trainer/loaded_model.h"
 #include "worker/trainer/parallel/agreement.h"
@@ -21,7 +22,6 @@ namespace {
 struct EvalJob {
   JobSpec spec;
   ModelDescription model;
-  MemoryPlan plan;
   ModelOptions options;
   // Of methods other than full.
   std::optional<Adapter> adapter;
@@ -40,12 +40,11 @@ absl::StatusOr<EvalJob> ReadEvalJob(const v1::TrainerTask& task) {
   job.spec.model.random_init = false;
   job.weights_directory = full ? output : task.model_directory();
   ASSIGN_OR_RETURN(job.model, ReadModelDescription(job.weights_directory));
-  ASSIGN_OR_RETURN(job.plan, MakePlan(task, job.spec, job.model));
   if (!full) {
     ASSIGN_OR_RETURN(job.adapter, OpenAdapter(output));
   }
   ASSIGN_OR_RETURN(job.options,
-                   MakeModelOptions(job.spec, job.plan, job.model,
+                   MakeModelOptions(job.spec, job.model,
                                     job.adapter ? &*job.adapter : nullptr));
   return job;
 }
@@ -69,9 +68,13 @@ absl::Status CheckTokens(const LossSum& sum, const EvalRecord& recorded) {
 }  // namespace
 
 absl::Status RunEval(const v1::TrainerTask& task, AgentLink& link) {
-  ASSIGN_OR_RETURN(const EvalJob job, ReadEvalJob(task));
+  ASSIGN_OR_RETURN(EvalJob job, ReadEvalJob(task));
   ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> communicator,
                    JoinGang(task, link));
+  ASSIGN_OR_RETURN(
+      const MemoryPlan plan,
+      PlanTogether(PlanInput(task, job.spec, job.model), *communicator));
+  ApplyPlan(plan, job.spec, job.options);
   ASSIGN_OR_RETURN(
       const LoadedData data,
       LoadJobDataTogether(task, job.spec, job.model, *communicator));
@@ -85,7 +88,7 @@ absl::Status RunEval(const v1::TrainerTask& task, AgentLink& link) {
   const GangModel gang{.communicator = *communicator,
                        .model = (*loaded)->model(),
                        .weights = (*loaded)->weights(),
-                       .micro_batch_size = job.plan.micro_batch_size};
+                       .micro_batch_size = plan.micro_batch_size};
   const Dataset& rows_of = job.recorded.data == "eval" ? data.eval : data.train;
   const std::vector<int64_t> rows = RecordedRows(job, data);
   ASSIGN_OR_RETURN(const LossSum sum,

@@ -66,27 +66,28 @@ absl::StatusOr<std::string> InputPath(const v1::TrainerTask& task,
                    "job; is the path relative to the job file right?"));
 }
 
-absl::StatusOr<MemoryPlan> MakePlan(const v1::TrainerTask& task,
-                                    const JobSpec& spec,
-                                    const ModelDescription& model) {
-  return PlanMemory({.model = &model,
-                     .spec = &spec,
-                     .world_size = std::max(1, task.world_size()),
-                     .budget = task.memory_bytes(),
-                     .fast_bfloat16 = HasFastBfloat16(),
-                     .threads = std::max(1, task.threads())});
+MemoryPlanInput PlanInput(const v1::TrainerTask& task, const JobSpec& spec,
+                          const ModelDescription& model) {
+  return {.model = &model,
+          .spec = &spec,
+          .world_size = std::max(1, task.world_size()),
+          .budget = task.memory_bytes(),
+          .fast_bfloat16 = HasFastBfloat16(),
+          .threads = std::max(1, task.threads())};
+}
+
+void ApplyPlan(const MemoryPlan& plan, const JobSpec& spec,
+               ModelOptions& options) {
+  options.compute_dtype = plan.compute_dtype;
+  options.layers = plan.layers;
+  options.max_tokens = int64_t{plan.micro_batch_size} * spec.data.max_seq_len;
 }
 
 absl::StatusOr<ModelOptions> MakeModelOptions(const JobSpec& spec,
-                                              const MemoryPlan& plan,
                                               const ModelDescription& model,
                                               const Adapter* adapter) {
-  ModelOptions options{
-      .method = spec.method,
-      .compute_dtype = plan.compute_dtype,
-      .lora = {},
-      .layers = plan.layers,
-      .max_tokens = int64_t{plan.micro_batch_size} * spec.data.max_seq_len};
+  ModelOptions options;
+  options.method = spec.method;
   if (spec.method == Method::kFull) return options;
   if (adapter != nullptr) {
     ASSIGN_OR_RETURN(options.lora, LoraOptionsOf(*adapter, model));

@@ -26,17 +26,20 @@ absl::StatusOr<JobSpec> ReadJobSpec(const v1::TrainerTask& task);
 absl::StatusOr<std::string> InputPath(const v1::TrainerTask& task,
                                       const std::string& name);
 
-// By the memory that the task may use.
-absl::StatusOr<MemoryPlan> MakePlan(const v1::TrainerTask& task,
-                                    const JobSpec& spec,
-                                    const ModelDescription& model);
+// What this rank alone plans with: the memory and threads that the task may
+// use. spec and model must outlive the result.
+MemoryPlanInput PlanInput(const v1::TrainerTask& task, const JobSpec& spec,
+                          const ModelDescription& model);
 
-// The options of the job's model; `adapter` is the one to start from or to
-// evaluate, or null.
+// The options of the job's model, but for what a plan decides; `adapter` is the
+// one to start from or to evaluate, or null.
 absl::StatusOr<ModelOptions> MakeModelOptions(const JobSpec& spec,
-                                              const MemoryPlan& plan,
                                               const ModelDescription& model,
                                               const Adapter* adapter);
+
+// Fills in what the plan decides.
+void ApplyPlan(const MemoryPlan& plan, const JobSpec& spec,
+               ModelOptions& options);
 
 // The job's rows. The tokenizer comes from the model directory; data of format
 // tokens needs none.

@@ -52,16 +52,16 @@ absl::Status RunPlan(const v1::TrainerTask& task, AgentLink& link) {
   response.set_total_parameters(ParameterCount(model));
   v1::TrainerTask gang = task;
   gang.set_world_size(spec.world_size());
-  absl::StatusOr<MemoryPlan> plan = MakePlan(gang, spec, model);
+  absl::StatusOr<MemoryPlan> plan = PlanMemory(PlanInput(gang, spec, model));
   if (absl::IsResourceExhausted(plan.status())) {
     response.set_does_not_fit(std::string(plan.status().message()));
     gang.set_memory_bytes(0);
-    plan = MakePlan(gang, spec, model);
+    plan = PlanMemory(PlanInput(gang, spec, model));
   }
   RETURN_IF_ERROR(plan.status());
   FillMemory(*plan, &response);
   ASSIGN_OR_RETURN(const ModelOptions options,
-                   MakeModelOptions(spec, *plan, model, nullptr));
+                   MakeModelOptions(spec, model, nullptr));
   response.set_trainable_parameters(
       MakeParameters(model, options.method, options.lora).layout.total);
   ASSIGN_OR_RETURN(const LoadedData data, LoadJobData(task, spec, model));

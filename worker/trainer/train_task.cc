@@ -12,6 +12,7 @@
 #include "common/base/status_macros.h"
 #include "worker/trainer/device.h"
 #include "worker/trainer/failure.h"
+#include "worker/trainer/gang_plan.h"
 #include "worker/trainer/job_setup.h"
 #include "worker/trainer/ops/parallel.h"
 #include "worker/trainer/parallel/agreement.h"
@@ -62,6 +63,9 @@ TrainTask::TrainTask(const v1::TrainerTask& task, AgentLink& link)
 absl::Status TrainTask::Prepare() {
   RETURN_IF_ERROR(ReadJob());
   ASSIGN_OR_RETURN(communicator_, JoinGang(task_, link_));
+  ASSIGN_OR_RETURN(
+      plan_, PlanTogether(PlanInput(task_, spec_, model_), *communicator_));
+  ApplyPlan(plan_, spec_, options_);
   if (IsLead()) {
     base_sha256_ =
         HashBaseInBackground(task_.model_directory(), !spec_.model.random_init);
@@ -77,7 +81,6 @@ absl::Status TrainTask::Prepare() {
 absl::Status TrainTask::ReadJob() {
   ASSIGN_OR_RETURN(spec_, ReadJobSpec(task_));
   ASSIGN_OR_RETURN(model_, ReadModelDescription(task_.model_directory()));
-  ASSIGN_OR_RETURN(plan_, MakePlan(task_, spec_, model_));
   std::optional<Adapter> start_from;
   if (!spec_.lora.init_adapter.empty() && spec_.method != Method::kFull) {
     ASSIGN_OR_RETURN(const std::string directory,
@@ -85,9 +88,9 @@ absl::Status TrainTask::ReadJob() {
     ASSIGN_OR_RETURN(start_from, OpenAdapter(directory));
     RETURN_IF_ERROR(CheckInitAdapter(*start_from, spec_.lora));
   }
-  ASSIGN_OR_RETURN(options_,
-                   MakeModelOptions(spec_, plan_, model_,
-                                    start_from ? &*start_from : nullptr));
+  ASSIGN_OR_RETURN(
+      options_,
+      MakeModelOptions(spec_, model_, start_from ? &*start_from : nullptr));
   return DiskError(
       CreateDirectories(absl::StrCat(task_.work_directory(), "/staged")));
 }

@@ -1,0 +1,44 @@
+#include "worker/trainer/gang_plan.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status_macros.h"
+#include "worker/trainer/parallel/agreement.h"
+
+namespace qlora::trainer {
+namespace {
+
+// Only the rank that has no room knows why.
+absl::Status OfRank(const absl::Status& status, bool had_bfloat16, bool agreed,
+                    const Communicator& communicator) {
+  if (status.ok() || communicator.size() == 1) return status;
+  return absl::Status(
+      status.code(),
+      absl::StrCat("rank ", communicator.rank(), ": ",
+                   std::string(status.message()),
+                   had_bfloat16 && !agreed
+                       ? "; another rank has no fast bfloat16, so that auto is "
+                         "float32: train.compute_dtype: bfloat16 takes half"
+                       : ""));
+}
+
+}  // namespace
+
+absl::StatusOr<MemoryPlan> PlanTogether(MemoryPlanInput input,
+                                        Communicator& communicator) {
+  const bool fast = input.fast_bfloat16;
+  int64_t slow = fast ? 0 : 1;
+  RETURN_IF_ERROR(communicator.AllReduceMax({&slow, 1}));
+  input.fast_bfloat16 = slow == 0;
+  absl::StatusOr<MemoryPlan> plan = PlanMemory(input);
+  RETURN_IF_ERROR(
+      AgreeOn(communicator,
+              OfRank(plan.status(), fast, input.fast_bfloat16, communicator)));
+  int64_t fewest = -plan->micro_batch_size;
+  RETURN_IF_ERROR(communicator.AllReduceMax({&fewest, 1}));
+  plan->micro_batch_size = static_cast<int>(-fewest);
+  return plan;
+}
+
+}  // namespace qlora::trainer
