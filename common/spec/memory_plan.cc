@@ -96,7 +96,7 @@ int64_t SharedBytes(const Job& job, int64_t tokens, bool state) {
   int64_t fixed = weight;
   if (job.element == 2) {
     row += 2 * m.hidden_size;
-    fixed += job.rank * widest;
+    fixed = std::max(weight, job.rank * widest) + job.rank * widest;
   }
   int64_t bytes = 0;
   if (!job.full() && job.spec.lora.dropout > 0) {

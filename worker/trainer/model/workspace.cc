@@ -46,6 +46,10 @@ struct Sizes {
       weight = std::max(weight, l.in_features * l.out_features);
       widest = std::max({widest, l.in_features, l.out_features});
     }
+    // Gradients of LoRA's matrices pass through it.
+    if (o.dtype == Dtype::kBfloat16) {
+      weight = std::max(weight, o.lora_rank * widest);
+    }
   }
   int64_t tokens, hidden, inner, q, kv, heads, vocab;
   int64_t weight = 0, widest = 0;

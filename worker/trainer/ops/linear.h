@@ -15,9 +15,9 @@ namespace qlora::trainer {
 
 // Buffers that all linears of a model share, elements of the compute type.
 struct LinearScratch {
-  // The largest weight.
+  // The largest weight; in bfloat16 also what `lora` holds, if that is more.
   void* weight = nullptr;
-  // bfloat16 only: rank * (in + out) of the largest.
+  // bfloat16 only: rank * the largest in or out.
   void* lora = nullptr;
   // bfloat16 only: tokens * hidden, for outputs added to the residual.
   void* output = nullptr;

@@ -194,12 +194,15 @@ TEST_F(ModelBehaviour, WorkspaceIsWhatThePlanSays) {
   description_.head_dim = 48;
   description_.intermediate_size = 320;
   description_.rope_inv_freq.assign(24, 0.5f);
-  for (const Method method : {Method::kLora, Method::kFull}) {
+  for (const auto& [method, rank] :
+       {std::pair(Method::kLora, 3), std::pair(Method::kLora, 330),
+        std::pair(Method::kFull, 0)}) {
     for (const auto dtype : {ComputeDtype::kFloat32, ComputeDtype::kBfloat16}) {
       for (const double dropout : {0.0, 0.1}) {
         for (const auto memory :
              {ActivationMemory::kKeep, ActivationMemory::kRecompute}) {
           JobSpec spec = PlanSpec(method);
+          spec.lora.rank = rank;
           spec.train.compute_dtype = dtype;
           spec.train.activation_memory = memory;
           spec.lora.dropout = dropout;
@@ -218,6 +221,7 @@ TEST_F(ModelBehaviour, WorkspaceIsWhatThePlanSays) {
             options =
                 LoraModelOptions(description_, spec.lora.target_modules, 0);
             options.compute_dtype = plan.compute_dtype;
+            options.lora.rank = rank;
             options.lora.dropout = static_cast<float>(dropout);
           }
           options.layers = plan.layers;

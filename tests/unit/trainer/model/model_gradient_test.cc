@@ -207,14 +207,15 @@ at::Tensor OracleGrads(const ModelDescription& m,
   return at::cat(flat);
 }
 
-// No worse than LibTorch computing everything in bfloat16.
-TEST(ModelGradient, Bfloat16IsAsNearAsAutogradInBfloat16) {
-  const ModelDescription m = SmallModel(true, true);
+// Our gradients in bfloat16 are no worse than LibTorch computing everything in
+// it.
+void CheckBfloat16(const ModelDescription& m, int rank) {
   const auto tensors = StrongTensors(m);
   auto loaded = LoadTensors(
       m, tensors,
       {.linear = WeightFormat::kBfloat16, .dense = WeightFormat::kBfloat16});
   ModelOptions options = LoraModelOptions(m, {}, 200);
+  options.lora.rank = rank;
   options.compute_dtype = ComputeDtype::kBfloat16;
   auto model = Model::Create(m, options).value();
   const MicroBatch batch = RandomBatch(m, {70, 33}, 3);
@@ -229,6 +230,15 @@ TEST(ModelGradient, Bfloat16IsAsNearAsAutogradInBfloat16) {
       ToDouble(result.grads.data(), {model->layout().total});
   EXPECT_LE((mine - exact).norm().item<double>(),
             (grads(at::kBFloat16) - exact).norm().item<double>());
+}
+
+TEST(ModelGradient, Bfloat16IsAsNearAsAutogradInBfloat16) {
+  CheckBfloat16(SmallModel(true, true), 3);
+}
+
+// LoRA's matrices are larger than any weight then.
+TEST(ModelGradient, Bfloat16WithARankAboveTheWidth) {
+  CheckBfloat16(SmallModel(true, true), 70);
 }
 
 TEST(ModelGradient, Bfloat16FullIsNear) {
