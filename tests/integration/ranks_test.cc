@@ -182,6 +182,17 @@ TEST_F(RanksTest, ResumeOnOtherData_IsRefused) {
               ::testing::HasSubstr("other training data"));
 }
 
+TEST_F(RanksTest, ResumeWithAnotherBatchSize_IsRefused) {
+  const v1::TrainerTask whole = Job({.steps = 4, .batch = 5, .every = 2}, 1);
+  ASSERT_TRUE(RunTask(whole).has_result);
+  v1::TrainerTask rest = Job({.steps = 4, .batch = 6, .every = 2}, 1);
+  rest.set_resume_directory(whole.work_directory() + "/staged/2");
+  const Run run = RunTask(rest);
+  EXPECT_EQ(run.ranks[0].exit_code, 10);
+  EXPECT_THAT(run.failure.message(),
+              ::testing::HasSubstr("another train.global_batch_size"));
+}
+
 TEST_F(RanksTest, KilledRank_TheOthersLeaveWithInfraQuickly) {
   absl::Time killed;
   const Run run = RunTask(Job({.steps = 100000}, 3), AtStep(5, [&](Gang& gang) {

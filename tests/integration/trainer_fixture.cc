@@ -78,10 +78,11 @@ void TrainerFixture::AddInput(v1::TrainerTask& task,
 }
 
 TrainerFixture::Run TrainerFixture::RunTask(const v1::TrainerTask& task,
-                                            Gang::OnEvent on_event) {
+                                            Gang::OnEvent on_event,
+                                            const Gang::AdjustTask& adjust) {
   Run run;
   auto gang = Gang::Start(QLORA_BINARY_DIR "/bin/qlora-trainer", task,
-                          std::move(on_event));
+                          std::move(on_event), adjust);
   EXPECT_TRUE(gang.ok()) << gang.status();
   if (!gang.ok()) return run;
   run.ranks = (*gang)->Wait();

@@ -39,7 +39,8 @@ class TrainerFixture : public ::testing::Test {
     v1::TrainerFailure failure;
     std::vector<std::string> logs;
   };
-  Run RunTask(const v1::TrainerTask& task, Gang::OnEvent on_event = nullptr);
+  Run RunTask(const v1::TrainerTask& task, Gang::OnEvent on_event = nullptr,
+              const Gang::AdjustTask& adjust = nullptr);
 
   std::string directory_;
   int tasks_ = 0;

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
@@ -206,6 +207,94 @@ TEST_F(ModesTest, WeightIsNaN_IsRefusedByEveryRank) {
     EXPECT_EQ(rank.exit_code, 10);
     EXPECT_THAT(rank.events.back().failure().message(),
                 HasSubstr("has values that are not finite"));
+  }
+}
+
+// As if rank 1 ran on another node. Every rank must refuse with `message`.
+class UnlikeNodesTest : public ModesTest {
+ protected:
+  void ExpectRefusal(const v1::TrainerTask& task, const std::string& message,
+                     const std::function<void(v1::TrainerTask&)>& rank_1) {
+    const Run run = RunTask(task, nullptr, [&](v1::TrainerTask& own) {
+      if (own.rank() == 1) rank_1(own);
+    });
+    for (const RankOutcome& rank : run.ranks) {
+      EXPECT_EQ(rank.exit_code, 10);
+      EXPECT_THAT(rank.events.back().failure().message(), HasSubstr(message));
+    }
+  }
+
+  // Another stories260K, whose float at `place` of the file is 0.01.
+  std::string ModelWithOtherValue(int64_t place) {
+    const std::string model = Path("model");
+    std::filesystem::copy(SharedData() + "/models/stories260K", model);
+    std::fstream weights(model + "/model.safetensors",
+                         std::ios::in | std::ios::out | std::ios::binary);
+    const float value = 0.01f;
+    weights.seekp(place / 4 * 4);
+    weights.write(reinterpret_cast<const char*>(&value), sizeof(value));
+    return model;
+  }
+
+  static int64_t WeightBytes() {
+    return static_cast<int64_t>(std::filesystem::file_size(
+        SharedData() + "/models/stories260K/model.safetensors"));
+  }
+};
+
+TEST_F(UnlikeNodesTest, OtherBase_IsRefusedByEveryRank) {
+  const std::string model = ModelWithOtherValue(WeightBytes() - 4);
+  ExpectRefusal(Job("", "", 2), "does not have the same base model as rank 0",
+                [&](auto& task) { task.set_model_directory(model); });
+}
+
+TEST_F(UnlikeNodesTest, BaseWithoutItsWeights_IsRefusedByEveryRank) {
+  const std::string model = ModelWithOtherValue(WeightBytes() - 4);
+  std::filesystem::remove(model + "/model.safetensors");
+  ExpectRefusal(Job("", "", 2), "does not have the same base model as rank 0",
+                [&](auto& task) { task.set_model_directory(model); });
+}
+
+// What no sample of the files shows is seen when training would begin.
+TEST_F(UnlikeNodesTest, OtherValueToStartFrom_IsRefusedByEveryRank) {
+  const std::string model = ModelWithOtherValue(WeightBytes() / 63 * 10 + 8192);
+  v1::TrainerTask job =
+      Job("method: qlora\nlora: {rank: 4, alpha: 8}", "method: full", 2);
+  ExpectRefusal(job, "checkpoint to start from as rank 0",
+                [&](auto& task) { task.set_model_directory(model); });
+}
+
+TEST_F(UnlikeNodesTest, OtherData_IsRefusedByEveryRank) {
+  WriteShakespeareRows("other.jsonl", 39, 65);
+  ExpectRefusal(Job("", "", 2),
+                "does not have the same training data as rank 0",
+                [&](auto& task) {
+                  task.mutable_inputs(0)->set_path(Path("other.jsonl"));
+                });
+}
+
+TEST_F(UnlikeNodesTest, LessMemory_AllRanksFollow) {
+  const std::string resources = "resources: {devices_per_node: 2}\neval:";
+  v1::TrainerTask one_row = Job("eval:", resources);
+  one_row.set_job_file(absl::StrReplaceAll(
+      one_row.job_file(), {{"train: {max",
+                            "train: {micro_batch_size: 1, activation_memory: "
+                            "recompute, max"}}));
+  one_row.set_mode(v1::TRAINER_MODE_PLAN);
+  int64_t bytes = 0;
+  const Run planned = RunTask(one_row);
+  for (const v1::TrainerEvent& event : planned.ranks[0].events) {
+    bytes += event.plan().memory_bytes_per_rank();
+  }
+  ASSERT_GT(bytes, 0);
+  const Run alike = RunTask(Job("eval:", resources, 2));
+  const Run unlike =
+      RunTask(Job("eval:", resources, 2), nullptr, [&](v1::TrainerTask& own) {
+        if (own.rank() == 1) own.set_memory_bytes(bytes);
+      });
+  ASSERT_EQ(unlike.metrics.size(), 12u) << unlike.failure.message();
+  for (size_t i = 0; i < unlike.metrics.size(); ++i) {
+    EXPECT_NEAR(unlike.metrics[i].loss() / alike.metrics[i].loss(), 1, 1e-5);
   }
 }
 

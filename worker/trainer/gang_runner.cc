@@ -49,13 +49,17 @@ absl::StatusOr<int> ListenOnLoopback(std::string& address) {
 
 absl::StatusOr<std::unique_ptr<Gang>> Gang::Start(const std::string& program,
                                                   const v1::TrainerTask& task,
-                                                  OnEvent on_event) {
+                                                  OnEvent on_event,
+                                                  const AdjustTask& adjust) {
   std::unique_ptr<Gang> gang(new Gang());
   gang->on_event_ = std::move(on_event);
   ASSIGN_OR_RETURN(const int listen_fd, ListenOnLoopback(gang->address_));
   absl::Status status;
   for (int rank = 0; rank < task.world_size() && status.ok(); ++rank) {
-    status = gang->Spawn(program, task, rank, listen_fd);
+    v1::TrainerTask own = task;
+    own.set_rank(rank);
+    if (adjust) adjust(own);
+    status = gang->Spawn(program, own, listen_fd);
   }
   close(listen_fd);
   RETURN_IF_ERROR(status);
@@ -66,8 +70,8 @@ absl::StatusOr<std::unique_ptr<Gang>> Gang::Start(const std::string& program,
   return gang;
 }
 
-absl::Status Gang::Spawn(const std::string& program, v1::TrainerTask task,
-                         int rank, int listen_fd) {
+absl::Status Gang::Spawn(const std::string& program,
+                         const v1::TrainerTask& task, int listen_fd) {
   int fds[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0) {
     return ErrnoToStatus(errno, "socketpair");
@@ -78,7 +82,7 @@ absl::Status Gang::Spawn(const std::string& program, v1::TrainerTask task,
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_adddup2(&actions, child_fd, kFramesFd);
-  if (rank == 0) {
+  if (task.rank() == 0) {
     posix_spawn_file_actions_adddup2(&actions, listen_fd, kListenFd);
   }
   char* const argv[] = {const_cast<char*>(program.c_str()), nullptr};
@@ -90,9 +94,8 @@ absl::Status Gang::Spawn(const std::string& program, v1::TrainerTask task,
     close(child->fd);
     return ErrnoToStatus(error, program);
   }
-  task.set_rank(rank);
   v1::TrainerCommand command;
-  *command.mutable_task() = std::move(task);
+  *command.mutable_task() = task;
   const absl::Status sent = WriteFrame(child->fd, command);
   ranks_.push_back(std::move(child));
   return sent;

@@ -27,13 +27,15 @@ class Gang {
  public:
   // Called for each event by the thread that reads this rank's socket.
   using OnEvent = std::function<void(Gang&, int rank, const v1::TrainerEvent&)>;
+  using AdjustTask = std::function<void(v1::TrainerTask&)>;
 
   // Starts `world_size` processes of `program` (qlora-trainer), each with the
   // task and its own rank, and hands out the rendezvous when all are ready.
-  // Ranks' standard error goes to this process's.
+  // `adjust` may change a rank's task, as if it ran on another node. Ranks'
+  // standard error goes to this process's.
   static absl::StatusOr<std::unique_ptr<Gang>> Start(
       const std::string& program, const v1::TrainerTask& task,
-      OnEvent on_event = nullptr);
+      OnEvent on_event = nullptr, const AdjustTask& adjust = nullptr);
   // Kills what still runs.
   ~Gang();
 
@@ -53,7 +55,7 @@ class Gang {
   };
 
   Gang() = default;
-  absl::Status Spawn(const std::string& program, v1::TrainerTask task, int rank,
+  absl::Status Spawn(const std::string& program, const v1::TrainerTask& task,
                      int listen_fd);
   void ReadEvents(int rank);
   void CountReady();

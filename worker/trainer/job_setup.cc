@@ -1,7 +1,9 @@
 #include "worker/trainer/job_setup.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <utility>
 #include <vector>
 
@@ -14,6 +16,8 @@
 
 namespace qlora::trainer {
 namespace {
+
+constexpr char kConfig[] = "config.json";
 
 absl::Status ResolvePaths(const v1::TrainerTask& task,
                           std::vector<DataFile>& files) {
@@ -44,6 +48,51 @@ absl::StatusOr<std::string> ChatTemplateText(const v1::TrainerTask& task,
 void HashInts(Sha256& hash, const std::vector<int32_t>& values) {
   hash.Update({reinterpret_cast<const char*>(values.data()),
                values.size() * sizeof(int32_t)});
+}
+
+// config.json and the weight files of a model, by name, sorted.
+std::vector<std::string> BaseFiles(const std::string& directory,
+                                   bool with_weights) {
+  std::vector<std::string> names = {kConfig};
+  std::error_code error;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(directory, error)) {
+    if (with_weights && entry.path().extension() == ".safetensors") {
+      names.push_back(entry.path().filename());
+    }
+  }
+  std::ranges::sort(names);
+  return names;
+}
+
+// Size, safetensors header, and samples spread over the rest.
+absl::Status HashSketch(const std::string& path, Sha256& hash) {
+  constexpr int64_t kLargestHeader = 100'000'000;
+  constexpr int64_t kSamples = 64;
+  constexpr int64_t kSampleBytes = 4096;
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  const int64_t size = file.tellg();
+  std::string bytes;
+  const auto add = [&](int64_t begin, int64_t count) {
+    bytes.resize(std::clamp<int64_t>(size - begin, 0, count));
+    file.seekg(begin);
+    file.read(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    hash.Update(bytes);
+  };
+  hash.Update(absl::StrCat(size, "\n"));
+  add(0, sizeof(uint64_t));
+  uint64_t header = 0;
+  if (bytes.size() == sizeof(header)) {
+    std::memcpy(&header, bytes.data(), sizeof(header));
+  }
+  add(sizeof(header),
+      static_cast<int64_t>(std::min<uint64_t>(header, kLargestHeader)));
+  const int64_t last = std::max<int64_t>(0, size - kSampleBytes);
+  for (int64_t i = 0; i < kSamples; ++i) {
+    add(last / (kSamples - 1) * i + last % (kSamples - 1), kSampleBytes);
+  }
+  if (file) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat(path, " cannot be read"));
 }
 
 }  // namespace
@@ -148,20 +197,27 @@ std::string DatasetSha256(const Dataset& data) {
 
 absl::StatusOr<std::string> BaseSha256(const std::string& directory,
                                        bool with_weights) {
-  std::vector<std::string> names = {"config.json"};
-  std::error_code error;
-  for (const auto& entry :
-       std::filesystem::directory_iterator(directory, error)) {
-    if (with_weights && entry.path().extension() == ".safetensors") {
-      names.push_back(entry.path().filename());
-    }
-  }
-  std::ranges::sort(names);
   Sha256 hash;
-  for (const std::string& name : names) {
+  for (const std::string& name : BaseFiles(directory, with_weights)) {
     ASSIGN_OR_RETURN(const std::string digest,
                      Sha256OfFile(absl::StrCat(directory, "/", name)));
     hash.Update(absl::StrCat(digest, "  ", name, "\n"));
+  }
+  return hash.HexDigest();
+}
+
+absl::StatusOr<std::string> BaseSketch(const std::string& directory,
+                                       bool with_weights) {
+  Sha256 hash;
+  for (const std::string& name : BaseFiles(directory, with_weights)) {
+    const std::string path = absl::StrCat(directory, "/", name);
+    hash.Update(absl::StrCat(name, "\n"));
+    if (name == kConfig) {
+      ASSIGN_OR_RETURN(const std::string config, ReadFile(path));
+      hash.Update(config);
+    } else {
+      RETURN_IF_ERROR(HashSketch(path, hash));
+    }
   }
   return hash.HexDigest();
 }

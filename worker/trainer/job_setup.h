@@ -62,6 +62,11 @@ std::string DatasetSha256(const Dataset& data);
 absl::StatusOr<std::string> BaseSha256(const std::string& directory,
                                        bool with_weights);
 
+// The same, but of weight files only the sizes, headers and some samples: fast,
+// to tell different models apart before a gang starts.
+absl::StatusOr<std::string> BaseSketch(const std::string& directory,
+                                       bool with_weights);
+
 // "float32" or "bfloat16".
 std::string_view ComputeDtypeName(ComputeDtype dtype);
 

@@ -72,7 +72,9 @@ absl::Status TrainTask::Prepare() {
   }
   ASSIGN_OR_RETURN(data_,
                    LoadJobDataTogether(task_, spec_, model_, *communicator_));
+  RETURN_IF_ERROR(CheckInputs());
   RETURN_IF_ERROR(AgreeOn(*communicator_, LoadEverything()));
+  RETURN_IF_ERROR(CheckStart());
   MakeLoop();
   ReportStart();
   return absl::OkStatus();
@@ -95,6 +97,34 @@ absl::Status TrainTask::ReadJob() {
       CreateDirectories(absl::StrCat(task_.work_directory(), "/staged")));
 }
 
+absl::Status TrainTask::CheckInputs() {
+  const absl::StatusOr<std::string> base =
+      BaseSketch(task_.model_directory(), !spec_.model.random_init);
+  RETURN_IF_ERROR(AgreeOn(*communicator_, base.status()));
+  RETURN_IF_ERROR(CheckSame(
+      *communicator_, "base model", *base,
+      absl::StrCat("make the files in ", task_.model_directory(),
+                   " the same on every node, or take an imported model as "
+                   "model.base, and submit the job again")));
+  state_.dataset_sha256 = DatasetSha256(data_.train);
+  constexpr char kRemedy[] =
+      "make data files and tokenizer the same on every node, or name the files "
+      "relative to the job file so that they are uploaded with it, and submit "
+      "the job again";
+  RETURN_IF_ERROR(CheckSame(*communicator_, "training data",
+                            state_.dataset_sha256, kRemedy));
+  return CheckSame(*communicator_, "evaluation data", DatasetSha256(data_.eval),
+                   kRemedy);
+}
+
+absl::Status TrainTask::CheckStart() {
+  if (communicator_->size() == 1) return absl::OkStatus();
+  return CheckSame(*communicator_, "adapter, model or checkpoint to start from",
+                   StateSha256(state_.step, buffers()),
+                   "make its files the same on every node and submit the job "
+                   "again");
+}
+
 absl::Status TrainTask::LoadEverything() {
   ASSIGN_OR_RETURN(loaded_,
                    LoadedModel::Load(task_.model_directory(), spec_, model_,
@@ -114,7 +144,6 @@ absl::Status TrainTask::LoadEverything() {
   state_.total_steps =
       sampler_->TotalSteps(spec_.train.epochs, spec_.train.max_steps);
   state_.world_size = communicator_->size();
-  state_.dataset_sha256 = DatasetSha256(data_.train);
   state_.seed = spec_.train.seed;
   state_.shuffle = spec_.data.shuffle;
   state_.compute_dtype = ComputeDtypeName(options_.compute_dtype);
@@ -171,8 +200,12 @@ absl::Status TrainTask::CheckResumed(const CheckpointState& resumed) {
   if (resumed.seed != state_.seed || resumed.shuffle != state_.shuffle) {
     return differs("another order of the data");
   }
-  if (resumed.total_steps != state_.total_steps) {
+  if (resumed.total_steps != state_.total_steps ||
+      resumed.step > resumed.total_steps) {
     return differs(absl::StrCat(resumed.total_steps, " steps in all"));
+  }
+  if (resumed.cursor != sampler_->CursorAfter(resumed.step)) {
+    return differs("another train.global_batch_size");
   }
   if (resumed.compute_dtype != state_.compute_dtype && IsLead()) {
     link_.Log("warning", absl::StrCat("the checkpoint was computed in ",
@@ -253,7 +286,8 @@ absl::Status TrainTask::Train() {
     ASSIGN_OR_RETURN(const StepReport report,
                      loop_->Step(state_.step + 1, &state_.cursor, WishesNow()));
     const absl::Duration duration = absl::Now() - begin;
-    communicator_->SetTimeout(std::max(absl::Minutes(5), 10 * duration));
+    timeout_ = std::max(absl::Minutes(5), 10 * duration);
+    communicator_->SetTimeout(timeout_);
     RETURN_IF_ERROR(AfterStep(report, epoch, duration));
     if (report.wishes.stop && state_.step < state_.total_steps) {
       SendResult(/*stopped=*/true);
@@ -360,20 +394,44 @@ absl::Status TrainTask::Save(const std::string& output_directory) {
   staged.set_step(state_.step);
   staged.set_state_sha256(StateSha256(state_.step, buffers()));
   staged.set_final(state_.step == state_.total_steps);
-  if (IsLead()) {
-    if (base_sha256_.valid()) {
-      ASSIGN_OR_RETURN(state_.base_sha256, base_sha256_.get());
-    }
-    absl::StatusOr<StagedCheckpoint> written =
-        StageCheckpoint(absl::StrCat(task_.work_directory(), "/staged"), state_,
-                        loaded_->layout(), buffers(), metrics_.path());
-    RETURN_IF_ERROR(DiskError(written.status()));
-    staged.set_directory(written->directory);
-    staged.set_manifest_sha256(written->manifest_sha256);
-    staged.set_output_directory(output_directory);
-  }
+  RETURN_IF_ERROR(
+      RunOnLead(*communicator_, timeout_, [&] { return Stage(staged); }));
+  if (IsLead()) staged.set_output_directory(output_directory);
   link_.Send(event);
   return absl::OkStatus();
+}
+
+absl::Status TrainTask::Stage(v1::StagedFiles& staged) {
+  if (base_sha256_.valid()) {
+    ASSIGN_OR_RETURN(state_.base_sha256, base_sha256_.get());
+  }
+  absl::StatusOr<StagedCheckpoint> written =
+      StageCheckpoint(absl::StrCat(task_.work_directory(), "/staged"), state_,
+                      loaded_->layout(), buffers(), metrics_.path());
+  RETURN_IF_ERROR(DiskError(written.status()));
+  staged.set_directory(written->directory);
+  staged.set_manifest_sha256(written->manifest_sha256);
+  return absl::OkStatus();
+}
+
+absl::Status TrainTask::WriteOutput(const std::string& directory) {
+  return DiskError(WriteJobOutput(
+      directory, {.job_id = task_.job_id(),
+                  .spec = &spec_,
+                  .model = &model_,
+                  .base_directory = task_.model_directory(),
+                  .modules = options_.lora.modules,
+                  .layout = &loaded_->layout(),
+                  .params = loaded_->params(),
+                  .metrics_path = metrics_.path(),
+                  .eval = eval_,
+                  .steps = state_.step,
+                  .tokens_trained = state_.tokens_trained,
+                  .final_loss = state_.last_loss,
+                  .world_size = state_.world_size,
+                  .compute_dtype = state_.compute_dtype,
+                  .train_time = absl::Seconds(state_.train_seconds),
+                  .finish_time = absl::Now()}));
 }
 
 absl::Status TrainTask::Finish() {
@@ -382,26 +440,9 @@ absl::Status TrainTask::Finish() {
     RETURN_IF_ERROR(Evaluate(&record));
   }
   const std::string directory = absl::StrCat(task_.work_directory(), "/output");
-  if (IsLead()) {
-    RETURN_IF_ERROR(DiskError(WriteJobOutput(
-        directory, {.job_id = task_.job_id(),
-                    .spec = &spec_,
-                    .model = &model_,
-                    .base_directory = task_.model_directory(),
-                    .modules = options_.lora.modules,
-                    .layout = &loaded_->layout(),
-                    .params = loaded_->params(),
-                    .metrics_path = metrics_.path(),
-                    .eval = eval_,
-                    .steps = state_.step,
-                    .tokens_trained = state_.tokens_trained,
-                    .final_loss = state_.last_loss,
-                    .world_size = state_.world_size,
-                    .compute_dtype = state_.compute_dtype,
-                    .train_time = absl::Seconds(state_.train_seconds),
-                    .finish_time = absl::Now()})));
-  }
-  RETURN_IF_ERROR(Save(IsLead() ? directory : ""));
+  RETURN_IF_ERROR(RunOnLead(*communicator_, timeout_,
+                            [&] { return WriteOutput(directory); }));
+  RETURN_IF_ERROR(Save(directory));
   SendResult(/*stopped=*/false);
   return absl::OkStatus();
 }

@@ -38,6 +38,10 @@ class TrainTask {
 
  private:
   absl::Status ReadJob();
+  // Every rank must read the same model and the same data, and start from the
+  // same values.
+  absl::Status CheckInputs();
+  absl::Status CheckStart();
   absl::Status LoadEverything();
   absl::Status StartFresh();
   absl::Status Resume();
@@ -55,6 +59,9 @@ class TrainTask {
                        const std::optional<EvalRecord>& eval);
   // Stages a checkpoint; with an output directory it is the final one.
   absl::Status Save(const std::string& output_directory);
+  // Rank 0's part of it.
+  absl::Status Stage(v1::StagedFiles& staged);
+  absl::Status WriteOutput(const std::string& directory);
   absl::Status Finish();
   void SendResult(bool stopped);
 
@@ -84,6 +91,8 @@ class TrainTask {
   EvalRecord eval_;
   int64_t eval_step_ = -1;
   GatherCounts counted_;
+  // Of collectives, but while one rank works for all.
+  absl::Duration timeout_ = absl::Minutes(30);
 };
 
 }  // namespace qlora::trainer

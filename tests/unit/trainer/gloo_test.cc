@@ -12,8 +12,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/sha256.h"
 #include "gtest/gtest.h"
+#include "worker/trainer/parallel/agreement.h"
 #include "worker/trainer/parallel/communicator.h"
 
 namespace qlora::trainer {
@@ -145,6 +147,24 @@ TEST(Gloo, KilledPeer_SurvivorsGetUnavailable) {
   EXPECT_EQ(results[0], "UNAVAILABLE");
   EXPECT_EQ(results[1], "");
   EXPECT_EQ(results[2], "UNAVAILABLE");
+}
+
+// Rank 0 works three times as long as a collective may take, then is as late
+// again without saying so.
+std::string WaitForTheLead(Communicator& c) {
+  const absl::Duration timeout = absl::Milliseconds(500);
+  c.SetTimeout(timeout);
+  const absl::Status worked = RunOnLead(c, timeout, [&] {
+    absl::SleepFor(3 * timeout);
+    return absl::OkStatus();
+  });
+  if (!worked.ok()) return worked.ToString();
+  if (c.rank() == 0) absl::SleepFor(3 * timeout);
+  return absl::StatusCodeToString(c.Barrier().code());
+}
+
+TEST(Gloo, LeadThatWorksForLong_IsWaitedForThatOnce) {
+  EXPECT_EQ(RunProcesses(2, WaitForTheLead)[1], "DEADLINE_EXCEEDED");
 }
 
 TEST(Gloo, MissingPeer_IsDeadlineExceeded) {

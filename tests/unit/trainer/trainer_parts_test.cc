@@ -1,4 +1,5 @@
 // The small parts of the trainer that need no model.
+#include <atomic>
 #include <cmath>
 #include <map>
 #include <string>
@@ -55,6 +56,43 @@ TEST(AgreeOn, LowestFailure_ReachesEveryRank) {
     });
   }
   for (std::thread& t : threads) t.join();
+}
+
+TEST(CheckSame, RankThatDiffers_IsNamedOnEveryRank) {
+  auto gang = MakeThreadGang(3);
+  std::vector<std::thread> threads;
+  for (auto& c : gang) {
+    threads.emplace_back([&] {
+      const std::string ours(64, 'a'), other(64, 'b');
+      EXPECT_TRUE(CheckSame(*c, "base model", ours, "copy it").ok());
+      const absl::Status status =
+          CheckSame(*c, "base model", c->rank() == 2 ? other : ours, "copy it");
+      EXPECT_EQ(ClassifyFailure(status).exit_code, 10);
+      EXPECT_THAT(
+          std::string(status.message()),
+          ::testing::MatchesRegex("rank 2 on .+ does not have the same base "
+                                  "model as rank 0 on .+: copy it"));
+    });
+  }
+  for (std::thread& t : threads) t.join();
+}
+
+TEST(RunOnLead, ItsError_ReachesEveryRank) {
+  auto gang = MakeThreadGang(3);
+  std::atomic<int> runs = 0;
+  std::vector<std::thread> threads;
+  for (auto& c : gang) {
+    threads.emplace_back([&] {
+      const absl::Status status = RunOnLead(*c, absl::Minutes(1), [&] {
+        ++runs;
+        return DiskError(absl::ResourceExhaustedError("the disk is full"));
+      });
+      EXPECT_EQ(ClassifyFailure(status).exit_code, 15);
+      EXPECT_EQ(status.message(), "the disk is full");
+    });
+  }
+  for (std::thread& t : threads) t.join();
+  EXPECT_EQ(runs, 1);
 }
 
 TEST(PeriodTrigger, Steps_AreDueAtMultiples) {

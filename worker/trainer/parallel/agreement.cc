@@ -1,12 +1,16 @@
 #include "worker/trainer/parallel/agreement.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "absl/strings/cord.h"
+#include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 
 namespace qlora::trainer {
@@ -81,6 +85,12 @@ absl::Status Decode(const Message& message) {
   return status;
 }
 
+// What a rank tells of itself; both texts padded with zeros.
+struct Holding {
+  char digest[64] = {};
+  char host[65] = {};
+};
+
 }  // namespace
 
 absl::Status AgreeOn(Communicator& communicator, const absl::Status& mine) {
@@ -93,6 +103,34 @@ absl::Status AgreeOn(Communicator& communicator, const absl::Status& mine) {
   if (communicator.rank() == root) Encode(mine, message);
   RETURN_IF_ERROR(communicator.Broadcast(message, root));
   return Decode(message);
+}
+
+absl::Status CheckSame(Communicator& communicator, std::string_view what,
+                       const std::string& digest, std::string_view remedy) {
+  Holding mine;
+  digest.copy(mine.digest, sizeof(mine.digest));
+  gethostname(mine.host, sizeof(mine.host) - 1);
+  std::vector<Holding> all(communicator.size());
+  RETURN_IF_ERROR(communicator.AllGather(
+      {reinterpret_cast<const uint8_t*>(&mine), sizeof(mine)},
+      {reinterpret_cast<uint8_t*>(all.data()), all.size() * sizeof(mine)}));
+  for (size_t rank = 1; rank < all.size(); ++rank) {
+    if (std::ranges::equal(all[rank].digest, all[0].digest)) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat("rank ", rank, " on ", all[rank].host,
+                     " does not have the same ", std::string(what),
+                     " as rank 0 on ", all[0].host, ": ", std::string(remedy)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunOnLead(Communicator& communicator, absl::Duration timeout,
+                       const std::function<absl::Status()>& work) {
+  communicator.SetTimeout(absl::Hours(24));
+  const absl::Status agreed = AgreeOn(
+      communicator, communicator.rank() == 0 ? work() : absl::OkStatus());
+  communicator.SetTimeout(timeout);
+  return agreed;
 }
 
 }  // namespace qlora::trainer
