@@ -44,8 +44,9 @@ struct MemoryPlanInput {
   int64_t budget = 0;
   // Whether the device has bfloat16 arithmetic faster than float32.
   bool fast_bfloat16 = false;
-  // Compute threads of a rank.
-  int threads = 2;
+  // Compute threads of a rank: the cores of its device, or one if it has none
+  // of its own. Each has scratch.
+  int threads = 1;
 };
 
 // Tokens whose logits exist at a time.

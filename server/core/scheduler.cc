@@ -52,7 +52,8 @@ absl::Status CheckMemory(const Job& job, const Device& device) {
                      .spec = &spec,
                      .world_size = spec.world_size(),
                      .budget = device.memory_bytes(),
-                     .fast_bfloat16 = device.fast_bfloat16()})
+                     .fast_bfloat16 = device.fast_bfloat16(),
+                     .threads = std::max(1, device.cores_size())})
       .status();
 }
 

@@ -66,11 +66,14 @@ void Task::OnFetched(absl::StatusOr<LocalInputs> inputs) {
 }
 
 void Task::Spawn() {
+  // A plan is for ranks that have one device each; what else runs has the node.
+  const bool plan = command_.task().mode() == v1::TRAINER_MODE_PLAN;
   int64_t memory = 0;
   int cores = 0;
   for (const v1::Device& device : environment_.devices) {
     memory = std::max(memory, device.memory_bytes());
-    cores += device.cores_size();
+    cores = plan ? std::max(cores, device.cores_size())
+                 : cores + device.cores_size();
   }
   RankOptions options{.rank = 0,
                       .trainer = environment_.trainer,

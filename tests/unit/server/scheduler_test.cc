@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/spec/memory_plan.h"
 #include "core_harness.h"
 
 namespace qlora::server {
@@ -107,6 +108,36 @@ TEST(Scheduler, MinDeviceMemory_IsHeeded) {
   const std::string id =
       core.Submit("resources: {min_device_memory: 2097152}\n");
   EXPECT_THAT(core.job(id).reason(), HasSubstr("min_device_memory"));
+}
+
+// Every compute thread of a rank takes memory.
+TEST(Scheduler, Cores_CountForTheMemory) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  Job job = core.state().jobs.at(core.Submit());
+  job.record.set_model_config(R"({
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 100,
+    "max_position_embeddings": 4096, "rms_norm_eps": 1e-05,
+    "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu"
+  })");
+  job.plan = MakePlan(job.record).value();
+  JobSpec spec = job.plan->spec;
+  spec.train.activation_memory = ActivationMemory::kRecompute;
+  spec.train.micro_batch_size = 1;
+  const int64_t for_four =
+      PlanMemory({.model = &*job.plan->model, .spec = &spec, .threads = 4})
+          .value()
+          .total();
+  auto& device =
+      *core.state().nodes.at("n1").record.mutable_node()->mutable_devices(0);
+  device.set_memory_bytes(for_four);
+  for (int core_id = 0; core_id < 4; ++core_id) device.add_cores(core_id);
+  EXPECT_TRUE(CheckCanEverFit(core.state(), job).ok());
+  device.add_cores(4);
+  EXPECT_THAT(std::string(CheckCanEverFit(core.state(), job).message()),
+              HasSubstr("too small: a rank needs"));
 }
 
 TEST(Scheduler, Directory_IsSeenOnlyBelowARoot) {
