@@ -31,6 +31,7 @@ Attempt::Attempt(Environment& environment, v1::PrepareAttempt command,
 Attempt::~Attempt() {
   environment_.loop.CancelTimer(kill_timer_);
   environment_.loop.CancelTimer(watch_timer_);
+  environment_.loop.CancelTimer(start_timer_);
   ranks_.clear();
   // Nothing writes there any more.
   transfers_.reset();
@@ -173,6 +174,16 @@ void Attempt::OnRankReady(int rank) {
   v1::WorkerEvent event;
   event.mutable_prepared()->set_rendezvous_address(rendezvous_address_);
   Emit(std::move(event));
+  // A coordinator that gave this node up may never send Start or Stop.
+  const absl::Duration patience = environment_.timeouts.start;
+  start_timer_ = environment_.loop.RunAfter(patience, [this, patience] {
+    if (phase_ != Phase::kReady) return;
+    Stop(/*save=*/false, absl::ZeroDuration(),
+         {.failure_class = v1::FAILURE_CLASS_INFRA,
+          .message = absl::StrCat("not started within ",
+                                  absl::FormatDuration(patience),
+                                  " after it was prepared")});
+  });
 }
 
 void Attempt::Start(const v1::StartAttempt& command) {

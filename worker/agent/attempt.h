@@ -101,6 +101,8 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   absl::Duration longest_silence_;
   uint64_t kill_timer_ = 0;
   uint64_t watch_timer_ = 0;
+  // Set in kReady.
+  uint64_t start_timer_ = 0;
   // From Prepare on. Last: its work uses what is above.
   std::unique_ptr<TransferQueue> transfers_;
 };

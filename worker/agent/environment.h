@@ -25,6 +25,8 @@ struct RankTimeouts {
   absl::Duration step = absl::Minutes(5);
   // What the peers of a rank that failed get to say why they failed.
   absl::Duration peers = absl::Seconds(1);
+  // From Prepared to Start: the other nodes of the gang prepare.
+  absl::Duration start = absl::Hours(1);
   // Training goes on for so long without a coordinator.
   absl::Duration alone = absl::Hours(24);
 };

@@ -368,6 +368,17 @@ TEST_F(SupervisorTest, Hang_TimesOut) {
   EXPECT_THAT(ended.message(), HasSubstr("no step for 1s"));
 }
 
+TEST_F(SupervisorTest, PreparedAndNeverStarted_EndsInTime) {
+  RankTimeouts timeouts;
+  timeouts.start = absl::Milliseconds(200);
+  MakeSupervisor(timeouts);
+  supervisor_->Handle(Prepare("steps=1", 2));
+  WaitFor([](const auto& e) { return e.has_prepared(); });
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_INFRA);
+  EXPECT_EQ(ended.message(), "not started within 200ms after it was prepared");
+}
+
 TEST_F(SupervisorTest, ModelOutsideTheRoots_IsTheUsersError) {
   v1::WorkerCommand command = Prepare("", 1);
   command.mutable_prepare()->mutable_model()->set_directory("/etc");
