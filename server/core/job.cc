@@ -45,6 +45,7 @@ qlora::v1::PrepareAttempt PrepareFor(const Draft& draft, const Job& job,
   prepare.set_job_id(attempt.job_id());
   prepare.set_attempt(attempt.attempt());
   prepare.set_resolved_job_file(job.job().resolved_job_file());
+  *prepare.mutable_job_create_time() = job.job().create_time();
   *prepare.mutable_model() = job.record.model();
   *prepare.mutable_inputs() = job.record.inputs();
   prepare.set_world_size(attempt.ranks_size());

@@ -160,6 +160,7 @@ absl::StatusOr<qlora::v1::RunTask> MakeVerify(
   trainer.set_mode(qlora::v1::TRAINER_MODE_EVAL);
   trainer.set_world_size(1);
   trainer.set_job_id(job.job().job_id());
+  *trainer.mutable_job_create_time() = job.job().create_time();
   trainer.set_job_file(job.job().resolved_job_file());
   *task.mutable_inputs() = job.record.inputs();
   UseOutput(job, task);

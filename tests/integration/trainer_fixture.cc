@@ -61,6 +61,7 @@ v1::TrainerTask TrainerFixture::Task(const std::string& job, int ranks) {
   task.set_mode(v1::TRAINER_MODE_TRAIN);
   task.set_job_id("j-test");
   task.set_attempt(1);
+  task.mutable_job_create_time()->set_seconds(1'721'952'000);
   task.set_job_file(job);
   task.set_model_directory(SharedData() + "/models/stories260K");
   task.set_work_directory(Path(absl::StrCat("work", ++tasks_)));

@@ -101,6 +101,40 @@ TEST_F(ModesTest, TrainThenEval_GivesTheRecordedLoss) {
   }
 }
 
+TEST_F(ModesTest, TemplateWithTheDate_ResumesOnAnotherDayWithTheSameData) {
+  std::string lines;
+  for (int i = 0; i < 12; ++i) {
+    absl::StrAppend(
+        &lines, R"({"messages": [{"role": "user", "content": "say )", i,
+        R"("}, {"role": "assistant", "content": "I say )", i, "\"}]}\n");
+  }
+  Write("rows.jsonl", lines);
+  const auto job = [&] {
+    v1::TrainerTask task =
+        Job("format: tokens}]",
+            "format: chat}]\n  chat_template: \"{{ strftime_now('%d %b %Y') }}"
+            "{% for m in messages %}{% generation %}{{ m.content }}"
+            "{% endgeneration %}{% endfor %}\"");
+    task.set_job_file(absl::StrReplaceAll(
+        task.job_file(), {{"eval: {every: 5}", "checkpoint: {every: 5}"}}));
+    return task;
+  };
+  const v1::TrainerTask whole = job();
+  const Run uninterrupted = RunTask(whole);
+  ASSERT_TRUE(uninterrupted.has_result) << uninterrupted.failure.message();
+
+  v1::TrainerTask rest = job();
+  rest.set_resume_directory(whole.work_directory() + "/staged/5");
+  const Run resumed = RunTask(rest);
+  ASSERT_TRUE(resumed.has_result) << resumed.failure.message();
+  EXPECT_EQ(resumed.metrics.back().loss(), uninterrupted.metrics.back().loss());
+
+  // The date does reach the template.
+  rest.mutable_job_create_time()->set_seconds(rest.job_create_time().seconds() +
+                                              86400);
+  EXPECT_THAT(Refusal(rest), HasSubstr("other training data"));
+}
+
 TEST_F(ModesTest, EvalOfAChangedAdapter_IsRefused) {
   const v1::TrainerTask job = Job();
   ASSERT_TRUE(RunTask(job).has_result);

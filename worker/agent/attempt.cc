@@ -147,6 +147,7 @@ void Attempt::SendTask(RankProcess& rank,
   task.set_job_id(command_.job_id());
   task.set_attempt(command_.attempt());
   task.set_job_file(command_.resolved_job_file());
+  *task.mutable_job_create_time() = command_.job_create_time();
   task.set_model_directory(inputs_.model_directory);
   for (const v1::LocalInput& input : inputs_.inputs) *task.add_inputs() = input;
   task.set_work_directory(WorkDirectory());

@@ -97,10 +97,10 @@ int qlora_chat_template_compile(const char* source, size_t source_size,
 void qlora_chat_template_free(QloraChatTemplate* t);
 // input: JSON object {"messages": [...], "tools"?: [...],
 // "add_generation_prompt"?: bool, ...}; unknown keys are passed to the template
-// as variables. `now` (seconds since 1970, UTC) serves strftime_now; pass a
-// negative value for the real time. `mask` is one of QLORA_MASK_*: spans come
-// from the template's {% generation %} blocks if it has them, else from the
-// difference of renderings that end before and after each assistant turn.
+// as variables. `now` (seconds since 1970, UTC) serves strftime_now: the crate
+// reads no clock. `mask` is one of QLORA_MASK_*: spans come from the template's
+// {% generation %} blocks if it has them, else from the difference of
+// renderings that end before and after each assistant turn.
 int qlora_chat_template_render(const QloraChatTemplate* t, const char* input,
                                size_t input_size, int64_t now, int mask,
                                QloraRendered* out, QloraString* error);

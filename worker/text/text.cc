@@ -136,15 +136,16 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Compile(
   return std::unique_ptr<ChatTemplate>(new ChatTemplate(handle));
 }
 
-absl::StatusOr<Rendered> ChatTemplate::Render(std::string_view input,
-                                              Mask mask) const {
+absl::StatusOr<Rendered> ChatTemplate::Render(std::string_view input, Mask mask,
+                                              absl::Time now) const {
   QloraRendered raw = {};
   QloraString error = {};
   const int which = mask == Mask::kNone        ? QLORA_MASK_NONE
                     : mask == Mask::kAssistant ? QLORA_MASK_ASSISTANT
                                                : QLORA_MASK_LAST;
   if (qlora_chat_template_render(handle_.get(), input.data(), input.size(),
-                                 /*now=*/-1, which, &raw, &error) != 0) {
+                                 absl::ToUnixSeconds(now), which, &raw,
+                                 &error) != 0) {
     return Invalid(&error);
   }
   Rendered out;

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "worker/text/qlora_text.h"
 
 namespace qlora::text {
@@ -83,9 +84,11 @@ class ChatTemplate {
       std::string_view source, std::string_view tokenizer_config);
 
   // input: a JSON object with "messages" and further variables of the
-  // template. InvalidArgument if the template refuses or fails; that there is
-  // no mask is not an error but has_mask == false.
-  absl::StatusOr<Rendered> Render(std::string_view input, Mask mask) const;
+  // template; now: what strftime_now goes by, in UTC. InvalidArgument if the
+  // template refuses or fails; that there is no mask is not an error but
+  // has_mask == false.
+  absl::StatusOr<Rendered> Render(std::string_view input, Mask mask,
+                                  absl::Time now) const;
 
  private:
   struct Free {

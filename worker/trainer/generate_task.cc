@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "worker/text/text.h"
@@ -39,7 +40,7 @@ absl::StatusOr<Tokens> EncodeChat(const v1::GenerateRequest& request,
       const text::Rendered rendered,
       text.chat_template->Render(
           input.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace),
-          text::Mask::kNone));
+          text::Mask::kNone, absl::Now()));
   ASSIGN_OR_RETURN(text::Encoding encoding,
                    text.tokenizer->Encode(rendered.text, false));
   return std::move(encoding.ids);

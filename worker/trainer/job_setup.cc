@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/files.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
@@ -158,6 +159,9 @@ absl::StatusOr<LoadedData> LoadJobData(const v1::TrainerTask& task,
   RETURN_IF_ERROR(ResolvePaths(task, options.train));
   RETURN_IF_ERROR(ResolvePaths(task, options.eval));
   options.vocab_size = model.vocab_size;
+  options.now = task.has_job_create_time()
+                    ? absl::FromUnixSeconds(task.job_create_time().seconds())
+                    : absl::Now();
   options.threads = std::max(1, task.threads());
   options.cache_directory = absl::StrCat(task.work_directory(), "/cache");
   if (!NeedsTokenizer(options)) return LoadData(options, nullptr);

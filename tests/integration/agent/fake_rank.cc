@@ -13,6 +13,9 @@
 //   hang=1           stops sending after its first step
 //   ignore_stop=1    goes on when told to stop
 //   garbage=1        sends bytes that are no frame
+//
+// Its output is the task that it was given; in another mode than TRAIN it only
+// says that.
 #include <poll.h>
 #include <signal.h>
 #include <unistd.h>
@@ -46,6 +49,13 @@ class FakeRank {
     TrainerEvent event;
     event.mutable_ready()->set_version("fake");
     Send(event);
+    if (task_.mode() != qlora::v1::TRAINER_MODE_TRAIN) {
+      event.mutable_generated()->set_text(task_.DebugString());
+      Send(event);
+      event.mutable_result();
+      Send(event);
+      return 0;
+    }
     if (task_.world_size() > 1) Receive();
     event.mutable_running()->set_first_step(1);
     Send(event);
@@ -143,9 +153,7 @@ class FakeRank {
       staged.set_manifest_sha256(qlora::Sha256Hex("{}"));
       if (final) {
         const std::string output = task_.work_directory() + "/output";
-        std::string inputs;
-        for (const auto& input : task_.inputs()) inputs += input.path() + "\n";
-        Write(output, "inputs.txt", inputs);
+        Write(output, "task.txt", task_.DebugString());
         staged.set_output_directory(output);
       }
     }

@@ -464,12 +464,14 @@ TEST_F(SupervisorTest, Inputs_ComeAsLinksAndAttemptLeavesNothing) {
   input.set_path("data/train.jsonl");
   input.add_files()->set_path("train.jsonl");
   input.mutable_files(0)->set_sha256(store_->Put("{}\n"));
+  command.mutable_prepare()->mutable_job_create_time()->set_seconds(1234567);
   Run(command);
   EXPECT_TRUE(WaitForEnd().complete());
   const auto final = WaitFor(
       [](const auto& e) { return e.has_staged() && e.staged().final(); });
-  EXPECT_THAT(store_->Get(final.staged().output(0).sha256()),
-              HasSubstr("/inputs/0/train.jsonl\n"));
+  const std::string task = store_->Get(final.staged().output(0).sha256());
+  EXPECT_THAT(task, HasSubstr("/inputs/0/train.jsonl\"\n"));
+  EXPECT_THAT(task, HasSubstr("job_create_time {\n  seconds: 1234567\n}"));
   const std::string left = directory_ + "/attempts/j-test-1";
   const absl::Time deadline = absl::Now() + kPatience;
   while (fs::exists(left) && absl::Now() < deadline) {

@@ -122,6 +122,10 @@ TEST(Job, InfraFailure_RestartsFromTheHeadCheckpoint) {
   EXPECT_EQ(prepare->prepare().resume_step(), 30);
   EXPECT_EQ(prepare->prepare().resume_files_size(), 1);
   EXPECT_EQ(prepare->prepare().attempt(), 2);
+  // The same for every attempt.
+  EXPECT_GT(core.job(id).create_time().seconds(), 0);
+  EXPECT_EQ(prepare->prepare().job_create_time().seconds(),
+            core.job(id).create_time().seconds());
 }
 
 TEST(Job, NoProgressInThreeAttempts_IsHeld) {

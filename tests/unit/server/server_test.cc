@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <filesystem>
+#include <future>
 #include <thread>
 
 #include "common/base/sha256.h"
@@ -462,6 +463,36 @@ TEST_F(ServerTest, Generate_StreamsFromAWorkerAndEndsWithIt) {
   worker.Disconnect();
   EXPECT_FALSE(third->Read(&piece));
   EXPECT_EQ(third->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(ServerTest, Verify_ReadsTheDataAsTheJobDid) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  const std::string id = RunJob(worker, "r1");
+  FinishJob(worker, id);
+  v1::VerifyAdapterRequest request;
+  request.set_job(id);
+  v1::VerifyAdapterResponse response;
+  auto verified = std::async(std::launch::async, [&] {
+    return jobs_->VerifyAdapter(Deadline().get(), request, &response);
+  });
+  const auto task = worker.AwaitCommand().run_task();
+  EXPECT_EQ(task.task().mode(), v1::TRAINER_MODE_EVAL);
+  EXPECT_EQ(task.task().job_create_time().seconds(),
+            Get(id).create_time().seconds());
+  worker.Send("", 0, [&](auto& e) {
+    auto& output = *e.mutable_task_output();
+    output.set_task_id(task.task_id());
+    output.mutable_event()->mutable_eval()->set_loss(2);
+    output.mutable_event()->mutable_eval()->set_recorded_loss(2);
+  });
+  worker.Send("", 0, [&](auto& e) {
+    e.mutable_task_output()->set_task_id(task.task_id());
+    e.mutable_task_output()->set_done(true);
+  });
+  EXPECT_TRUE(verified.get().ok());
+  EXPECT_TRUE(response.passed());
 }
 
 TEST_F(ServerTest, Plan_WithoutAWorkerIsUnavailable) {

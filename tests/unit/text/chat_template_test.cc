@@ -321,7 +321,7 @@ TEST(ChatTemplate, TemplatesThatGrowValues_AreStoppedAndStayStopped) {
   const auto render = [&](int n) {
     Json numbered = input;
     numbered["n"] = n;
-    return (*once)->Render(numbered.dump(), Mask::kNone);
+    return (*once)->Render(numbered.dump(), Mask::kNone, absl::UnixEpoch());
   };
   EXPECT_EQ(render(2)->text, "yyyy");
   EXPECT_THAT(render(60).status().message(), HasSubstr("256 MiB"));
@@ -356,7 +356,8 @@ TEST(LoadModelText, RealModels_TemplateAndSpecialTokensAreFound) {
   EXPECT_EQ(qwen->eos_id, qwen->tokenizer->TokenToId("<|im_end|>"));
   EXPECT_FALSE(qwen->bos_id.has_value());
   const auto rendered = qwen->chat_template->Render(
-      Chat({{"user", "hi"}, {"assistant", "yes"}}).dump(), Mask::kAssistant);
+      Chat({{"user", "hi"}, {"assistant", "yes"}}).dump(), Mask::kAssistant,
+      absl::FromUnixSeconds(kNow));
   ASSERT_TRUE(rendered.ok()) << rendered.status();
   ASSERT_EQ(rendered->spans.size(), 1) << rendered->mask_error;
 

@@ -266,15 +266,7 @@ impl Conversation {
 }
 
 fn strftime_now(now: i64) -> Value {
-    Value::from_function(move |format: &str| {
-        let seconds = if now >= 0 {
-            now
-        } else {
-            let since = std::time::UNIX_EPOCH.elapsed();
-            since.map_or(0, |d| d.as_secs() as i64)
-        };
-        strftime(seconds, format)
-    })
+    Value::from_function(move |format: &str| strftime(now, format))
 }
 
 fn input_has_sentinels(value: &Json) -> bool {

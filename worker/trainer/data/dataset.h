@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/spec/job_spec.h"
 #include "worker/text/text.h"
 #include "worker/trainer/data/batch.h"
@@ -35,6 +36,8 @@ struct DataOptions {
   uint64_t seed = 42;
   // Of the model: every token id must be below it.
   int64_t vocab_size = 0;
+  // What chat templates take for the present.
+  absl::Time now = absl::UnixEpoch();
   // Threads that tokenize.
   int threads = 1;
   // Keeps the tokenized data here under a name made of its content, for

@@ -192,7 +192,7 @@ absl::StatusOr<EncodedRecord> RecordEncoder::EncodeChat(
                     : loss_on_ == LossOn::kAssistant ? Mask::kAssistant
                                                      : Mask::kLast;
   ASSIGN_OR_RETURN(const text::Rendered rendered,
-                   text_->chat_template->Render(input.dump(), mask));
+                   text_->chat_template->Render(input.dump(), mask, now_));
   if (mask != Mask::kNone && !rendered.has_mask) {
     return Bad(rendered.mask_error);
   }

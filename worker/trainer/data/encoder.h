@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/spec/job_spec.h"
 #include "worker/text/text.h"
 #include "worker/trainer/data/records.h"
@@ -27,9 +28,10 @@ bool HasTrainedToken(const int32_t* labels, int64_t length);
 class RecordEncoder {
  public:
   // text may be null if only records of format tokens come; it must outlive
-  // the encoder.
-  RecordEncoder(const text::ModelText* text, LossOn loss_on, int64_t vocab_size)
-      : text_(text), loss_on_(loss_on), vocab_size_(vocab_size) {}
+  // the encoder. now: what chat templates take for the present.
+  RecordEncoder(const text::ModelText* text, LossOn loss_on, int64_t vocab_size,
+                absl::Time now)
+      : text_(text), loss_on_(loss_on), vocab_size_(vocab_size), now_(now) {}
 
   // chat               the template's rendering, special tokens as it writes
   //                    them; trained is a token that begins inside what the
@@ -64,6 +66,7 @@ class RecordEncoder {
   const text::ModelText* const text_;
   const LossOn loss_on_;
   const int64_t vocab_size_;
+  const absl::Time now_;
 };
 
 }  // namespace qlora::trainer

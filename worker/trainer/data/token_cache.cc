@@ -31,7 +31,8 @@ absl::StatusOr<std::string> CacheKey(const std::vector<DataFile>& files,
               {"loss_on", static_cast<int>(options.loss_on)},
               {"on_bad_record", static_cast<int>(options.on_bad_record)},
               {"on_too_long", static_cast<int>(options.on_too_long)},
-              {"vocab_size", options.vocab_size}};
+              {"vocab_size", options.vocab_size},
+              {"now", absl::ToUnixSeconds(options.now)}};
   for (const DataFile& file : files) {
     ASSIGN_OR_RETURN(const std::string digest, Sha256OfFile(file.path));
     key["files"].push_back({file.name, static_cast<int>(file.format), digest});

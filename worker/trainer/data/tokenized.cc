@@ -35,7 +35,7 @@ class Tokenizing {
  public:
   Tokenizing(const DataOptions& options, const text::ModelText* text)
       : options_(options),
-        encoder_(text, options.loss_on, options.vocab_size) {}
+        encoder_(text, options.loss_on, options.vocab_size, options.now) {}
 
   absl::Status AddFile(const DataFile& file);
   absl::StatusOr<Tokenized> Finish();

@@ -517,6 +517,23 @@ TEST_F(DatasetTest, Cache_GivesTheSameRowsAndSurvivesDamage) {
   EXPECT_EQ(caches().size(), 2);
 }
 
+TEST_F(DatasetTest, TemplateThatAsksForTheDate_GetsTheOneOfTheOptions) {
+  LoadText(
+      "{{ strftime_now('%d %b %Y') }}:{% for m in messages %}{% generation %}"
+      "{{ m.content }}{% endgeneration %}{% endfor %}");
+  DataOptions options =
+      Options({File("c.jsonl", DataFormat::kChat,
+                    R"({"messages":[{"role":"assistant","content":"a"}]})")});
+  options.cache_directory = dir_ + "/cache";
+  const auto text = [&](int64_t now) {
+    options.now = absl::FromUnixSeconds(now);
+    return Tokens(Load(options).train.row(0));
+  };
+  EXPECT_EQ(text(1721952000), Spaced("26 Jul 2024:a"));
+  EXPECT_EQ(text(1721952000 + 86400), Spaced("27 Jul 2024:a"));
+  EXPECT_EQ(text(1721952000), Spaced("26 Jul 2024:a"));
+}
+
 TEST_F(DatasetTest, RanksAndThreadsAtOnce_GetTheSameRows) {
   std::string lines;
   for (int i = 0; i < 10000; ++i) {
