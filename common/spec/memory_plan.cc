@@ -32,6 +32,7 @@ struct Job {
   int64_t trainable = 0;
   // Lowest layer that a backward enters.
   int first = 0;
+  bool evaluation = false;
 
   bool full() const { return spec.method == Method::kFull; }
 };
@@ -120,12 +121,12 @@ int64_t LogitsBytes(const Job& job, int64_t tokens) {
 MemoryPlan MakePlan(const Job& job, int rows, int kept) {
   const int64_t tokens = int64_t{rows} * job.spec.data.max_seq_len;
   const int layers = job.model.num_layers;
-  const int used = layers - job.first;
+  const int used = job.evaluation ? 0 : layers - job.first;
   MemoryPlan plan;
   plan.micro_batch_size = rows;
   plan.compute_dtype = job.dtype;
   // The last layers are kept: theirs are the first states to be freed again.
-  plan.layers.assign(layers, LayerMemory::kRecompute);
+  plan.layers.assign(job.evaluation ? 0 : layers, LayerMemory::kRecompute);
   std::fill_n(plan.layers.rbegin(), kept, LayerMemory::kKeep);
   const auto add = [&](std::string what, int64_t bytes) {
     if (bytes > 0) plan.items.push_back({std::move(what), bytes});
@@ -139,12 +140,15 @@ MemoryPlan MakePlan(const Job& job, int rows, int kept) {
     }
   }
   add(job.full() ? "parameters" : "adapter", job.trainable * 4);
-  add("gradients", job.trainable * 4);
-  add("optimizer", job.trainable * 8);
+  if (!job.evaluation) {
+    add("gradients", job.trainable * 4);
+    add("optimizer", job.trainable * 8);
+  }
   const int kept_used = std::min(kept, used);
   add("activations",
       kept_used * StateBytes(job, tokens) + used * InputBytes(job, tokens));
-  add("workspace", SharedBytes(job, tokens, kept_used < used));
+  add("workspace",
+      SharedBytes(job, tokens, job.evaluation || kept_used < used));
   add("logits", LogitsBytes(job, tokens));
   add("runtime", kRuntimeBytes);
   return plan;
@@ -188,6 +192,7 @@ absl::StatusOr<Job> MakeJob(const MemoryPlanInput& input) {
   job.element = job.dtype == ComputeDtype::kBfloat16 ? 2 : 4;
   job.world_size = std::max(1, input.world_size);
   job.threads = std::max(1, input.threads);
+  job.evaluation = input.evaluation;
   if (job.full()) {
     job.trainable = ParameterCount(job.model);
     return job;
@@ -217,20 +222,32 @@ std::vector<int> RowChoices(const JobSpec& spec, int world_size) {
   return rows;
 }
 
-absl::Status DoesNotFit(const MemoryPlan& plan, int64_t budget) {
-  const bool kept = plan.layers.back() == LayerMemory::kKeep;
-  std::string text = absl::StrCat(
-      "a rank needs ", plan.total() >> 20, " MiB with ",
-      kept ? "train.activation_memory: keep" : "every layer recomputed",
-      " and ", plan.micro_batch_size, " rows per forward, and may use ",
-      budget >> 20, " MiB:");
+std::string AgainstBudget(const MemoryPlan& plan, int64_t budget) {
+  std::string text = absl::StrCat(", and may use ", budget >> 20, " MiB:");
   for (const MemoryItem& item : plan.items) {
     absl::StrAppend(&text, " ", item.what, " ", item.bytes >> 20, " MiB,");
   }
   text.back() = ';';
+  return text;
+}
+
+absl::Status DoesNotFit(const MemoryPlan& plan, int64_t budget) {
+  const bool kept = plan.layers.back() == LayerMemory::kKeep;
   return absl::ResourceExhaustedError(absl::StrCat(
-      text, kept ? " set train.activation_memory to auto," : "",
+      "a rank needs ", plan.total() >> 20, " MiB with ",
+      kept ? "train.activation_memory: keep" : "every layer recomputed",
+      " and ", plan.micro_batch_size, " rows per forward",
+      AgainstBudget(plan, budget),
+      kept ? " set train.activation_memory to auto," : "",
       " use a shorter data.max_seq_len, more devices or a smaller base"));
+}
+
+absl::StatusOr<MemoryPlan> PlanEvaluation(const Job& job, int64_t budget) {
+  MemoryPlan plan = MakePlan(job, /*rows=*/1, /*kept=*/0);
+  if (budget == 0 || plan.total() <= budget) return plan;
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "evaluating a row needs ", plan.total() >> 20, " MiB",
+      AgainstBudget(plan, budget), " use a worker with more memory"));
 }
 
 }  // namespace
@@ -243,6 +260,7 @@ int64_t LossChunkTokens(const ModelDescription& model, int64_t max_tokens) {
 
 absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input) {
   ASSIGN_OR_RETURN(const Job job, MakeJob(input));
+  if (job.evaluation) return PlanEvaluation(job, input.budget);
   const int layers = job.model.num_layers;
   const auto fits = [&](const MemoryPlan& plan) {
     return input.budget == 0 || plan.total() <= input.budget;

@@ -24,7 +24,7 @@ struct MemoryItem {
 
 struct MemoryPlan {
   std::vector<MemoryItem> items;
-  // One per layer.
+  // One per layer; none where only forwards are planned.
   std::vector<LayerMemory> layers;
   // Rows of max_seq_len tokens per forward.
   int micro_batch_size = 1;
@@ -47,13 +47,17 @@ struct MemoryPlanInput {
   // Compute threads of a rank: the cores of its device, or one if it has none
   // of its own. Each has scratch.
   int threads = 1;
+  // Forwards of one row at a time: no gradients, no optimizer, nothing is held
+  // for a backward.
+  bool evaluation = false;
 };
 
 // Tokens whose logits exist at a time.
 int64_t LossChunkTokens(const ModelDescription& model, int64_t max_tokens);
 
-// ResourceExhausted if even recomputing every layer with one row does not fit;
-// the message says what needs how much.
+// ResourceExhausted if even recomputing every layer with one row does not fit,
+// or the one row of an evaluation does not; the message says what needs how
+// much.
 absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input);
 
 }  // namespace qlora

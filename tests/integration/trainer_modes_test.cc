@@ -6,6 +6,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "common/spec/job_spec.h"
+#include "common/spec/memory_plan.h"
+#include "common/spec/model_description.h"
 #include "gmock/gmock.h"
 #include "nlohmann/json.hpp"
 #include "tests/integration/trainer_fixture.h"
@@ -99,6 +102,34 @@ TEST_F(ModesTest, TrainThenEval_GivesTheRecordedLoss) {
     EXPECT_GT(event.eval().base_loss(), event.eval().loss());
     EXPECT_GT(event.eval().tokens(), 0);
   }
+}
+
+// A job's ranks hold a share of the base each; what evaluates holds all of it.
+TEST_F(ModesTest, EvalNeedsRoomForForwardsOnly) {
+  const v1::TrainerTask job = Job();
+  ASSERT_TRUE(RunTask(job).has_result);
+  const ParsedJob parsed = ParseJobFile(job.job_file());
+  const auto model = ReadModelDescription(job.model_directory());
+  MemoryPlanInput input;
+  input.model = &*model;
+  input.spec = &parsed.spec;
+  input.threads = 1;
+  const int64_t training = PlanMemory(input)->total();
+  input.evaluation = true;
+  const int64_t needed = PlanMemory(input)->total();
+  ASSERT_LT(needed, training);
+
+  v1::TrainerTask eval = job;
+  eval.set_mode(v1::TRAINER_MODE_EVAL);
+  eval.set_adapter_directory(job.work_directory() + "/output");
+  eval.set_memory_bytes(needed);
+  const Run run = RunTask(eval);
+  EXPECT_TRUE(run.has_result) << run.failure.message();
+  // Bfloat16 where that is fast takes less, but the runtime alone is more.
+  eval.set_memory_bytes(needed / 2);
+  const Run refused = RunTask(eval);
+  EXPECT_EQ(refused.ranks[0].exit_code, 12);
+  EXPECT_THAT(refused.failure.message(), HasSubstr("evaluating a row needs"));
 }
 
 TEST_F(ModesTest, TemplateWithTheDate_ResumesOnAnotherDayWithTheSameData) {

@@ -66,12 +66,14 @@ void Task::OnFetched(absl::StatusOr<LocalInputs> inputs) {
 }
 
 void Task::Spawn() {
-  // A plan is for ranks that have one device each; what else runs has the node.
+  // A plan is for ranks that have one device each; what else runs has the node:
+  // an evaluation does alone what a gang did on all of them.
   const bool plan = command_.task().mode() == v1::TRAINER_MODE_PLAN;
   int64_t memory = 0;
   int cores = 0;
   for (const v1::Device& device : environment_.devices) {
-    memory = std::max(memory, device.memory_bytes());
+    memory = plan ? std::max(memory, device.memory_bytes())
+                  : memory + device.memory_bytes();
     cores = plan ? std::max(cores, device.cores_size())
                  : cores + device.cores_size();
   }

@@ -38,6 +38,7 @@ absl::StatusOr<EvalJob> ReadEvalJob(const v1::TrainerTask& task) {
   ASSIGN_OR_RETURN(job.recorded, ReadEvalRecord(output));
   const bool full = job.spec.method == Method::kFull;
   job.spec.model.random_init = false;
+  job.spec.lora.dropout = 0;
   job.weights_directory = full ? output : task.model_directory();
   ASSIGN_OR_RETURN(job.model, ReadModelDescription(job.weights_directory));
   if (!full) {

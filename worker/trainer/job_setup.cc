@@ -123,7 +123,8 @@ MemoryPlanInput PlanInput(const v1::TrainerTask& task, const JobSpec& spec,
           .world_size = std::max(1, task.world_size()),
           .budget = task.memory_bytes(),
           .fast_bfloat16 = HasFastBfloat16(),
-          .threads = std::max(1, task.threads())};
+          .threads = std::max(1, task.threads()),
+          .evaluation = task.mode() == v1::TRAINER_MODE_EVAL};
 }
 
 void ApplyPlan(const MemoryPlan& plan, const JobSpec& spec,

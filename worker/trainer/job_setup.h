@@ -27,7 +27,7 @@ absl::StatusOr<std::string> InputPath(const v1::TrainerTask& task,
                                       const std::string& name);
 
 // What this rank alone plans with: the memory and threads that the task may
-// use. spec and model must outlive the result.
+// use; in mode EVAL for forwards only. spec and model must outlive the result.
 MemoryPlanInput PlanInput(const v1::TrainerTask& task, const JobSpec& spec,
                           const ModelDescription& model);
 

@@ -66,7 +66,11 @@ class SupervisorTest : public ::testing::Test {
   void MakeSupervisor(RankTimeouts timeouts) {
     v1::Device device;
     device.set_name("cpu:0");
+    device.set_kind("cpu");
+    device.set_memory_bytes(1000);
     device.add_cores(0);
+    v1::Device second = device;
+    second.set_name("cpu:1");
     OnLoop([&] {
       supervisor_ = std::make_unique<Supervisor>(Environment{
           .loop = node_->loop,
@@ -77,7 +81,7 @@ class SupervisorTest : public ::testing::Test {
           .trainer = std::string(QLORA_BINARY_DIR) + "/bin/fake_rank",
           .directory = directory_,
           .data_plane_host = "127.0.0.1",
-          .devices = {device},
+          .devices = {device, second},
           .timeouts = timeouts});
     });
   }
@@ -478,6 +482,25 @@ TEST_F(SupervisorTest, Inputs_ComeAsLinksAndAttemptLeavesNothing) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
   EXPECT_FALSE(fs::exists(left));
+}
+
+TEST_F(SupervisorTest, EvalTask_HasTheMemoryOfTheNode) {
+  for (const auto& [mode, memory] :
+       {std::pair(v1::TRAINER_MODE_PLAN, "memory_bytes: 1000\n"),
+        std::pair(v1::TRAINER_MODE_EVAL, "memory_bytes: 2000\n")}) {
+    v1::WorkerCommand command;
+    v1::RunTask& run = *command.mutable_run_task();
+    run.set_task_id(v1::TrainerMode_Name(mode));
+    run.mutable_task()->set_mode(mode);
+    run.mutable_model()->set_directory(directory_ + "/root/model");
+    supervisor_->Handle(command);
+    const auto said = WaitFor([&](const v1::WorkerEvent& e) {
+      return e.task_output().task_id() == run.task_id() &&
+             e.task_output().has_event();
+    });
+    EXPECT_THAT(said.task_output().event().generated().text(),
+                HasSubstr(memory));
+  }
 }
 
 }  // namespace

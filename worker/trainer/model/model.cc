@@ -140,6 +140,9 @@ absl::Status DecoderModel::Check(const MicroBatch& batch,
         absl::StrCat("the model has ", parameters_.layout.total,
                      " trainable values, got ", params.size()));
   }
+  if (loss_scale != nullptr && options_.layers.empty()) {
+    return absl::FailedPreconditionError("the model was made to evaluate only");
+  }
   if (loss_scale != nullptr && !(*loss_scale > 0)) {
     return absl::InvalidArgumentError("the loss scale must be positive");
   }
@@ -316,12 +319,12 @@ absl::Status DecoderModel::SkipEvaluate(BlockSource& weights) {
 absl::StatusOr<std::unique_ptr<Model>> Model::Create(
     const ModelDescription& description, const ModelOptions& options) {
   RETURN_IF_ERROR(CheckModelOptions(description, options));
-  if (static_cast<int>(options.layers.size()) != description.num_layers ||
+  const auto layers = static_cast<int>(options.layers.size());
+  if ((layers != 0 && layers != description.num_layers) ||
       options.max_tokens <= 0) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "the memory plan names ", options.layers.size(), " layers and ",
-        options.max_tokens, " tokens; the model has ", description.num_layers,
-        " layers"));
+        "the memory plan names ", layers, " layers and ", options.max_tokens,
+        " tokens; the model has ", description.num_layers, " layers"));
   }
   Parameters parameters =
       MakeParameters(description, options.method, options.lora);

@@ -55,7 +55,8 @@ struct ModelOptions {
   ComputeDtype compute_dtype = ComputeDtype::kFloat32;
   // Empty for method full.
   LoraOptions lora;
-  // One per layer, from the memory plan.
+  // One per layer, from the memory plan. Empty: the model has no room for a
+  // backward and ForwardBackward is FailedPrecondition.
   std::vector<LayerMemory> layers;
   // Largest micro-batch, tokens.
   int64_t max_tokens = 0;

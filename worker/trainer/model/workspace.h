@@ -22,7 +22,8 @@ struct WorkspaceOptions {
   int lora_rank = 0;
   bool dropout = false;
   int64_t max_tokens = 0;
-  // Per layer; those below `first` are never gone through backward.
+  // Per layer; those below `first` are never gone through backward. Empty: none
+  // is.
   std::vector<LayerMemory> layers;
   int first = 0;
   // Decoding: no backward, no loss; positions up to max_positions.

@@ -237,6 +237,51 @@ TEST_F(ModelBehaviour, WorkspaceIsWhatThePlanSays) {
   }
 }
 
+TEST_F(ModelBehaviour, EvaluationPlan_HoldsForwardsOnly) {
+  const auto trained = Make();
+  const auto params = RandomParams(trained->layout().total, 5, 0.2f);
+  const MicroBatch batch = RandomBatch(description_, {60, 40}, 2);
+  JobSpec spec = PlanSpec(Method::kLora);
+  spec.train.compute_dtype = ComputeDtype::kFloat32;
+  MemoryPlanInput input;
+  input.model = &description_;
+  input.spec = &spec;
+  input.threads = NumThreads();
+  const MemoryPlan training = PlanMemory(input).value();
+  input.evaluation = true;
+  const MemoryPlan plan = PlanMemory(input).value();
+  EXPECT_EQ(plan.micro_batch_size, 1);
+  EXPECT_TRUE(plan.layers.empty());
+  EXPECT_LT(plan.total(), training.total());
+  for (const MemoryItem& item : plan.items) {
+    EXPECT_NE(item.what, "optimizer");
+    EXPECT_NE(item.what, "gradients");
+    EXPECT_NE(item.what, "activations");
+  }
+
+  options_.layers = plan.layers;
+  options_.max_tokens = spec.data.max_seq_len;
+  const auto model = Make();
+  const auto actual = static_cast<double>(model->workspace_bytes());
+  EXPECT_NEAR(static_cast<double>(PlannedWorkspace(plan)), actual,
+              0.05 * actual);
+  EXPECT_EQ(model->Evaluate(batch, *loaded_->source, params).value().loss,
+            trained->Evaluate(batch, *loaded_->source, params).value().loss);
+  std::vector<float> grads(params.size());
+  EXPECT_EQ(
+      model->ForwardBackward(batch, *loaded_->source, params, 1, {}, grads)
+          .status()
+          .code(),
+      absl::StatusCode::kFailedPrecondition);
+
+  input.budget = plan.total();
+  EXPECT_TRUE(PlanMemory(input).ok());
+  --input.budget;
+  const absl::Status refused = PlanMemory(input).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(absl::StrContains(refused.message(), "more memory")) << refused;
+}
+
 TEST_F(ModelBehaviour, PlanRecomputesJustEnough) {
   JobSpec spec = PlanSpec(Method::kQlora);
   MemoryPlanInput input;
