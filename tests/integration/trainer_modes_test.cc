@@ -104,6 +104,31 @@ TEST_F(ModesTest, TrainThenEval_GivesTheRecordedLoss) {
   }
 }
 
+// On another kind of processor auto would choose another type.
+TEST_F(ModesTest, Eval_ComputesInTheTypeOfTheJob) {
+  const v1::TrainerTask job = Job("method: qlora", "method: lora");
+  for (const char* dtype : {"float32", "bfloat16"}) {
+    const auto with = [&](const char* type) {
+      v1::TrainerTask task = job;
+      task.set_job_file(absl::StrReplaceAll(
+          job.job_file(),
+          {{"max_steps: 12",
+            absl::StrCat("max_steps: 12, compute_dtype: ", type)}}));
+      return task;
+    };
+    ASSERT_TRUE(RunTask(with(dtype)).has_result);
+    v1::TrainerTask eval = with(dtype[0] == 'f' ? "bfloat16" : "float32");
+    eval.set_mode(v1::TRAINER_MODE_EVAL);
+    eval.set_adapter_directory(job.work_directory() + "/output");
+    const Run run = RunTask(eval);
+    ASSERT_TRUE(run.has_result) << run.failure.message();
+    for (const v1::TrainerEvent& event : run.ranks[0].events) {
+      if (!event.has_eval()) continue;
+      EXPECT_NEAR(event.eval().loss() / event.eval().recorded_loss(), 1, 1e-6);
+    }
+  }
+}
+
 // A job's ranks hold a share of the base each; what evaluates holds all of it.
 TEST_F(ModesTest, EvalNeedsRoomForForwardsOnly) {
   const v1::TrainerTask job = Job();

@@ -39,6 +39,10 @@ absl::StatusOr<EvalJob> ReadEvalJob(const v1::TrainerTask& task) {
   const bool full = job.spec.method == Method::kFull;
   job.spec.model.random_init = false;
   job.spec.lora.dropout = 0;
+  // Whatever this processor would choose.
+  job.spec.train.compute_dtype = job.recorded.compute_dtype == "bfloat16"
+                                     ? ComputeDtype::kBfloat16
+                                     : ComputeDtype::kFloat32;
   job.weights_directory = full ? output : task.model_directory();
   ASSIGN_OR_RETURN(job.model, ReadModelDescription(job.weights_directory));
   if (!full) {

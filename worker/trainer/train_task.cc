@@ -334,7 +334,8 @@ absl::Status TrainTask::Evaluate(EvalRecord* record) {
                              sampler_->NextBatch(&first)));
   *record = {.loss = sum.loss / std::max<double>(1, sum.tokens),
              .tokens = sum.tokens,
-             .data = own_set ? "eval" : "train"};
+             .data = own_set ? "eval" : "train",
+             .compute_dtype = state_.compute_dtype};
   if (!std::isfinite(record->loss)) {
     return NumericalError(absl::StrCat("the evaluation after step ",
                                        state_.step, " gave loss ",
@@ -429,7 +430,6 @@ absl::Status TrainTask::WriteOutput(const std::string& directory) {
                   .tokens_trained = state_.tokens_trained,
                   .final_loss = state_.last_loss,
                   .world_size = state_.world_size,
-                  .compute_dtype = state_.compute_dtype,
                   .train_time = absl::Seconds(state_.train_seconds),
                   .finish_time = absl::Now()}));
 }

@@ -256,10 +256,9 @@ class JobOutputTest : public AdapterTest {
     output_.layout = &layout_;
     output_.params = params_;
     output_.metrics_path = metrics_;
-    output_.eval = {1.25, 100, "eval"};
+    output_.eval = {1.25, 100, "eval", "bfloat16"};
     output_.steps = 4;
     output_.final_loss = 1.5;
-    output_.compute_dtype = "float32";
   }
   JobSpec spec_;
   std::string metrics_;
@@ -282,6 +281,7 @@ TEST_F(JobOutputTest, Write_Adapter_IsCompleteAndVerifies) {
   ASSERT_TRUE(eval.ok()) << eval.status();
   EXPECT_EQ(eval->loss, 1.25);
   EXPECT_EQ(eval->data, "eval");
+  EXPECT_EQ(eval->compute_dtype, "bfloat16");
   EXPECT_TRUE(ParseJobFile(*ReadFile(out + "/job.yaml")).errors.empty());
   EXPECT_THAT(*ReadFile(out + "/README.md"),
               HasSubstr("base_model: \"odd: name\"\nlibrary_name: peft"));
@@ -289,6 +289,10 @@ TEST_F(JobOutputTest, Write_Adapter_IsCompleteAndVerifies) {
   std::ofstream(out + "/eval.json") << "{}";
   EXPECT_THAT(VerifyChecksums(out).message(), HasSubstr("eval.json"));
   EXPECT_TRUE(absl::IsInvalidArgument(ReadEvalRecord(out).status()));
+  std::ofstream(out + "/eval.json")
+      << R"({"loss": 1, "tokens": 2, "data": "eval", "compute_dtype": "int8"})";
+  EXPECT_THAT(ReadEvalRecord(out).status().message(),
+              HasSubstr("compute_dtype must be float32 or bfloat16"));
   fs::remove(out + "/eval.json");
   EXPECT_TRUE(absl::IsDataLoss(VerifyChecksums(out)));
   std::ofstream(out + "/SHA256SUMS") << "short\n";

@@ -83,7 +83,7 @@ std::string ModelCard(const JobOutput& output) {
   text += Row("learning rate", absl::StrCat(spec.train.learning_rate));
   text += Row("seed", absl::StrCat(spec.train.seed));
   text += Row("ranks, compute type",
-              absl::StrCat(output.world_size, ", ", output.compute_dtype));
+              absl::StrCat(output.world_size, ", ", output.eval.compute_dtype));
   if (output.final_loss.has_value()) {
     text += Row("last training loss", absl::StrCat(*output.final_loss));
   }
@@ -172,7 +172,8 @@ absl::Status WriteFiles(const std::string& directory, const JobOutput& output) {
   }
   const Json eval = {{"loss", output.eval.loss},
                      {"tokens", output.eval.tokens},
-                     {"data", output.eval.data}};
+                     {"data", output.eval.data},
+                     {"compute_dtype", output.eval.compute_dtype}};
   RETURN_IF_ERROR(write(kEvalRecord, eval.dump(2) + "\n"));
   RETURN_IF_ERROR(write("job.yaml", ResolvedJobFile(*output.spec)));
   RETURN_IF_ERROR(write("README.md", ModelCard(output)));
@@ -210,6 +211,10 @@ absl::StatusOr<EvalRecord> ReadEvalRecord(const std::string& directory) {
   record.tokens =
       fields.Integer("tokens", 0, std::numeric_limits<int64_t>::max());
   record.data = fields.String("data");
+  record.compute_dtype = fields.String("compute_dtype");
+  if (record.compute_dtype != "float32" && record.compute_dtype != "bfloat16") {
+    fields.Fail("compute_dtype", "must be float32 or bfloat16");
+  }
   RETURN_IF_ERROR(status);
   return record;
 }

@@ -25,6 +25,8 @@ struct EvalRecord {
   int64_t tokens = 0;
   // "eval" for the evaluation set, "train" for the first global batch.
   std::string data;
+  // "float32" or "bfloat16": what it was computed in, and the training too.
+  std::string compute_dtype;
 };
 
 struct JobOutput {
@@ -45,7 +47,6 @@ struct JobOutput {
   int64_t tokens_trained = 0;
   std::optional<double> final_loss;
   int world_size = 1;
-  std::string compute_dtype;
   absl::Duration train_time = absl::ZeroDuration();
   absl::Time finish_time = absl::UnixEpoch();
 };
