@@ -1,10 +1,10 @@
 // C ABI of the text crate: Hugging Face tokenizers and chat templates.
 //
 // Strings are UTF-8 with an explicit length, not NUL-terminated. Functions that
-// can fail return 0 for success or 1, and then set *error to a message that the
-// caller frees with qlora_text_free_string. Panics inside the crate are caught
-// and become errors. Handles may be used by many threads at once (they are
-// immutable).
+// can fail return 0 for success or another QLORA_ code, and then set *error to
+// a message that the caller frees with qlora_text_free_string. Panics inside
+// the crate are caught and become errors. Handles may be used by many threads
+// at once (they are immutable).
 #ifndef QLORA_TEXT_H_
 #define QLORA_TEXT_H_
 
@@ -17,6 +17,15 @@ extern "C" {
 
 typedef struct QloraTokenizer QloraTokenizer;
 typedef struct QloraChatTemplate QloraChatTemplate;
+
+enum {
+  QLORA_OK = 0,
+  // What was given is wrong.
+  QLORA_ERROR = 1,
+  // qlora_chat_template_render: the template was stopped at its bound of memory
+  // or time, now or in an earlier rendering.
+  QLORA_STOPPED = 2
+};
 
 typedef struct {
   char* data;
@@ -88,8 +97,8 @@ int qlora_tokenizer_decode(const QloraTokenizer* t, const uint32_t* ids,
 // are untrusted: a rendering is bounded in steps, recursion, size of output,
 // memory (256 MiB and 16 times the input) and time (60 s), and sees nothing but
 // its input. One that reaches the bound of memory or time leaves a sleeping
-// thread with its memory behind, so the template refuses every rendering after
-// it.
+// thread with its memory behind, so every rendering after it is refused with
+// QLORA_STOPPED too.
 int qlora_chat_template_compile(const char* source, size_t source_size,
                                 const char* tokenizer_config,
                                 size_t tokenizer_config_size,

@@ -143,11 +143,13 @@ absl::StatusOr<Rendered> ChatTemplate::Render(std::string_view input, Mask mask,
   const int which = mask == Mask::kNone        ? QLORA_MASK_NONE
                     : mask == Mask::kAssistant ? QLORA_MASK_ASSISTANT
                                                : QLORA_MASK_LAST;
-  if (qlora_chat_template_render(handle_.get(), input.data(), input.size(),
-                                 absl::ToUnixSeconds(now), which, &raw,
-                                 &error) != 0) {
-    return Invalid(&error);
+  const int code =
+      qlora_chat_template_render(handle_.get(), input.data(), input.size(),
+                                 absl::ToUnixSeconds(now), which, &raw, &error);
+  if (code == QLORA_STOPPED) {
+    return absl::FailedPreconditionError(Take(&error));
   }
+  if (code != QLORA_OK) return Invalid(&error);
   Rendered out;
   out.text.assign(raw.rendered.data, raw.rendered.size);
   for (size_t i = 0; i < raw.num_spans; ++i) {

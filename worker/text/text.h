@@ -85,8 +85,9 @@ class ChatTemplate {
 
   // input: a JSON object with "messages" and further variables of the
   // template; now: what strftime_now goes by, in UTC. InvalidArgument if the
-  // template refuses or fails; that there is no mask is not an error but
-  // has_mask == false.
+  // template refuses or fails; FailedPrecondition if it takes more memory or
+  // time than it may, and from then on always. That there is no mask is not an
+  // error but has_mask == false.
   absl::StatusOr<Rendered> Render(std::string_view input, Mask mask,
                                   absl::Time now) const;
 

@@ -325,6 +325,7 @@ TEST(ChatTemplate, TemplatesThatGrowValues_AreStoppedAndStayStopped) {
   };
   EXPECT_EQ(render(2)->text, "yyyy");
   EXPECT_THAT(render(60).status().message(), HasSubstr("256 MiB"));
+  EXPECT_TRUE(absl::IsFailedPrecondition(render(2).status()));
   EXPECT_THAT(render(2).status().message(), HasSubstr("stopped at another"));
 }
 

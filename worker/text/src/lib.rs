@@ -44,6 +44,26 @@ pub struct QloraRendered {
     mask_error: QloraString,
 }
 
+/// What an entry returns but 0, with its message.
+pub struct Failure {
+    code: c_int,
+    message: String,
+}
+
+impl Failure {
+    /// QLORA_STOPPED.
+    pub fn stopped(message: String) -> Self {
+        Self { code: 2, message }
+    }
+}
+
+/// QLORA_ERROR.
+impl From<String> for Failure {
+    fn from(message: String) -> Self {
+        Self { code: 1, message }
+    }
+}
+
 /// Gives a boxed slice to C as pointer and length.
 fn leak<T>(values: Vec<T>) -> (*mut T, usize) {
     let size = values.len();
@@ -87,23 +107,23 @@ unsafe fn text<'a>(data: *const c_char, size: usize, what: &str) -> Result<&'a s
 }
 
 /// Runs `body` and reports its error, or its panic, through `error`.
-fn guarded(error: *mut QloraString, body: impl FnOnce() -> Result<(), String>) -> c_int {
-    let message = match catch_unwind(AssertUnwindSafe(body)) {
+fn guarded(error: *mut QloraString, body: impl FnOnce() -> Result<(), Failure>) -> c_int {
+    let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return 0,
-        Ok(Err(message)) => message,
+        Ok(Err(failure)) => failure,
         Err(payload) => {
             let what = payload
                 .downcast_ref::<&str>()
                 .map(|s| s.to_string())
                 .or_else(|| payload.downcast_ref::<String>().cloned())
                 .unwrap_or_else(|| "unknown panic".to_string());
-            format!("the text library failed: {what}")
+            format!("the text library failed: {what}").into()
         }
     };
     if !error.is_null() {
-        unsafe { *error = to_c_string(message) };
+        unsafe { *error = to_c_string(failure.message) };
     }
-    1
+    failure.code
 }
 
 /// For entries that cannot report an error.
@@ -265,7 +285,7 @@ pub unsafe extern "C" fn qlora_chat_template_render(
             0 => Mask::None,
             1 => Mask::Assistant,
             2 => Mask::Last,
-            other => return Err(format!("{other} is no QLORA_MASK_ value")),
+            other => return Err(format!("{other} is no QLORA_MASK_ value").into()),
         };
         let rendered = (*t).render(input, now, mask)?;
         let (spans, mask_error) = match rendered.spans {
@@ -318,10 +338,11 @@ pub unsafe extern "C" fn qlora_tokenizer_train_bpe(
         let mut paths = Vec::new();
         for file in slice(files, num_files) {
             let path = std::ffi::CStr::from_ptr(*file).to_str();
-            paths.push(path.map_err(|_| "a file name is not UTF-8")?.to_string());
+            let path = path.map_err(|_| "a file name is not UTF-8".to_string())?;
+            paths.push(path.to_string());
         }
         let special = text(special_tokens, special_tokens_size, "special_tokens")?;
         let out = text(out_path, out_path_size, "the output path")?;
-        tokenizer::train_bpe(&paths, vocab_size, special, out)
+        Ok(tokenizer::train_bpe(&paths, vocab_size, special, out)?)
     })
 }

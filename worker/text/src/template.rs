@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 
 use crate::bounded;
 use crate::python::{strftime, to_json, to_str, JsonStyle};
+use crate::Failure;
 
 /// Instructions a rendering may take: thousands of messages, part of a second.
 const FUEL: u64 = 3_000_000;
@@ -82,19 +83,22 @@ impl ChatTemplate {
         })
     }
 
-    pub fn render(&self, input: &str, now: i64, mask: Mask) -> Result<Rendered, String> {
+    pub fn render(&self, input: &str, now: i64, mask: Mask) -> Result<Rendered, Failure> {
         if self.stopped.load(Relaxed) {
-            return Err("the chat template was stopped at another conversation".to_string());
+            let message = "the chat template was stopped at another conversation";
+            return Err(Failure::stopped(message.to_string()));
         }
         let compiled = self.compiled.clone();
         let input = input.to_string();
         let memory = MEMORY + input.len().saturating_mul(16);
-        bounded::run(memory, TIME, move || compiled.render(&input, now, mask)).unwrap_or_else(
-            |why| {
-                self.stopped.store(true, Relaxed);
-                Err(format!("the chat template is stopped: {why}"))
-            },
-        )
+        let rendered = bounded::run(memory, TIME, move || compiled.render(&input, now, mask));
+        Ok(rendered.map_err(|why| {
+            self.stopped.store(true, Relaxed);
+            Failure::stopped(format!(
+                "the chat template was stopped: {why}; use a simpler one \
+                 (data.chat_template), or leave this conversation out"
+            ))
+        })??)
     }
 }
 

@@ -115,9 +115,10 @@ struct LoadedData {
 // same rows.
 //
 // Errors: NotFound (a data file), InvalidArgument (bad records with
-// on_bad_record: fail, with file, line and count; nothing to train on; a
-// tokenizer that does not fit the vocabulary), ResourceExhausted (cache
-// directory full). Messages name file and line and say what to do.
+// on_bad_record: fail, with file, line and count; nothing to train on),
+// FailedPrecondition (a tokenizer that does not fit the vocabulary, a chat
+// template that was stopped), ResourceExhausted (cache directory full).
+// Messages name file and line and say what to do.
 absl::StatusOr<LoadedData> LoadData(const DataOptions& options,
                                     const text::ModelText* text);
 

@@ -45,8 +45,8 @@ class RecordEncoder {
   // tokens             as they are; without labels all is trained
   //
   // InvalidArgument: the record is bad (the message does not name it).
-  // FailedPrecondition: the tokenizer does not fit the model; no record will
-  // do better.
+  // FailedPrecondition: the tokenizer does not fit the model, or the chat
+  // template was stopped; no record will do better.
   absl::StatusOr<EncodedRecord> Encode(const Record& record,
                                        DataFormat format) const;
 

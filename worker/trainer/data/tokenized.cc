@@ -152,7 +152,8 @@ absl::Status Tokenizing::Refuse(const std::string& where,
                                 const absl::Status& why) {
   const std::string message =
       absl::StrCat(where, ": ", std::string(why.message()));
-  // The tokenizer itself is wrong: no skipping of records helps.
+  // The tokenizer or the template itself is wrong: no skipping of records
+  // helps, and what a stopped template leaves out would depend on timing.
   if (!absl::IsInvalidArgument(why)) return absl::Status(why.code(), message);
   ++out_.stats.bad;
   if (out_.stats.bad_messages.size() < kMessagesKept) {

@@ -338,6 +338,29 @@ TEST_F(DatasetTest, BadRecords_FailWithFileLineAndCount) {
   EXPECT_EQ(data.train.stats().bad_messages.size(), 5);
 }
 
+TEST_F(DatasetTest, TemplateThatIsStopped_FailsAndSkipsNothing) {
+  LoadText(
+      "{% for m in messages %}{% if m.content == 'grow' %}{% set ns = "
+      "namespace(x='yy') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x "
+      "%}{% endfor %}{% endif %}{% generation %}{{ m.content }}"
+      "{% endgeneration %}{% endfor %}");
+  std::string lines;
+  for (const char* content : {"a", "grow", "b", "c"}) {
+    lines += R"({"messages":[{"role":"assistant","content":")" +
+             std::string(content) + "\"}]}\n";
+  }
+  DataOptions options = Options({File("c.jsonl", DataFormat::kChat, lines)});
+  for (const auto on_bad : {OnBadRecord::kFail, OnBadRecord::kSkip}) {
+    options.on_bad_record = on_bad;
+    LoadText(text_.chat_template_source);
+    const absl::Status status = LoadData(options, &text_).status();
+    EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr("c.jsonl:2: the chat template was stopped: it needs "
+                          "more than 256 MiB of memory"));
+  }
+}
+
 TEST_F(DatasetTest, BytesThatAreNoUtf8_NeverReachAMessage) {
   // The parser cites the first byte of a longer character, or any other byte.
   for (const char* line : {"\u043d\n", "\xff\n", "{\"text\":\"\xff\"}\n"}) {
