@@ -234,6 +234,17 @@ TEST_F(ModesTest, GenerateFromMessagesWithoutTemplate_IsRefused) {
   EXPECT_THAT(Refusal(task), HasSubstr("chat template"));
 }
 
+TEST_F(ModesTest, GenerateFromAnEmptyRendering_IsRefused) {
+  const std::string model = Path("model");
+  std::filesystem::copy(SharedData() + "/models/stories260K", model);
+  Write("model/chat_template.jinja", "{# nothing #}");
+  v1::TrainerTask task = Task("", 1);
+  task.set_mode(v1::TRAINER_MODE_GENERATE);
+  task.set_model_directory(model);
+  task.mutable_generate()->add_messages()->set_role("user");
+  EXPECT_THAT(Refusal(task), HasSubstr("empty prompt"));
+}
+
 TEST_F(ModesTest, Plan_CountsTokensAndSteps) {
   v1::TrainerTask task = Job();
   task.set_mode(v1::TRAINER_MODE_PLAN);

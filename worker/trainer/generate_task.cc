@@ -43,6 +43,11 @@ absl::StatusOr<Tokens> EncodeChat(const v1::GenerateRequest& request,
           text::Mask::kNone, absl::Now()));
   ASSIGN_OR_RETURN(text::Encoding encoding,
                    text.tokenizer->Encode(rendered.text, false));
+  if (encoding.ids.empty()) {
+    return absl::InvalidArgumentError(
+        "the model's chat template makes an empty prompt of these messages: "
+        "correct the messages, or the template");
+  }
   return std::move(encoding.ids);
 }
 
