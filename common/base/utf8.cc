@@ -50,4 +50,20 @@ std::string ToValidUtf8(std::string_view text) {
   return valid;
 }
 
+std::string Abridged(std::string_view text, size_t max_bytes) {
+  constexpr std::string_view kGap = " ... ";
+  if (text.size() <= max_bytes) return std::string(text);
+  const auto inside = [&](size_t at) {
+    return (static_cast<uint8_t>(text[at]) & 0xc0) == 0x80;
+  };
+  size_t begin = (max_bytes - kGap.size()) / 2;
+  size_t end = text.size() - begin;
+  while (begin > 0 && inside(begin)) --begin;
+  while (end < text.size() && inside(end)) ++end;
+  std::string abridged(text.substr(0, begin));
+  abridged += kGap;
+  abridged += text.substr(end);
+  return abridged;
+}
+
 }  // namespace qlora

@@ -11,6 +11,12 @@
 #include "worker/frames/frames.h"
 
 namespace qlora::trainer {
+namespace {
+
+// Far below a frame's bound, far above what anybody reads.
+constexpr size_t kMaxText = 16 << 10;
+
+}  // namespace
 
 AgentLink::AgentLink(int fd, std::function<void()> on_lost)
     : fd_(fd), on_lost_(std::move(on_lost)) {}
@@ -42,7 +48,15 @@ absl::StatusOr<v1::TrainerStart> AgentLink::WaitForStart() {
   return absl::CancelledError("told to stop before the start");
 }
 
-void AgentLink::Send(const v1::TrainerEvent& event) {
+void AgentLink::Send(v1::TrainerEvent event) {
+  if (event.failure().message().size() > kMaxText) {
+    *event.mutable_failure()->mutable_message() =
+        Abridged(event.failure().message(), kMaxText);
+  }
+  if (event.log().text().size() > kMaxText) {
+    *event.mutable_log()->mutable_text() =
+        Abridged(event.log().text(), kMaxText);
+  }
   if (event.has_result() || event.has_failure()) finished_.store(true);
   absl::Status status;
   {

@@ -31,8 +31,9 @@ class AgentLink {
   // Blocks until TrainerStart came; Cancelled if told to stop meanwhile.
   absl::StatusOr<v1::TrainerStart> WaitForStart();
 
-  // After a result or a failure a closed socket is no loss any more.
-  void Send(const v1::TrainerEvent& event);
+  // After a result or a failure a closed socket is no loss any more. Of a long
+  // failure's message or log line the middle is left out: a frame has a bound.
+  void Send(v1::TrainerEvent event);
   void Log(std::string_view level, std::string_view text);
 
   // Asked to save and leave; also set by RequestStop.

@@ -5,6 +5,7 @@
 
 #include <future>
 
+#include "common/base/utf8.h"
 #include "gtest/gtest.h"
 #include "worker/frames/frames.h"
 
@@ -112,6 +113,27 @@ TEST_F(AgentLinkTest, Log_CarriesRankAndTime) {
   EXPECT_EQ(received.log().level(), "warning");
   EXPECT_EQ(received.log().text(), "careful");
   EXPECT_GT(received.log().time().seconds(), 1'600'000'000);
+}
+
+TEST_F(AgentLinkTest, TextsThatNoFrameHolds_ArriveWithBothEnds) {
+  GiveTask();
+  std::string huge = "begin";
+  for (int i = 0; i < 3 << 20; ++i) huge += "\u00e9";
+  huge += "end";
+  v1::TrainerEvent event;
+  event.mutable_failure()->set_message(huge);
+  link_->Send(event);
+  link_->Log("info", huge);
+  for (const bool log : {false, true}) {
+    v1::TrainerEvent received;
+    ASSERT_TRUE(ReadFrame(fds_[1], &received).value());
+    const std::string& text =
+        log ? received.log().text() : received.failure().message();
+    EXPECT_EQ(text.substr(0, 5), "begin");
+    EXPECT_EQ(text.substr(text.size() - 3), "end");
+    EXPECT_LE(text.size(), 16u << 10);
+    EXPECT_EQ(ToValidUtf8(text), text);
+  }
 }
 
 }  // namespace

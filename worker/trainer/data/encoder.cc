@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/formats/json_fields.h"
 
 namespace qlora::trainer {
 namespace {
@@ -108,7 +109,7 @@ absl::StatusOr<std::vector<int32_t>> Ids(const Json& array, const char* key,
     const int64_t id = integer ? array[i].get<int64_t>() : -1;
     const bool ignored = is_labels && integer && id == kIgnoredLabel;
     if (!ignored && (id < 0 || id >= vocab_size)) {
-      return Bad(key, "[", i, "] is ", array[i].dump(),
+      return Bad(key, "[", i, "] is ", ShownJson(array[i]),
                  ", not a token id below ", vocab_size,
                  is_labels ? " or -100" : "");
     }

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
+#include "common/base/utf8.h"
 #include "worker/trainer/data/encoder.h"
 #include "worker/trainer/data/records.h"
 
@@ -18,6 +19,7 @@ namespace {
 
 constexpr int kRecordsAtOnce = 4096;
 constexpr size_t kMessagesKept = 5;
+constexpr size_t kMaxMessage = 600;
 
 void ParallelFor(size_t size, int threads,
                  const std::function<void(size_t)>& body) {
@@ -150,8 +152,9 @@ bool Tokenizing::AddDocuments(const EncodedRecord& record) {
 
 absl::Status Tokenizing::Refuse(const std::string& where,
                                 const absl::Status& why) {
-  const std::string message =
-      absl::StrCat(where, ": ", std::string(why.message()));
+  // A record or a template may have put anything into it.
+  const std::string message = Abridged(
+      absl::StrCat(where, ": ", std::string(why.message())), kMaxMessage);
   // The tokenizer or the template itself is wrong: no skipping of records
   // helps, and what a stopped template leaves out would depend on timing.
   if (!absl::IsInvalidArgument(why)) return absl::Status(why.code(), message);

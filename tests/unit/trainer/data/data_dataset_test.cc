@@ -361,6 +361,27 @@ TEST_F(DatasetTest, TemplateThatIsStopped_FailsAndSkipsNothing) {
   }
 }
 
+TEST_F(DatasetTest, HugeRecordsAndTexts_GiveShortMessages) {
+  LoadText("{{ raise_exception(messages[0].content) }}");
+  std::string e;
+  for (int i = 0; i < 100000; ++i) e += "\u00e9";
+  const std::string chat = Error(Options(
+      {File("c.jsonl", DataFormat::kChat,
+            R"({"messages":[{"role":"user","content":")" + e + "\"}]}\n")}));
+  EXPECT_THAT(chat, HasSubstr("c.jsonl:1: the chat template refuses"));
+  EXPECT_LT(chat.size(), 1000);
+  EXPECT_EQ(ToValidUtf8(chat), chat);
+  const std::string tokens = Error(Options({File(
+      "k.jsonl", DataFormat::kTokens, "{\"input_ids\":[1,\"" + e + "\"]}")}));
+  EXPECT_THAT(tokens, HasSubstr("k.jsonl:1: input_ids[1] is "));
+  EXPECT_THAT(tokens, HasSubstr("not a token id"));
+  EXPECT_LT(tokens.size(), 1000);
+  const std::string keys =
+      Error(Options({File("x.jsonl", DataFormat::kText, "{\"" + e + "\":1}")}));
+  EXPECT_THAT(keys, HasSubstr("correct the record or data.train[].format"));
+  EXPECT_LT(keys.size(), 1000);
+}
+
 TEST_F(DatasetTest, BytesThatAreNoUtf8_NeverReachAMessage) {
   // The parser cites the first byte of a longer character, or any other byte.
   for (const char* line : {"\u043d\n", "\xff\n", "{\"text\":\"\xff\"}\n"}) {
