@@ -255,7 +255,10 @@ std::vector<JobKey> OptimizerKeys() {
        .also_known_as = "bnb_4bit_compute_dtype, bf16, torch_dtype"},
       {.path = "train.deterministic",
        .field = BoolField{QLORA_FIELD(train.deterministic)},
-       .help = "Only algorithms that repeat bit for bit.",
+       .help = "Training repeats bit for bit on the same gang (ranks, threads, "
+               "kind of processor, rows per forward) always. true: a "
+               "checkpoint that was computed in another type is refused; "
+               "otherwise the job goes on from it with a warning.",
        .also_known_as = "full_determinism"},
   };
 }

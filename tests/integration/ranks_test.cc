@@ -193,6 +193,28 @@ TEST_F(RanksTest, ResumeWithAnotherBatchSize_IsRefused) {
               ::testing::HasSubstr("another train.global_batch_size"));
 }
 
+TEST_F(RanksTest, ResumeInAnotherComputeType_WarnsOrIsRefused) {
+  const v1::TrainerTask whole = Job({.steps = 4, .every = 2}, 1);
+  ASSERT_TRUE(RunTask(whole).has_result);
+  const auto resume = [&](const char* keys) {
+    v1::TrainerTask rest = Job({.steps = 4, .every = 2}, 1);
+    rest.set_job_file(absl::StrReplaceAll(rest.job_file(),
+                                          {{"compute_dtype: float32", keys}}));
+    rest.set_resume_directory(whole.work_directory() + "/staged/2");
+    return RunTask(rest);
+  };
+  const Run warned = resume("compute_dtype: bfloat16");
+  EXPECT_TRUE(warned.has_result) << warned.failure.message();
+  EXPECT_THAT(warned.logs, ::testing::Contains(::testing::HasSubstr(
+                               "computed in float32, now it is bfloat16")));
+  const Run refused = resume("compute_dtype: bfloat16\n  deterministic: true");
+  EXPECT_EQ(refused.ranks[0].exit_code, 10);
+  EXPECT_THAT(refused.failure.message(),
+              ::testing::HasSubstr("compute type float32"));
+  const Run same = resume("compute_dtype: float32\n  deterministic: true");
+  EXPECT_TRUE(same.has_result) << same.failure.message();
+}
+
 TEST_F(RanksTest, KilledRank_TheOthersLeaveWithInfraQuickly) {
   absl::Time killed;
   const Run run = RunTask(Job({.steps = 100000}, 3), AtStep(5, [&](Gang& gang) {

@@ -207,7 +207,13 @@ absl::Status TrainTask::CheckResumed(const CheckpointState& resumed) {
   if (resumed.cursor != sampler_->CursorAfter(resumed.step)) {
     return differs("another train.global_batch_size");
   }
-  if (resumed.compute_dtype != state_.compute_dtype && IsLead()) {
+  const bool other_type = resumed.compute_dtype != state_.compute_dtype;
+  if (other_type && spec_.train.deterministic) {
+    return differs(absl::StrCat("compute type ", resumed.compute_dtype,
+                                ", here it is ", state_.compute_dtype,
+                                ", and train.deterministic is set"));
+  }
+  if (other_type && IsLead()) {
     link_.Log("warning", absl::StrCat("the checkpoint was computed in ",
                                       resumed.compute_dtype, ", now it is ",
                                       state_.compute_dtype));
