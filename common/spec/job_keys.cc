@@ -108,8 +108,10 @@ std::vector<JobKey> LoraKeys() {
        .also_known_as = "peft_use_rslora"},
       {.path = "lora.init_adapter",
        .field = StringField{QLORA_FIELD(lora.init_adapter)},
-       .help = "A PEFT adapter to go on from, of the same rank and alpha: a "
-               "directory beside the job file, or adapter:NAME.",
+       .help = "A PEFT adapter to go on from: a directory beside the job file, "
+               "or adapter:NAME. lora.rank, alpha, target_modules and "
+               "use_rslora are the adapter's where the job file does not state "
+               "them, and must be the same where it does.",
        .also_known_as = "adapter_name_or_path, lora_model_dir",
        .default_note = "fresh matrices: A random, B zero"},
   };

@@ -33,6 +33,7 @@ class Parser {
   void ReadKey(const JobKey& key, const YamlNode& value, Place place);
   void ReadApiVersion(const YamlNode::Entry& entry);
 
+  void LeaveToAdapter();
   void CheckRequired();
   void CheckNames();
   void CheckMethod();
@@ -69,6 +70,7 @@ void Parser::Parse(std::string_view yaml) {
     return;
   }
   ReadMap(document.root, "");
+  LeaveToAdapter();
   CheckRequired();
   CheckNames();
   CheckMethod();
@@ -132,6 +134,14 @@ void Parser::ReadApiVersion(const YamlNode::Entry& entry) {
   if (entry.value.is_scalar() && entry.value.text == kApiVersion) return;
   job_.errors.push_back({"apiVersion", entry.line, entry.column,
                          absl::StrCat("must be ", kApiVersion)});
+}
+
+void Parser::LeaveToAdapter() {
+  if (spec_.lora.init_adapter.empty()) return;
+  for (const char* key :
+       {"lora.rank", "lora.alpha", "lora.target_modules", "lora.use_rslora"}) {
+    if (!Given(key)) spec_.lora.from_adapter.insert(key);
+  }
 }
 
 void Parser::CheckRequired() {

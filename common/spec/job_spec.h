@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -75,6 +76,10 @@ struct JobSpec {
     bool use_rslora = false;
     // Empty, or a path / "adapter:NAME" to start from.
     std::string init_adapter;
+    // With init_adapter: which of lora.rank, lora.alpha, lora.target_modules
+    // and lora.use_rslora the file does not state, so that they are the
+    // adapter's. The fields hold defaults until the adapter has been read.
+    std::set<std::string> from_adapter;
   } lora;
 
   struct Data {
@@ -179,8 +184,8 @@ absl::Status SpecErrorsToStatus(const std::vector<SpecError>& errors,
 absl::StatusOr<std::string> ApplyOverrides(
     std::string_view yaml, const std::vector<std::string>& assignments);
 
-// The job file with every key that has a value written out; parses to the same
-// JobSpec.
+// The job file with every key that has a value written out, but those that are
+// the adapter's to say; parses to the same JobSpec.
 std::string ResolvedJobFile(const JobSpec& spec);
 
 // Local paths that the job file names and `submit` must upload if they exist

@@ -12,8 +12,10 @@
 namespace qlora {
 namespace {
 
-// A key that the parser would refuse beside this method, or beside another.
+// A key that the parser would refuse beside this method, or beside another, or
+// that the file left to the adapter.
 bool IsMeaningless(const JobSpec& spec, std::string_view path) {
+  if (spec.lora.from_adapter.contains(std::string(path))) return true;
   if (path.starts_with("lora.") || path == "output.formats") {
     return spec.method == Method::kFull;
   }

@@ -104,6 +104,43 @@ TEST_F(ModesTest, TrainThenEval_GivesTheRecordedLoss) {
   }
 }
 
+TEST_F(ModesTest, InitAdapter_GivesWhatTheJobDoesNotState) {
+  const std::string adapter =
+      SharedData() + "/adapters/stories260K-shakespeare-lora";
+  const auto with = [&](const std::string& lora) {
+    v1::TrainerTask task = Job("{rank: 4, alpha: 8}", lora);
+    v1::LocalInput& input = *task.add_inputs();
+    input.set_name("start");
+    input.set_path(adapter);
+    return task;
+  };
+  v1::TrainerTask plan = with("{init_adapter: start}");
+  plan.set_mode(v1::TRAINER_MODE_PLAN);
+  const Run planned = RunTask(plan);
+  ASSERT_TRUE(planned.has_result) << planned.failure.message();
+  for (const v1::TrainerEvent& event : planned.ranks[0].events) {
+    if (!event.has_plan()) continue;
+    EXPECT_EQ(event.plan().trainable_parameters(), 5 * 8 * 1156);
+  }
+
+  const v1::TrainerTask job = with("{init_adapter: start}");
+  const Run trained = RunTask(job);
+  ASSERT_TRUE(trained.has_result) << trained.failure.message();
+  const auto config = nlohmann::json::parse(
+      Read(job.work_directory() + "/output/adapter_config.json"));
+  EXPECT_EQ(config["r"], 8);
+  EXPECT_EQ(config["lora_alpha"], 16);
+  v1::TrainerTask eval = job;
+  eval.set_mode(v1::TRAINER_MODE_EVAL);
+  eval.set_adapter_directory(job.work_directory() + "/output");
+  EXPECT_TRUE(RunTask(eval).has_result);
+
+  EXPECT_THAT(Refusal(with("{init_adapter: start, rank: 4}")),
+              HasSubstr("has lora.rank 8, the job file says 4"));
+  EXPECT_THAT(Refusal(with("{init_adapter: start, target_modules: [q_proj]}")),
+              HasSubstr("the job file says [q_proj]"));
+}
+
 // On another kind of processor auto would choose another type.
 TEST_F(ModesTest, Eval_ComputesInTheTypeOfTheJob) {
   const v1::TrainerTask job = Job("method: qlora", "method: lora");

@@ -47,10 +47,9 @@ absl::StatusOr<EvalJob> ReadEvalJob(const v1::TrainerTask& task) {
   ASSIGN_OR_RETURN(job.model, ReadModelDescription(job.weights_directory));
   if (!full) {
     ASSIGN_OR_RETURN(job.adapter, OpenAdapter(output));
+    RETURN_IF_ERROR(AdoptAdapter(*job.adapter, job.model, job.spec.lora));
   }
-  ASSIGN_OR_RETURN(job.options,
-                   MakeModelOptions(job.spec, job.model,
-                                    job.adapter ? &*job.adapter : nullptr));
+  ASSIGN_OR_RETURN(job.options, MakeModelOptions(job.spec, job.model));
   return job;
 }
 

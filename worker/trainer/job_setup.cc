@@ -116,6 +116,16 @@ absl::StatusOr<std::string> InputPath(const v1::TrainerTask& task,
                    "job; is the path relative to the job file right?"));
 }
 
+absl::StatusOr<std::optional<Adapter>> OpenInitAdapter(
+    const v1::TrainerTask& task, const ModelDescription& model, JobSpec& spec) {
+  if (spec.lora.init_adapter.empty()) return std::nullopt;
+  ASSIGN_OR_RETURN(const std::string directory,
+                   InputPath(task, spec.lora.init_adapter));
+  ASSIGN_OR_RETURN(Adapter adapter, OpenAdapter(directory));
+  RETURN_IF_ERROR(AdoptAdapter(adapter, model, spec.lora));
+  return adapter;
+}
+
 MemoryPlanInput PlanInput(const v1::TrainerTask& task, const JobSpec& spec,
                           const ModelDescription& model) {
   return {.model = &model,
@@ -135,20 +145,15 @@ void ApplyPlan(const MemoryPlan& plan, const JobSpec& spec,
 }
 
 absl::StatusOr<ModelOptions> MakeModelOptions(const JobSpec& spec,
-                                              const ModelDescription& model,
-                                              const Adapter* adapter) {
+                                              const ModelDescription& model) {
   ModelOptions options;
   options.method = spec.method;
   if (spec.method == Method::kFull) return options;
-  if (adapter != nullptr) {
-    ASSIGN_OR_RETURN(options.lora, LoraOptionsOf(*adapter, model));
-  } else {
-    const AdapterConfig config = AdapterConfigOf(spec);
-    options.lora.rank = config.rank;
-    options.lora.scale = config.scale();
-    ASSIGN_OR_RETURN(options.lora.modules,
-                     MatchTargetModules(model, spec.lora.target_modules));
-  }
+  const AdapterConfig config = AdapterConfigOf(spec);
+  options.lora.rank = config.rank;
+  options.lora.scale = config.scale();
+  ASSIGN_OR_RETURN(options.lora.modules,
+                   MatchTargetModules(model, spec.lora.target_modules));
   options.lora.dropout = static_cast<float>(spec.lora.dropout);
   return options;
 }

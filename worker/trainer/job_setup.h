@@ -26,16 +26,19 @@ absl::StatusOr<JobSpec> ReadJobSpec(const v1::TrainerTask& task);
 absl::StatusOr<std::string> InputPath(const v1::TrainerTask& task,
                                       const std::string& name);
 
+// lora.init_adapter, by which spec.lora is completed (AdoptAdapter); nothing if
+// the job names none. Before a plan is made.
+absl::StatusOr<std::optional<Adapter>> OpenInitAdapter(
+    const v1::TrainerTask& task, const ModelDescription& model, JobSpec& spec);
+
 // What this rank alone plans with: the memory and threads that the task may
 // use; in mode EVAL for forwards only. spec and model must outlive the result.
 MemoryPlanInput PlanInput(const v1::TrainerTask& task, const JobSpec& spec,
                           const ModelDescription& model);
 
-// The options of the job's model, but for what a plan decides; `adapter` is the
-// one to start from or to evaluate, or null.
+// The options of the job's model, but for what a plan decides.
 absl::StatusOr<ModelOptions> MakeModelOptions(const JobSpec& spec,
-                                              const ModelDescription& model,
-                                              const Adapter* adapter);
+                                              const ModelDescription& model);
 
 // Fills in what the plan decides.
 void ApplyPlan(const MemoryPlan& plan, const JobSpec& spec,

@@ -43,9 +43,10 @@ void FillData(const JobSpec& spec, const LoadedData& data,
 }  // namespace
 
 absl::Status RunPlan(const v1::TrainerTask& task, AgentLink& link) {
-  ASSIGN_OR_RETURN(const JobSpec spec, ReadJobSpec(task));
+  ASSIGN_OR_RETURN(JobSpec spec, ReadJobSpec(task));
   ASSIGN_OR_RETURN(const ModelDescription model,
                    ReadModelDescription(task.model_directory()));
+  RETURN_IF_ERROR(OpenInitAdapter(task, model, spec).status());
   v1::TrainerEvent event;
   v1::PlanJobResponse& response = *event.mutable_plan();
   response.set_resolved_job_file(ResolvedJobFile(spec));
@@ -60,8 +61,7 @@ absl::Status RunPlan(const v1::TrainerTask& task, AgentLink& link) {
   }
   RETURN_IF_ERROR(plan.status());
   FillMemory(*plan, &response);
-  ASSIGN_OR_RETURN(const ModelOptions options,
-                   MakeModelOptions(spec, model, nullptr));
+  ASSIGN_OR_RETURN(const ModelOptions options, MakeModelOptions(spec, model));
   response.set_trainable_parameters(
       MakeParameters(model, options.method, options.lora).layout.total);
   ASSIGN_OR_RETURN(const LoadedData data, LoadJobData(task, spec, model));

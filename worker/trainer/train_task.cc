@@ -83,16 +83,8 @@ absl::Status TrainTask::Prepare() {
 absl::Status TrainTask::ReadJob() {
   ASSIGN_OR_RETURN(spec_, ReadJobSpec(task_));
   ASSIGN_OR_RETURN(model_, ReadModelDescription(task_.model_directory()));
-  std::optional<Adapter> start_from;
-  if (!spec_.lora.init_adapter.empty() && spec_.method != Method::kFull) {
-    ASSIGN_OR_RETURN(const std::string directory,
-                     InputPath(task_, spec_.lora.init_adapter));
-    ASSIGN_OR_RETURN(start_from, OpenAdapter(directory));
-    RETURN_IF_ERROR(CheckInitAdapter(*start_from, spec_.lora));
-  }
-  ASSIGN_OR_RETURN(
-      options_,
-      MakeModelOptions(spec_, model_, start_from ? &*start_from : nullptr));
+  ASSIGN_OR_RETURN(init_adapter_, OpenInitAdapter(task_, model_, spec_));
+  ASSIGN_OR_RETURN(options_, MakeModelOptions(spec_, model_));
   return DiskError(
       CreateDirectories(absl::StrCat(task_.work_directory(), "/staged")));
 }
@@ -154,11 +146,9 @@ absl::Status TrainTask::LoadEverything() {
 }
 
 absl::Status TrainTask::StartFresh() {
-  if (!spec_.lora.init_adapter.empty() && spec_.method != Method::kFull) {
-    ASSIGN_OR_RETURN(const std::string directory,
-                     InputPath(task_, spec_.lora.init_adapter));
-    ASSIGN_OR_RETURN(const Adapter adapter, OpenAdapter(directory));
-    RETURN_IF_ERROR(ReadAdapter(adapter, loaded_->layout(), loaded_->params()));
+  if (init_adapter_) {
+    RETURN_IF_ERROR(
+        ReadAdapter(*init_adapter_, loaded_->layout(), loaded_->params()));
   }
   return IsLead() ? DiskError(metrics_.Start("")) : absl::OkStatus();
 }

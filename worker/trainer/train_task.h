@@ -14,6 +14,7 @@
 #include "common/spec/model_description.h"
 #include "qlora/v1/trainer.pb.h"
 #include "worker/trainer/agent_link.h"
+#include "worker/trainer/checkpoint/adapter.h"
 #include "worker/trainer/checkpoint/checkpoint.h"
 #include "worker/trainer/checkpoint/job_output.h"
 #include "worker/trainer/data/dataset.h"
@@ -73,6 +74,7 @@ class TrainTask {
   AgentLink& link_;
   JobSpec spec_;
   ModelDescription model_;
+  std::optional<Adapter> init_adapter_;
   MemoryPlan plan_;
   ModelOptions options_;
   std::unique_ptr<Communicator> communicator_;

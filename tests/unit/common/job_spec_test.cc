@@ -15,6 +15,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr char kMinimal[] =
     "apiVersion: qlora/v1\n"
@@ -128,6 +129,20 @@ TEST(JobSpecTest, Resolved_EachMethod_ParsesBack) {
   EXPECT_EQ(back.labels, spec.labels);
   EXPECT_EQ(back.train.learning_rate, 0.1);
   EXPECT_EQ(back.eval.every.epochs, 0.1);
+}
+
+TEST(JobSpecTest, InitAdapter_SaysWhatTheFileDoesNotState) {
+  const JobSpec spec =
+      ParseJobFile(With("lora: {init_adapter: ./start, alpha: 8}\n")).spec;
+  EXPECT_THAT(
+      spec.lora.from_adapter,
+      ElementsAre("lora.rank", "lora.target_modules", "lora.use_rslora"));
+  const std::string resolved = ResolvedJobFile(spec);
+  EXPECT_EQ(ParseJobFile(resolved).spec.lora.from_adapter,
+            spec.lora.from_adapter);
+  EXPECT_THAT(resolved, Not(HasSubstr("rank:")));
+  EXPECT_TRUE(
+      ParseJobFile(With("lora: {rank: 4}\n")).spec.lora.from_adapter.empty());
 }
 
 TEST(JobSpecTest, Parse_Shorthands_Work) {

@@ -225,18 +225,47 @@ TEST_F(AdapterTest, Read_WrongTensors_SayWhich) {
               HasSubstr("belongs to no linear layer of this model"));
 }
 
-TEST_F(AdapterTest, CheckInitAdapter_DifferentSettings_SaysWhich) {
+TEST_F(AdapterTest, AdoptAdapter_WhatTheJobStates_MustBeTheSame) {
   Write();
   const auto adapter = *OpenAdapter(dir_);
   JobSpec::Lora lora;
   lora.rank = 2;
   lora.alpha = 4;
-  EXPECT_TRUE(CheckInitAdapter(adapter, lora).ok());
-  lora.alpha = 8;
-  EXPECT_THAT(CheckInitAdapter(adapter, lora).message(),
-              HasSubstr("has alpha 4, the job asks for 8"));
-  lora.rank = 3;
-  EXPECT_THAT(CheckInitAdapter(adapter, lora).message(), HasSubstr("rank 2"));
+  lora.target_modules = {"q_proj", "down_proj"};
+  EXPECT_TRUE(AdoptAdapter(adapter, model_, lora).ok());
+  const auto message = [&](const JobSpec::Lora& stated) {
+    JobSpec::Lora copy = stated;
+    return std::string(AdoptAdapter(adapter, model_, copy).message());
+  };
+  JobSpec::Lora other = lora;
+  other.alpha = 8;
+  EXPECT_THAT(message(other),
+              HasSubstr("has lora.alpha 4, the job file says 8"));
+  other = lora;
+  other.rank = 3;
+  EXPECT_THAT(message(other),
+              HasSubstr("has lora.rank 2, the job file says 3"));
+  other = lora;
+  other.use_rslora = true;
+  EXPECT_THAT(message(other), HasSubstr("has lora.use_rslora false"));
+  other = lora;
+  other.target_modules = {};
+  EXPECT_THAT(message(other), HasSubstr("the job file says all-linear"));
+}
+
+TEST_F(AdapterTest, AdoptAdapter_WhatTheJobLeavesOut_IsTheAdapters) {
+  Write();
+  const auto adapter = *OpenAdapter(dir_);
+  JobSpec::Lora lora;
+  lora.from_adapter = {"lora.rank", "lora.alpha", "lora.target_modules",
+                       "lora.use_rslora"};
+  lora.dropout = 0.5;
+  ASSERT_TRUE(AdoptAdapter(adapter, model_, lora).ok());
+  EXPECT_EQ(lora.rank, 2);
+  EXPECT_EQ(lora.alpha, 4);
+  EXPECT_EQ(lora.dropout, 0.5);
+  EXPECT_TRUE(lora.from_adapter.empty());
+  EXPECT_EQ(*MatchTargetModules(model_, lora.target_modules), modules_);
 }
 
 class JobOutputTest : public AdapterTest {

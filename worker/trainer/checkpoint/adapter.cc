@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
+#include "common/base/utf8.h"
 #include "common/formats/json_fields.h"
 
 namespace qlora::trainer {
@@ -163,6 +164,11 @@ std::vector<std::string> TargetModules(
   return names;
 }
 
+std::string Shown(const std::vector<std::string>& targets) {
+  if (targets.empty()) return "all-linear";
+  return Abridged(absl::StrCat("[", absl::StrJoin(targets, ", "), "]"), 300);
+}
+
 // PEFT keeps lora_alpha an integer where it can.
 Json AlphaJson(double alpha) {
   const bool integral = alpha == std::floor(alpha) && alpha < 1e9;
@@ -274,26 +280,36 @@ absl::StatusOr<LoraOptions> LoraOptionsOf(const Adapter& adapter,
   return options;
 }
 
-absl::Status CheckInitAdapter(const Adapter& adapter,
-                              const JobSpec::Lora& lora) {
+absl::Status AdoptAdapter(const Adapter& adapter, const ModelDescription& model,
+                          JobSpec::Lora& lora) {
+  ASSIGN_OR_RETURN(const LoraOptions options, LoraOptionsOf(adapter, model));
+  ASSIGN_OR_RETURN(const std::vector<std::string> asked,
+                   MatchTargetModules(model, lora.target_modules));
   const AdapterConfig& have = adapter.config;
-  const auto differs = [&](const char* key, const std::string& theirs,
-                           const std::string& ours) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "lora.init_adapter: ", adapter.directory, " has ", key, " ", theirs,
-        ", the job asks for ", ours, "; make lora.", key, " the same"));
+  const std::vector<std::string> targets =
+      TargetModules(model, options.modules);
+  absl::Status status;
+  // Takes the value over, unless the job file states another.
+  const auto adopt = [&](const char* key, bool same, const std::string& theirs,
+                         const std::string& stated, auto take) {
+    if (lora.from_adapter.contains(key)) return take();
+    if (same || !status.ok()) return;
+    status = absl::InvalidArgumentError(
+        absl::StrCat("adapter ", adapter.directory, " has ", key, " ", theirs,
+                     ", the job file says ", stated,
+                     "; say the same there, or leave the key out"));
   };
-  if (have.rank != lora.rank) {
-    return differs("rank", absl::StrCat(have.rank), absl::StrCat(lora.rank));
-  }
-  if (have.alpha != lora.alpha) {
-    return differs("alpha", absl::StrCat(have.alpha), absl::StrCat(lora.alpha));
-  }
-  if (have.use_rslora != lora.use_rslora) {
-    return differs("use_rslora", have.use_rslora ? "true" : "false",
-                   lora.use_rslora ? "true" : "false");
-  }
-  return absl::OkStatus();
+  adopt("lora.rank", have.rank == lora.rank, absl::StrCat(have.rank),
+        absl::StrCat(lora.rank), [&] { lora.rank = have.rank; });
+  adopt("lora.alpha", have.alpha == lora.alpha, absl::StrCat(have.alpha),
+        absl::StrCat(lora.alpha), [&] { lora.alpha = have.alpha; });
+  adopt("lora.use_rslora", have.use_rslora == lora.use_rslora,
+        have.use_rslora ? "true" : "false", lora.use_rslora ? "true" : "false",
+        [&] { lora.use_rslora = have.use_rslora; });
+  adopt("lora.target_modules", options.modules == asked, Shown(targets),
+        Shown(lora.target_modules), [&] { lora.target_modules = targets; });
+  if (status.ok()) lora.from_adapter.clear();
+  return status;
 }
 
 absl::Status ReadAdapter(const Adapter& adapter, const TrainableLayout& layout,

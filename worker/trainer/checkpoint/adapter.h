@@ -48,10 +48,11 @@ absl::StatusOr<Adapter> OpenAdapter(const std::string& directory);
 absl::StatusOr<LoraOptions> LoraOptionsOf(const Adapter& adapter,
                                           const ModelDescription& model);
 
-// InvalidArgument unless the adapter has the rank, alpha and rsLoRA that the
-// job asks for, as lora.init_adapter needs.
-absl::Status CheckInitAdapter(const Adapter& adapter,
-                              const JobSpec::Lora& lora);
+// Completes what the job file leaves to the adapter (from_adapter), which is
+// empty after. InvalidArgument naming both values where the file states another
+// than the adapter has; else as LoraOptionsOf.
+absl::Status AdoptAdapter(const Adapter& adapter, const ModelDescription& model,
+                          JobSpec::Lora& lora);
 
 // Fills params (layout.total) from F32, F16 or BF16 tensors. InvalidArgument
 // naming a tensor that is missing, left over, or has another shape.
