@@ -96,7 +96,8 @@ absl::StatusOr<std::unique_ptr<MonitoringServer>> MonitoringServer::Start(
         "request_timeout_ms", "10000"});
   } catch (const CivetException&) {
     return absl::UnavailableError(absl::StrCat(
-        "cannot listen on ", address.ToString(), ": ", WhyNotBound(address)));
+        "cannot listen on ", address.ToString(), ": ", WhyNotBound(address),
+        "; choose another with --metrics-listen, port 0 for any free one"));
   }
   address.port = self->server_->getListeningPorts().at(0);
   self->address_ = address.ToString();

@@ -18,7 +18,7 @@ namespace qlora {
 class MonitoringServer {
  public:
   struct Options {
-    // "127.0.0.1:9464"; port 0 takes a free one.
+    // "127.0.0.1:9464"; port 0 takes a free one. What --metrics-listen says.
     std::string listen;
     // Both are called from the server's threads, also at the same time.
     std::function<std::string()> metrics;
@@ -26,7 +26,7 @@ class MonitoringServer {
   };
 
   // InvalidArgument: no address; Unavailable: it cannot be listened on, naming
-  // it and why.
+  // it, why, and the flag.
   static absl::StatusOr<std::unique_ptr<MonitoringServer>> Start(
       Options options);
   // Waits for the requests that are being answered.

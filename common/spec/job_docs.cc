@@ -190,7 +190,7 @@ std::string JobFileJsonSchema() {
   // "model: NAME" is short for {base: NAME}.
   Json& model = root["properties"]["model"];
   model = {{"oneOf", Json::array({model, {{"type", "string"}}})}};
-  root["required"] = Json::array({"name", "model", "data"});
+  root["required"] = Json::array({"apiVersion", "name", "model", "data"});
   return root.dump(2) + "\n";
 }
 

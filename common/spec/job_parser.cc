@@ -131,6 +131,7 @@ void Parser::ReadKey(const JobKey& key, const YamlNode& value, Place place) {
 }
 
 void Parser::ReadApiVersion(const YamlNode::Entry& entry) {
+  given_["apiVersion"] = {entry.line, entry.column};
   if (entry.value.is_scalar() && entry.value.text == kApiVersion) return;
   job_.errors.push_back({"apiVersion", entry.line, entry.column,
                          absl::StrCat("must be ", kApiVersion)});
@@ -145,6 +146,11 @@ void Parser::LeaveToAdapter() {
 }
 
 void Parser::CheckRequired() {
+  if (!Given("apiVersion")) {
+    Fail("apiVersion",
+         absl::StrCat("is required: begin the file with 'apiVersion: ",
+                      kApiVersion, "'"));
+  }
   for (const JobKey& key : JobKeys()) {
     if (!key.required || Given(key.path)) continue;
     Fail(std::string(key.path),

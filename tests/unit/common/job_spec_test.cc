@@ -146,12 +146,13 @@ TEST(JobSpecTest, InitAdapter_SaysWhatTheFileDoesNotState) {
 }
 
 TEST(JobSpecTest, Parse_Shorthands_Work) {
-  const JobSpec spec =
-      ParseJobFile("name: x\nmodel: tiny\ndata: {train: a.txt}\n").spec;
+  const std::string shortest =
+      "apiVersion: qlora/v1\nname: x\nmodel: tiny\ndata: {train: a.txt}\n";
+  const JobSpec spec = ParseJobFile(shortest).spec;
   EXPECT_EQ(spec.model.base, "tiny");
   EXPECT_EQ(spec.data.train[0].path, "a.txt");
   EXPECT_EQ(spec.data.train[0].format, DataFormat::kText);
-  EXPECT_EQ(Messages("name: x\nmodel: tiny\ndata: {train: a.txt}\n"), "");
+  EXPECT_EQ(Messages(shortest), "");
   EXPECT_EQ(Messages(With("lora: {target_modules: all-linear}\n")), "");
   EXPECT_EQ(Messages(With("lora: {target_modules: q_proj}\n")), "");
   EXPECT_EQ(Messages(With("train:\n")), "");
@@ -225,6 +226,10 @@ TEST(JobSpecTest, Parse_WrongValues_SayWhatIsAllowed) {
                     HasSubstr("name: is required"),
                     HasSubstr("model.base: is required"),
                     HasSubstr("data.train: is required")));
+  EXPECT_EQ(Messages(std::string(kMinimal).substr(
+                std::string("apiVersion: qlora/v1\n").size())),
+            "job.yaml: apiVersion: is required: begin the file with "
+            "'apiVersion: qlora/v1'");
   EXPECT_THAT(Messages("- a\n"), HasSubstr("a job file is a map of keys"));
   EXPECT_THAT(Messages(""), HasSubstr("a job file is a map of keys"));
   EXPECT_THAT(Messages("a: [\n"), HasSubstr("job.yaml:"));
@@ -263,7 +268,8 @@ TEST(JobSpecTest, Parse_ImpossibleCombinations_AreRefused) {
     EXPECT_THAT(Messages(With(line + "\n")), HasSubstr(message)) << line;
   }
   const std::string data = "data: {train: a.txt, eval: b.txt, ";
-  const std::string head = "name: x\nmodel: {base: m, init: random}\n";
+  const std::string head =
+      "apiVersion: qlora/v1\nname: x\nmodel: {base: m, init: random}\n";
   EXPECT_THAT(Messages(head + data + "eval_fraction: 0.1}\n"),
               AllOf(HasSubstr("data.eval_fraction: cannot stand beside"),
                     HasSubstr("model.init: random needs method full")));
