@@ -4,6 +4,10 @@ set(QLORA_TORCH_ROOT "${QLORA_DEPS_DIR}/libtorch/torch")
 if(NOT EXISTS "${QLORA_TORCH_ROOT}/lib/libtorch_cpu.so")
   message(FATAL_ERROR "LibTorch is not in ${QLORA_TORCH_ROOT}: run scripts/setup first")
 endif()
+file(STRINGS "${QLORA_TORCH_ROOT}/version.py" QLORA_TORCH_VERSION
+     REGEX "^__version__ = ")
+string(REGEX REPLACE ".*'([0-9.]+).*" "\\1" QLORA_TORCH_VERSION
+       "${QLORA_TORCH_VERSION}")
 set(QLORA_TORCH_RPATH
   "${QLORA_TORCH_ROOT}/lib"
   "${QLORA_DEPS_DIR}/libtorch/nvidia/cu13/lib")

@@ -1,10 +1,13 @@
 #include "server/telemetry.h"
 
 #include <google/protobuf/util/json_util.h>
+#include <prometheus/gauge.h>
 #include <prometheus/text_serializer.h>
 
 #include <algorithm>
 #include <tuple>
+
+#include "common/daemon/build_info.h"
 
 namespace qlora::server {
 namespace {
@@ -62,6 +65,12 @@ bool After(const qlora::v1::MetricPoint& a, const qlora::v1::MetricPoint& b) {
 
 Telemetry::Telemetry(const JobLog* log, Clock* clock)
     : log_(log), clock_(clock) {
+  prometheus::BuildGauge()
+      .Name("qlora_build_info")
+      .Help("What this program was built from")
+      .Register(registry_)
+      .Add(BuildInfo())
+      .Set(1);
   submitted_ = &prometheus::BuildCounter()
                     .Name("qlora_jobs_submitted_total")
                     .Help("Jobs accepted into the queue")
@@ -71,10 +80,19 @@ Telemetry::Telemetry(const JobLog* log, Clock* clock)
                    .Name("qlora_jobs_finished_total")
                    .Help("Jobs that ended, by outcome and failure class")
                    .Register(registry_);
+  finished_->Add({{"outcome", "SUCCEEDED"}, {"reason", ""}});
+  finished_->Add({{"outcome", "CANCELLED"}, {"reason", ""}});
   restarts_ = &prometheus::BuildCounter()
                    .Name("qlora_job_restarts_total")
                    .Help("Gangs started again, by the failure class before")
                    .Register(registry_);
+  for (int value = qlora::v1::FailureClass_MIN + 1;
+       value <= qlora::v1::FailureClass_MAX; ++value) {
+    const std::string name =
+        ShortName(static_cast<qlora::v1::FailureClass>(value));
+    finished_->Add({{"outcome", "FAILED"}, {"reason", name}});
+    restarts_->Add({{"reason", name}});
+  }
   rpcs_ = &prometheus::BuildCounter()
                .Name("qlora_grpc_server_handled_total")
                .Help("Calls that ended, by status code")

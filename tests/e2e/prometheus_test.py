@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import time
@@ -15,6 +16,8 @@ import cluster
 
 PROMETHEUS = cluster.DEPS / "prometheus/usr/bin"
 CONFIGURATION = cluster.ROOT / "deploy/prometheus/prometheus.yml"
+DOCUMENT = cluster.ROOT / "docs/metrics.md"
+ONLY_WHILE_A_JOB_RUNS = {"qlora_device_assignment_info"}
 DATA = "\n".join(
     json.dumps({"input_ids": [1] + [(7 * row + column) % 500 + 3
                                     for column in range(63)]})
@@ -24,8 +27,9 @@ apiVersion: qlora/v1
 model: {{base: {model}}}
 method: qlora
 lora: {{rank: 4}}
-data: {{train: [{{path: rows.jsonl, format: tokens}}], max_seq_len: 64, packing: false}}
+data: {{train: [{{path: rows.jsonl, format: tokens}}], max_seq_len: 64, packing: false, eval_fraction: 0.25}}
 train: {{max_steps: 12, global_batch_size: 4, learning_rate: 1e-3}}
+eval: {{every: 4 steps}}
 """
 
 
@@ -60,6 +64,23 @@ def check_metrics(address):
     assert result.returncode == 0 and not result.stdout, \
         f"promtool check metrics of {address}:\n{result.stdout}"
     assert "\nqlora_" in text, f"no qlora_ series at {address}"
+
+
+def names(text):
+    """Metrics that a text names; a histogram's by its base name."""
+    return set(re.findall(r"\bqlora_[a-z0-9_]+", text))
+
+
+def check_documented(coordinator, worker):
+    """docs/metrics.md lists what the daemons export: all of it, no more."""
+    text = DOCUMENT.read_text(encoding="utf-8").split("## Prometheus")[1]
+    exported = names("\n".join(
+        line for address in (coordinator, worker)
+        for line in get(f"http://{address}/metrics").splitlines()
+        if line.startswith("# TYPE")))
+    assert exported <= names(text), exported - names(text)
+    assert names(text) - exported <= ONLY_WHILE_A_JOB_RUNS, \
+        names(text) - exported
 
 
 @contextlib.contextmanager
@@ -124,6 +145,11 @@ def main():
         assert abs(loss - job["progress"]["loss"]) < 1e-6, (loss, job)
         check_metrics(local.local["metrics"])
         check_metrics(local.local["worker_metrics"])
+        check_documented(local.local["metrics"], local.local["worker_metrics"])
+        builds = query(server, "qlora_build_info")
+        assert len(builds) == 2 and all(
+            {"version", "revision", "torch", "cuda"} <= set(b["metric"])
+            for b in builds), builds
     print(f"qlora_train_loss = {loss}")
 
 

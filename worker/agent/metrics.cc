@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/daemon/build_info.h"
+
 namespace qlora::agent {
 namespace {
 
@@ -40,7 +42,7 @@ AgentMetrics::AgentMetrics(const Clock* clock) : clock_(clock) {
   using prometheus::BuildGauge;
   AddMetric(BuildGauge(), registry_, "qlora_build_info",
             "What this program was built from")
-      .Add({{"version", QLORA_VERSION}})
+      .Add(BuildInfo())
       .Set(1);
   connected_ = &AddMetric(BuildGauge(), registry_, "qlora_worker_connected",
                           "1 while registered with the coordinator")

@@ -87,6 +87,9 @@ TEST(MonitoringServer, PortTaken_SaysSo) {
   ASSERT_TRUE(absl::IsUnavailable(second.status()));
   EXPECT_NE(second.status().message().find("in use"), absl::string_view::npos)
       << second.status();
+  EXPECT_NE(second.status().message().find("--metrics-listen"),
+            absl::string_view::npos)
+      << second.status();
 }
 
 std::vector<CLI::ConfigItem> Load(const std::string& yaml) {

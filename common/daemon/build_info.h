@@ -1,0 +1,13 @@
+// What this program was built from.
+#pragma once
+
+#include <map>
+#include <string>
+
+namespace qlora {
+
+// The labels of qlora_build_info: version, revision (of git, or "unknown"),
+// torch (of the trainer that was built along), cuda ("none": CPU only).
+std::map<std::string, std::string> BuildInfo();
+
+}  // namespace qlora
