@@ -13,6 +13,7 @@
 #include "common/base/status_macros.h"
 #include "common/formats/json_fields.h"
 #include "common/formats/safetensors.h"
+#include "common/spec/model_files.h"
 #include "server/core/job_plan.h"
 #include "server/core/scheduler.h"
 #include "server/status_details.h"
@@ -82,6 +83,14 @@ absl::Status CheckTargetModules(const JobPlan& plan) {
   return FieldError(std::string(kField), std::string(message));
 }
 
+bool NeedsTokenizer(const JobSpec& spec) {
+  const auto needs = [](const DataSource& source) {
+    return source.format != DataFormat::kTokens;
+  };
+  return std::any_of(spec.data.train.begin(), spec.data.train.end(), needs) ||
+         std::any_of(spec.data.eval.begin(), spec.data.eval.end(), needs);
+}
+
 }  // namespace
 
 absl::StatusOr<Job> Admission::Admit(const std::string& job_file,
@@ -104,7 +113,47 @@ absl::StatusOr<Job> Admission::Admit(const std::string& job_file,
   job.record.set_model_config(std::move(model.config_json));
   ASSIGN_OR_RETURN(job.plan, MakePlan(job.record));
   RETURN_IF_ERROR(CheckTargetModules(*job.plan));
+  RETURN_IF_ERROR(CheckTokenizerOf(*job.plan, job.record.model()));
   return job;
+}
+
+// What a node would find out first, if the model can be seen from here.
+absl::Status Admission::CheckTokenizerOf(
+    const JobPlan& plan, const qlora::v1::ModelSource& model) const {
+  if (!plan.model || !NeedsTokenizer(plan.spec)) return absl::OkStatus();
+  constexpr char kName[] = "tokenizer.json";
+  const absl::StatusOr<std::string> text =
+      model.directory().empty()
+          ? ReadUploaded(model.files(), kName, kMaxTokenizerBytes)
+          : ReadFile(absl::StrCat(model.directory(), "/", kName),
+                     kMaxTokenizerBytes);
+  if (absl::IsNotFound(text.status())) {
+    return FieldError("model.base",
+                      absl::StrCat(model.name(), " has no ", kName,
+                                   ", which data of every format but tokens "
+                                   "needs"));
+  }
+  RETURN_IF_ERROR(text.status());
+  const absl::Status fits = CheckTokenizer(*text, *plan.model);
+  if (fits.ok()) return fits;
+  return FieldError("model.base",
+                    absl::StrCat(model.name(), ": ", fits.message()));
+}
+
+absl::StatusOr<std::string> Admission::ReadUploaded(
+    const google::protobuf::RepeatedPtrField<qlora::v1::ArtifactFile>& files,
+    const std::string& name, size_t max_bytes) const {
+  for (const auto& file : files) {
+    if (file.path() != name) continue;
+    if (file.size_bytes() > static_cast<int64_t>(max_bytes)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, " has ", file.size_bytes(), " bytes; at most ",
+                       max_bytes, " are read"));
+    }
+    ASSIGN_OR_RETURN(const std::string path, artifacts_->PathOf(file.sha256()));
+    return ReadFile(path);
+  }
+  return absl::NotFoundError(absl::StrCat("the model has no ", name));
 }
 
 absl::Status Admission::CheckUploaded(
@@ -258,6 +307,13 @@ absl::StatusOr<ResolvedModel> Admission::ResolveDirectory(
     const auto tensors = SafetensorsReader::OpenModel(path);
     if (!tensors.ok()) {
       return FieldError("model.base", std::string(tensors.status().message()));
+    }
+    const absl::Status complete = CheckModelTensors(
+        *description,
+        [&](const std::string& name) { return (*tensors)->Find(name); });
+    if (!complete.ok()) {
+      return FieldError("model.base",
+                        absl::StrCat(path, ": ", complete.message()));
     }
   }
   ASSIGN_OR_RETURN(model.config_json,

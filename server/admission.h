@@ -49,6 +49,12 @@ class Admission {
       const google::protobuf::RepeatedPtrField<qlora::v1::ArtifactFile>& files)
       const;
 
+  // The content of the file of that name among a model's. NotFound if there is
+  // none, InvalidArgument if it is larger than max_bytes.
+  absl::StatusOr<std::string> ReadUploaded(
+      const google::protobuf::RepeatedPtrField<qlora::v1::ArtifactFile>& files,
+      const std::string& name, size_t max_bytes) const;
+
   // OK if the directory lies beneath a model root of this process.
   // InvalidArgument names the roots.
   absl::Status CheckDirectory(const std::string& directory) const;
@@ -58,6 +64,8 @@ class Admission {
   absl::Status ResolveInputs(const JobSpec& spec, Inputs& inputs) const;
   absl::Status ResolveInput(const JobSpec& spec, const std::string& field,
                             const std::string& path, Inputs& inputs) const;
+  absl::Status CheckTokenizerOf(const JobPlan& plan,
+                                const qlora::v1::ModelSource& model) const;
   absl::StatusOr<ResolvedModel> ResolveDirectory(const std::string& directory,
                                                  bool weights) const;
 

@@ -1,16 +1,19 @@
 #include "server/model_registry.h"
 
 #include <algorithm>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
+#include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
 #include "common/formats/json_fields.h"
 #include "common/formats/safetensors.h"
 #include "common/spec/model_description.h"
+#include "common/spec/model_files.h"
 
 namespace qlora::server {
 namespace {
@@ -27,12 +30,43 @@ void AddTensors(const SafetensorsReader& reader, qlora::v1::Model& model) {
   }
 }
 
-absl::Status Describe(const std::string& config_json, qlora::v1::Model& model) {
+// What was read of a model, wherever it lies.
+struct ModelTexts {
+  std::string config;
+  // Empty if there is none.
+  std::string generation_config;
+  std::string tokenizer;
+};
+
+// read(name, max_bytes) gives a file's content, or NotFound.
+template <typename Read>
+absl::StatusOr<ModelTexts> ReadTexts(Read read) {
+  ModelTexts texts;
+  ASSIGN_OR_RETURN(texts.config, read("config.json", kMaxJsonBytes));
+  const auto read_optional = [&](const char* name, size_t max_bytes,
+                                 std::string* text) {
+    absl::StatusOr<std::string> content = read(name, max_bytes);
+    if (content.ok()) *text = *std::move(content);
+    return absl::IsNotFound(content.status()) ? absl::OkStatus()
+                                              : content.status();
+  };
+  RETURN_IF_ERROR(read_optional("generation_config.json", kMaxJsonBytes,
+                                &texts.generation_config));
+  RETURN_IF_ERROR(
+      read_optional("tokenizer.json", kMaxTokenizerBytes, &texts.tokenizer));
+  return texts;
+}
+
+// Enters what the texts and tensors say, which must fit each other.
+absl::Status Describe(const ModelTexts& texts, const FindTensor& find,
+                      qlora::v1::Model& model) {
   ASSIGN_OR_RETURN(const ModelDescription description,
-                   ParseModelConfig(config_json));
+                   ParseModelConfig(texts.config, texts.generation_config));
   model.set_architecture(description.architecture);
-  model.set_config_json(config_json);
-  return absl::OkStatus();
+  model.set_config_json(texts.config);
+  RETURN_IF_ERROR(CheckModelTensors(description, find));
+  if (texts.tokenizer.empty()) return absl::OkStatus();
+  return CheckTokenizer(texts.tokenizer, description);
 }
 
 absl::Status InspectDirectory(const std::string& directory,
@@ -40,13 +74,16 @@ absl::Status InspectDirectory(const std::string& directory,
                               qlora::v1::Model& model) {
   RETURN_IF_ERROR(admission.CheckDirectory(directory));
   model.set_directory(directory);
-  ASSIGN_OR_RETURN(
-      const std::string config,
-      ReadFile(absl::StrCat(directory, "/config.json"), kMaxJsonBytes));
-  RETURN_IF_ERROR(Describe(config, model));
+  ASSIGN_OR_RETURN(const ModelTexts texts,
+                   ReadTexts([&](const char* name, size_t max_bytes) {
+                     return ReadFile(absl::StrCat(directory, "/", name),
+                                     max_bytes);
+                   }));
   ASSIGN_OR_RETURN(const auto reader, SafetensorsReader::OpenModel(directory));
   AddTensors(*reader, model);
-  return absl::OkStatus();
+  return Describe(
+      texts, [&](const std::string& name) { return reader->Find(name); },
+      model);
 }
 
 // Shards that the index names.
@@ -68,38 +105,58 @@ absl::StatusOr<std::set<std::string>> ShardsOf(const std::string& index) {
   return shards;
 }
 
+absl::StatusOr<std::set<std::string>> ShardsAmong(
+    const qlora::v1::ImportModelRequest& request, const Admission& admission) {
+  const auto index =
+      admission.ReadUploaded(request.files(), kIndex, kMaxIndexBytes);
+  if (absl::IsNotFound(index.status())) return std::set<std::string>{kSingle};
+  RETURN_IF_ERROR(index.status());
+  return ShardsOf(*index);
+}
+
+// The uploaded shard of that name; errors name it so, since where it lies here
+// means nothing to the one who uploaded it.
+absl::StatusOr<std::unique_ptr<SafetensorsReader>> OpenShard(
+    const qlora::v1::ImportModelRequest& request, const std::string& name,
+    ArtifactStore& artifacts) {
+  for (const auto& file : request.files()) {
+    if (file.path() != name) continue;
+    ASSIGN_OR_RETURN(const std::string path, artifacts.PathOf(file.sha256()));
+    auto reader = SafetensorsReader::Open(path);
+    if (reader.ok()) return reader;
+    return absl::InvalidArgumentError(
+        absl::StrReplaceAll(reader.status().message(), {{path, name}}));
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("the model has no ", name,
+                   name == kSingle ? "" : ", which its index names"));
+}
+
 absl::Status InspectFiles(const qlora::v1::ImportModelRequest& request,
                           const Admission& admission, ArtifactStore& artifacts,
                           qlora::v1::Model& model) {
   RETURN_IF_ERROR(admission.CheckUploaded(request.files()));
   *model.mutable_files() = request.files();
-  const auto path_of =
-      [&](const std::string& name) -> absl::StatusOr<std::string> {
-    for (const auto& file : request.files()) {
-      if (file.path() == name) return artifacts.PathOf(file.sha256());
-    }
-    return absl::InvalidArgumentError(absl::StrCat("the model has no ", name));
-  };
-  ASSIGN_OR_RETURN(const std::string config_path, path_of("config.json"));
-  ASSIGN_OR_RETURN(const std::string config,
-                   ReadFile(config_path, kMaxJsonBytes));
-  RETURN_IF_ERROR(Describe(config, model));
-  std::set<std::string> shards = {kSingle};
-  if (const auto index_path = path_of(kIndex); index_path.ok()) {
-    ASSIGN_OR_RETURN(const std::string index,
-                     ReadFile(*index_path, kMaxIndexBytes));
-    ASSIGN_OR_RETURN(shards, ShardsOf(index));
-  }
+  ASSIGN_OR_RETURN(const ModelTexts texts,
+                   ReadTexts([&](const char* name, size_t max_bytes) {
+                     return admission.ReadUploaded(request.files(), name,
+                                                   max_bytes);
+                   }));
+  ASSIGN_OR_RETURN(const std::set<std::string> shards,
+                   ShardsAmong(request, admission));
+  std::vector<std::unique_ptr<SafetensorsReader>> readers;
   for (const std::string& shard : shards) {
-    ASSIGN_OR_RETURN(const std::string path, path_of(shard));
-    const auto reader = SafetensorsReader::Open(path);
-    if (!reader.ok()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(shard, ": ", reader.status().message()));
-    }
-    AddTensors(**reader, model);
+    ASSIGN_OR_RETURN(readers.emplace_back(),
+                     OpenShard(request, shard, artifacts));
+    AddTensors(*readers.back(), model);
   }
-  return absl::OkStatus();
+  const auto find = [&](const std::string& name) -> const TensorInfo* {
+    for (const auto& reader : readers) {
+      if (const TensorInfo* info = reader->Find(name)) return info;
+    }
+    return nullptr;
+  };
+  return Describe(texts, find, model);
 }
 
 }  // namespace

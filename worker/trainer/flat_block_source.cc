@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "worker/trainer/parallel/slab.h"
+#include "common/spec/model_files.h"
 
 namespace qlora::trainer {
 
@@ -14,7 +14,7 @@ absl::Status ReadTrainable(const SafetensorsReader& reader,
                            const TrainableLayout& layout,
                            std::span<float> params) {
   for (const TrainableTensor& t : layout.tensors) {
-    RETURN_IF_ERROR(CheckTensor(reader, t.name, t.shape));
+    RETURN_IF_ERROR(CheckModelTensor(reader.Find(t.name), t.name, t.shape));
     RETURN_IF_ERROR(
         reader.ReadFloat32(t.name, params.subspan(t.offset, t.size)));
   }

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/spec/model_files.h"
 #include "worker/trainer/parallel/agreement.h"
 
 namespace qlora::trainer {
@@ -39,8 +40,9 @@ class ShardedBlockSource::Loader {
 
   absl::Status Check() const {
     for (const Item& item : items_) {
-      RETURN_IF_ERROR(CheckTensor(reader_, Prefix(item) + item.tensor->name,
-                                  item.tensor->shape));
+      const std::string name = Prefix(item) + item.tensor->name;
+      RETURN_IF_ERROR(
+          CheckModelTensor(reader_.Find(name), name, item.tensor->shape));
     }
     return absl::OkStatus();
   }

@@ -7,7 +7,6 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
 
 namespace qlora::trainer {
@@ -193,34 +192,6 @@ OuterWeights ViewOuter(const ModelDescription& model, const SlabLayout& layout,
   w.head = model.tie_word_embeddings ? w.embedding
                                      : ViewLinear(layout, "lm_head", slab);
   return w;
-}
-
-absl::Status CheckTensor(const SafetensorsReader& reader,
-                         const std::string& name,
-                         const std::vector<int64_t>& shape) {
-  const TensorInfo* info = reader.Find(name);
-  const std::string wanted = absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
-  if (info == nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the model's files have no tensor ", name, " ", wanted,
-                     ", which config.json asks for"));
-  }
-  if (info->shape != shape) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "tensor ", name, " has shape [", absl::StrJoin(info->shape, ", "),
-        "]; config.json asks for ", wanted));
-  }
-  switch (info->dtype) {
-    case TensorDtype::kF16:
-    case TensorDtype::kBF16:
-    case TensorDtype::kF32:
-    case TensorDtype::kF64:
-      return absl::OkStatus();
-    default:
-      return absl::InvalidArgumentError(absl::StrCat(
-          "tensor ", name, " is of type ", std::string(DtypeName(info->dtype)),
-          "; supported are F32, F16, BF16 and F64"));
-  }
 }
 
 absl::Status ReadIntoSlab(const SafetensorsReader& reader,

@@ -78,15 +78,9 @@ BlockWeights ViewBlock(const ModelDescription& model, const SlabLayout& layout,
 OuterWeights ViewOuter(const ModelDescription& model, const SlabLayout& layout,
                        const uint8_t* slab);
 
-// InvalidArgument naming the tensor when it is missing, has another shape or is
-// not of a floating-point type.
-absl::Status CheckTensor(const SafetensorsReader& reader,
-                         const std::string& name,
-                         const std::vector<int64_t>& shape);
-
 // Reads `prefix + tensor.name` whole and writes its bytes [begin, end) as they
-// stand in the slab, quantized where the layout says so. CheckTensor must have
-// passed.
+// stand in the slab, quantized where the layout says so. CheckModelTensor
+// (common/spec/model_files.h) must have passed.
 absl::Status ReadIntoSlab(const SafetensorsReader& reader,
                           const std::string& prefix, const SlabTensor& tensor,
                           int block_size,
