@@ -114,6 +114,14 @@ void AddCancel(Cli& cli) {
   });
 }
 
+void AddResume(Cli& cli) {
+  auto jobs = std::make_shared<std::vector<std::string>>();
+  CLI::App* verb = cli.app().add_subcommand(
+      "resume", "Queue HELD jobs again, from their last checkpoint");
+  verb->add_option("JOB", *jobs, kJobHelp)->required();
+  cli.DoSimple(verb, [jobs](Session& s) { return Resume(s, *jobs); });
+}
+
 void AddDelete(Cli& cli) {
   auto jobs = std::make_shared<std::vector<std::string>>();
   CLI::App* verb = cli.app().add_subcommand(
@@ -177,6 +185,7 @@ void AddJobVerbs(Cli& cli) {
   AddMetrics(cli);
   AddPlot(cli);
   AddCancel(cli);
+  AddResume(cli);
   AddDelete(cli);
   AddWait(cli);
   AddPlan(cli);

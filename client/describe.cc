@@ -1,6 +1,7 @@
-// DescribeJob and FormatPlan: many lines about one thing.
+// DescribeJob, FormatHeld and FormatPlan: many lines about one thing.
 #include <algorithm>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -52,6 +53,16 @@ std::string StateText(const v1::Job& job) {
   return text;
 }
 
+// What went wrong before, unless the reason says it already.
+std::string LastFailureText(const v1::Job& job) {
+  const v1::AttemptFailure& failure = job.last_failure();
+  if (absl::StrContains(job.reason(), failure.message())) return "";
+  return absl::StrFormat("attempt %d, %s (%s): %s", failure.attempt(),
+                         FormatTime(failure.has_time(), failure.time()),
+                         FailureName(failure.failure_class()),
+                         failure.message());
+}
+
 std::string LabelText(const v1::Job& job) {
   std::vector<std::string> labels;
   for (const auto& [key, value] : job.labels()) {
@@ -98,6 +109,8 @@ std::string DescribeJob(const v1::Job& job,
   AppendField(&text, "Method", job.method());
   AppendField(&text, "State", StateText(job));
   AppendField(&text, "Reason", job.reason());
+  AppendField(&text, "Hint", job.hint());
+  AppendField(&text, "Last failure", LastFailureText(job));
   AppendField(&text, "Priority", absl::StrCat(job.priority()));
   AppendField(&text, "Attempt",
               absl::StrCat(job.attempt(), " (", job.restarts(), " restarts)"));
@@ -134,6 +147,11 @@ std::string DescribeJob(const v1::Job& job,
   }
   AppendSection(&text, "Job file", job.job_file());
   return text;
+}
+
+std::string FormatHeld(const v1::Job& job) {
+  if (job.state() != v1::JOB_STATE_HELD) return "";
+  return absl::StrCat("reason: ", job.reason(), "\nhint: ", job.hint(), "\n");
 }
 
 std::string FormatPlan(const v1::PlanJobResponse& plan) {

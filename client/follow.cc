@@ -101,6 +101,7 @@ class FollowView {
 
 std::string NextCommand(const v1::Job& job) {
   const std::string& id = job.job_id();
+  if (job.state() == v1::JOB_STATE_HELD) return job.hint();
   if (job.state() != v1::JOB_STATE_SUCCEEDED) {
     return absl::StrCat("qloractl logs ", id);
   }
@@ -131,7 +132,8 @@ std::string OutcomeText(const v1::Job& job, double first_loss) {
         &text, " after ",
         ShortDuration(ToTime(job.finish_time()) - ToTime(job.start_time())));
   }
-  if (job.state() == v1::JOB_STATE_FAILED) {
+  if (job.state() == v1::JOB_STATE_FAILED ||
+      job.state() == v1::JOB_STATE_HELD) {
     absl::StrAppend(&text, " (", FailureName(job.failure_class()), ")");
   }
   if (!job.reason().empty() && job.state() != v1::JOB_STATE_SUCCEEDED) {

@@ -48,6 +48,9 @@ std::string DescribeJob(const v1::Job& job,
                         const std::vector<v1::JobEvent>& events,
                         const std::vector<v1::Checkpoint>& checkpoints,
                         absl::Time now);
+// Why a HELD job rests and what to do, for below its row in a table; else
+// empty.
+std::string FormatHeld(const v1::Job& job);
 std::string FormatPlan(const v1::PlanJobResponse& plan);
 
 // The metrics as comma-separated values, header first; empty cells where a

@@ -65,6 +65,7 @@ absl::Status Plot(Session& session, const PlotOptions& options);
 
 absl::Status Cancel(Session& session, const std::vector<std::string>& jobs,
                     const std::string& reason);
+absl::Status Resume(Session& session, const std::vector<std::string>& jobs);
 absl::Status DeleteJobs(Session& session, const std::vector<std::string>& jobs);
 
 // timeout: infinite to wait until the end.

@@ -263,7 +263,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   RETURN_IF_ERROR(parts->Listen());
   RETURN_IF_ERROR(parts->Publish());
   parts->next_sync = absl::Now();
-  parts->next_collection = absl::Now();
+  // Workers that were cut off have staged what no event names yet.
+  parts->next_collection = absl::Now() + options.artifact_grace;
   parts->timer = std::thread([p = parts.get()] { p->KeepTime(); });
   LogInfo("coordinator ready", {{"grpc", parts->grpc_address},
                                 {"metrics", parts->monitoring->address()},

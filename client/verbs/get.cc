@@ -7,7 +7,11 @@ namespace qlora::client {
 
 absl::Status GetJob(Session& session, const std::string& job) {
   ASSIGN_OR_RETURN(const v1::Job found, FetchJob(session, job));
-  return PrintOne(session.output, found, JobView(absl::Now()));
+  RETURN_IF_ERROR(PrintOne(session.output, found, JobView(absl::Now())));
+  if (session.output.format == OutputFormat::kTable) {
+    *session.output.out << FormatHeld(found) << std::flush;
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace qlora::client

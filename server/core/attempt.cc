@@ -27,11 +27,38 @@ bool IsDefinite(FailureClass failure_class) {
          failure_class == qlora::v1::FAILURE_CLASS_DISK;
 }
 
+// What a person can do about a job that is held: a command, and when.
+std::string HoldHint(const Draft& draft, const Job& job,
+                     FailureClass failure_class) {
+  const std::string& id = job.job().job_id();
+  const int64_t step = ResumeStep(draft, id);
+  const std::string resume = absl::StrCat("qloractl resume ", id);
+  if (step == 0 && job.job().head_step() > 0) {
+    return absl::StrCat(resume, " to start from the beginning");
+  }
+  switch (failure_class) {
+    case qlora::v1::FAILURE_CLASS_DISK:
+      return absl::StrCat(resume, " after making space where the reason says");
+    case qlora::v1::FAILURE_CLASS_NUMERICAL:
+      if (step > 0) {
+        return absl::StrCat(
+            resume, " to try again from the checkpoint of step ", step,
+            "; or qloractl submit with a lower train.learning_rate");
+      }
+      return absl::StrCat("qloractl submit with a train.learning_rate below ",
+                          job.plan->spec.train.learning_rate,
+                          "; resumed, this job would repeat the same steps");
+    default:
+      return absl::StrCat(resume, " after mending what the reason says");
+  }
+}
+
 void Hold(Draft& draft, Job& job, FailureClass failure_class,
           std::string_view reason) {
   job.mutable_job().set_state(JobState::JOB_STATE_HELD);
   job.mutable_job().set_failure_class(failure_class);
   job.mutable_job().set_reason(std::string(reason));
+  job.mutable_job().set_hint(HoldHint(draft, job, failure_class));
   draft.Tell(job.job().job_id(), "Held", reason, job.job().attempt());
 }
 
@@ -51,8 +78,8 @@ void Retry(Draft& draft, Job& job, const AttemptRecord& attempt,
   view.set_state(JobState::JOB_STATE_BACKOFF);
   *view.mutable_backoff_until() = ToProto(draft.now + delay);
   view.set_restarts(view.restarts() + 1);
-  view.set_reason(absl::StrCat("starts again from step ", view.head_step(),
-                               ": ",
+  view.set_reason(absl::StrCat("starts again from step ",
+                               ResumeStep(draft, view.job_id()), ": ",
                                absl::string_view(why.data(), why.size())));
   view.clear_ranks();
   job.record.clear_avoid_nodes();
@@ -76,6 +103,8 @@ int RestartLimit(const Job& job, FailureClass failure_class) {
 // INFRA, OOM, INTERNAL: again, within bounds.
 void RetryOrGiveUp(Draft& draft, Job& job, const AttemptRecord& attempt) {
   const FailureClass failure_class = attempt.failure_class();
+  const int restarts =
+      job.job().restarts() - job.record.restarts_before_resume();
   if (job.record.failures_without_progress() >= kMaxWithoutProgress) {
     return Hold(draft, job, failure_class,
                 absl::StrCat(kMaxWithoutProgress,
@@ -83,12 +112,43 @@ void RetryOrGiveUp(Draft& draft, Job& job, const AttemptRecord& attempt) {
                              "last: ",
                              attempt.message()));
   }
-  if (job.job().restarts() >= RestartLimit(job, failure_class)) {
-    return FinishJob(draft, job, JobState::JOB_STATE_FAILED, failure_class,
-                     absl::StrCat("after ", job.job().restarts(),
-                                  " restarts: ", attempt.message()));
+  if (restarts >= RestartLimit(job, failure_class)) {
+    return FinishJob(
+        draft, job, JobState::JOB_STATE_FAILED, failure_class,
+        absl::StrCat("after ", restarts, " restarts: ", attempt.message()));
   }
   Retry(draft, job, attempt, attempt.message());
+}
+
+// NUMERICAL: one replay tells a passing fault of a machine from one of the job.
+// Without a checkpoint it would be the same computation from the same start.
+void ReplayOrHold(Draft& draft, Job& job, const AttemptRecord& attempt) {
+  const int64_t step = ResumeStep(draft, job.job().job_id());
+  if (step == 0) {
+    return Hold(draft, job, attempt.failure_class(),
+                absl::StrCat(attempt.message(),
+                             " (no checkpoint was made before that step)"));
+  }
+  if (job.record.numerical_replayed()) {
+    return Hold(
+        draft, job, attempt.failure_class(),
+        absl::StrCat("again after a replay from the checkpoint of step ", step,
+                     ", which is kept: ", attempt.message()));
+  }
+  job.record.set_numerical_replayed(true);
+  Retry(draft, job, attempt, attempt.message());
+}
+
+// DISK: whose it is stands before the path that is full.
+void HoldForSpace(Draft& draft, Job& job, const AttemptRecord& attempt) {
+  std::string where;
+  for (const AttemptPart& part : attempt.parts()) {
+    if (part.failure_class() != qlora::v1::FAILURE_CLASS_DISK) continue;
+    where = absl::StrCat(part.node(), ": ");
+    break;
+  }
+  Hold(draft, job, attempt.failure_class(),
+       absl::StrCat(where, attempt.message()));
 }
 
 // Saved and left on request: goes on elsewhere or later, uncounted.
@@ -103,7 +163,51 @@ void Requeue(Draft& draft, Job& job, const AttemptRecord& attempt) {
   draft.Emit(JobRestarted{ShortName(attempt.failure_class())});
 }
 
+// Notes why the attempt failed, if it did, where nothing overwrites it but the
+// next failure.
+void KeepEvidence(const Draft& draft, Job& job, const AttemptRecord& attempt) {
+  switch (attempt.failure_class()) {
+    case qlora::v1::FAILURE_CLASS_UNSPECIFIED:
+    case qlora::v1::FAILURE_CLASS_DRAINED:
+    case qlora::v1::FAILURE_CLASS_PREEMPTED:
+      return;
+    default:
+      break;
+  }
+  auto& failure = *job.mutable_job().mutable_last_failure();
+  failure.set_attempt(attempt.attempt());
+  failure.set_failure_class(attempt.failure_class());
+  failure.set_message(attempt.message());
+  *failure.mutable_time() = ToProto(draft.now);
+  failure.set_head_step(job.job().head_step());
+}
+
+// Sets aside the checkpoint that the attempt could not resume from. True if no
+// other is left.
+bool SetAsideUnusable(Draft& draft, const Job& job,
+                      const AttemptRecord& attempt) {
+  const std::string& id = job.job().job_id();
+  const bool unusable =
+      std::any_of(attempt.parts().begin(), attempt.parts().end(),
+                  [](const auto& p) { return p.checkpoint_unusable(); });
+  auto* checkpoint =
+      unusable ? draft.checkpoints.Mutable({id, attempt.resume_step()})
+               : nullptr;
+  if (checkpoint == nullptr) return false;
+  checkpoint->set_state(qlora::v1::CHECKPOINT_STATE_CORRUPT);
+  const int64_t before = ResumeStep(draft, id);
+  draft.Tell(
+      id, "CheckpointCorrupt",
+      absl::StrCat("step ", attempt.resume_step(), " cannot be resumed from, ",
+                   before > 0 ? absl::StrCat("step ", before, " is next")
+                              : "and there is no other",
+                   ": ", attempt.message()),
+      attempt.attempt());
+  return before == 0;
+}
+
 void DecideAfterFailure(Draft& draft, Job& job, const AttemptRecord& attempt) {
+  const bool nothing_left = SetAsideUnusable(draft, job, attempt);
   const FailureClass failure_class = attempt.failure_class();
   if (failure_class == qlora::v1::FAILURE_CLASS_DRAINED ||
       failure_class == qlora::v1::FAILURE_CLASS_PREEMPTED) {
@@ -112,31 +216,35 @@ void DecideAfterFailure(Draft& draft, Job& job, const AttemptRecord& attempt) {
   JobRecord& record = job.record;
   record.set_failures_without_progress(record.failures_without_progress() + 1);
   job.mutable_job().set_failure_class(failure_class);
+  if (nothing_left) {
+    return Hold(
+        draft, job, failure_class,
+        absl::StrCat("no checkpoint is left that it could resume from: ",
+                     attempt.message()));
+  }
   switch (failure_class) {
     case qlora::v1::FAILURE_CLASS_USER:
       return FinishJob(draft, job, JobState::JOB_STATE_FAILED, failure_class,
                        attempt.message());
     case qlora::v1::FAILURE_CLASS_DISK:
-      return Hold(draft, job, failure_class, attempt.message());
+      return HoldForSpace(draft, job, attempt);
     case qlora::v1::FAILURE_CLASS_NUMERICAL:
-      if (record.numerical_replayed()) {
-        return Hold(draft, job, failure_class,
-                    absl::StrCat("again after a replay: ", attempt.message()));
-      }
-      record.set_numerical_replayed(true);
-      return Retry(draft, job, attempt, attempt.message());
+      return ReplayOrHold(draft, job, attempt);
     default:
       return RetryOrGiveUp(draft, job, attempt);
   }
 }
 
-// Keeps the newest `keep` checkpoints; the files of others go with the next
-// collection.
+// Keeps the newest `keep` checkpoints, and none that was set aside before them;
+// the files of others go with the next collection.
 void ExpireCheckpoints(Draft& draft, const Job& job) {
-  std::vector<CheckpointKey> keys;
-  draft.checkpoints.ForEach([&](const CheckpointKey& key, const auto&) {
-    if (key.first == job.job().job_id()) keys.push_back(key);
+  std::vector<CheckpointKey> keys, corrupt;
+  draft.checkpoints.ForEach([&](const CheckpointKey& key, const auto& c) {
+    if (key.first != job.job().job_id()) return;
+    (c.state() == qlora::v1::CHECKPOINT_STATE_CORRUPT ? corrupt : keys)
+        .push_back(key);
   });
+  for (const CheckpointKey& key : corrupt) draft.checkpoints.Erase(key);
   const size_t keep = std::max(1, job.plan->spec.checkpoint.keep);
   for (size_t i = 0; i + keep < keys.size(); ++i) {
     draft.checkpoints.Erase(keys[i]);
@@ -249,6 +357,7 @@ void FinishIfOver(Draft& draft, const AttemptKey& key) {
   attempt.clear_deadline();
   attempt.clear_staged();
   if (attempt.state() == ATTEMPT_STATE_CANCELLED) {
+    KeepEvidence(draft, job, attempt);
     FinishJob(draft, job, JobState::JOB_STATE_CANCELLED,
               qlora::v1::FAILURE_CLASS_UNSPECIFIED, job.job().reason());
     if (job.record.deleting()) RemoveJob(draft, key.first);
@@ -260,6 +369,7 @@ void FinishIfOver(Draft& draft, const AttemptKey& key) {
   }
   NoteFailure(attempt, qlora::v1::FAILURE_CLASS_INTERNAL,
               "training ended, but its final checkpoint was not committed");
+  KeepEvidence(draft, job, attempt);
   DecideAfterFailure(draft, job, attempt);
 }
 
@@ -267,8 +377,10 @@ void OnStaged(Draft& draft, const AttemptKey& key,
               const qlora::v1::RankStaged& staged) {
   AttemptRecord& attempt = *draft.attempts.Mutable(key);
   const int64_t head = draft.jobs.Find(key.first)->job().head_step();
-  // At the head itself only a resumed run that had nothing left to do.
-  if (staged.step() < head || (staged.step() == head && !staged.final())) {
+  // At the head itself only a resumed run that had nothing left to do, or one
+  // that replaces a head which was set aside.
+  if (staged.step() < head || (staged.step() == head && !staged.final() &&
+                               ResumeStep(draft, key.first) == head)) {
     return;
   }
   std::set<int32_t> ranks;
@@ -303,12 +415,24 @@ void OnStaged(Draft& draft, const AttemptKey& key,
   DropStaged(attempt, staged.step());
 }
 
+int64_t ResumeStep(const Draft& draft, const std::string& job_id) {
+  int64_t step = 0;
+  draft.checkpoints.ForEach([&](const CheckpointKey& key, const auto& c) {
+    if (key.first == job_id &&
+        c.state() == qlora::v1::CHECKPOINT_STATE_COMMITTED) {
+      step = key.second;
+    }
+  });
+  return step;
+}
+
 void FinishJob(Draft& draft, Job& job, JobState state,
                FailureClass failure_class, std::string reason) {
   qlora::v1::Job& view = job.mutable_job();
   view.set_state(state);
   view.set_failure_class(failure_class);
   view.set_reason(reason);
+  view.clear_hint();
   view.clear_backoff_until();
   *view.mutable_finish_time() = ToProto(draft.now);
   const std::string outcome = ShortName(state);

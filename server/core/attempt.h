@@ -27,6 +27,10 @@ void FinishIfOver(Draft& draft, const AttemptKey& key);
 void OnStaged(Draft& draft, const AttemptKey& key,
               const qlora::v1::RankStaged& staged);
 
+// Step of the checkpoint that the job's next attempt goes on from: its newest
+// COMMITTED one, or 0. Its head is that one, unless it was found CORRUPT.
+int64_t ResumeStep(const Draft& draft, const std::string& job_id);
+
 // Enters a terminal state. reason is a copy: it may be the job's present one.
 void FinishJob(Draft& draft, Job& job, qlora::v1::JobState state,
                qlora::v1::FailureClass failure_class, std::string reason);

@@ -91,6 +91,7 @@ void RunIfRunning(Draft& draft, AttemptRecord& attempt) {
   if (job.job().state() != JobState::JOB_STATE_STARTING) return;
   job.mutable_job().set_state(JobState::JOB_STATE_RUNNING);
   job.mutable_job().clear_reason();
+  job.mutable_job().clear_failure_class();
   if (!job.job().has_start_time()) {
     *job.mutable_job().mutable_start_time() = ToProto(draft.now);
   }
@@ -106,6 +107,7 @@ void OnEnded(Draft& draft, AttemptRecord& attempt, AttemptPart& part,
   part.set_stopped(ended.stopped());
   part.set_failure_class(ended.failure_class());
   part.set_message(ended.message());
+  part.set_checkpoint_unusable(ended.checkpoint_unusable());
   if (ended.complete()) return;
   const bool failed =
       ended.failure_class() != qlora::v1::FAILURE_CLASS_UNSPECIFIED;
@@ -197,7 +199,26 @@ absl::Time DeadlineOf(const Draft& draft, const AttemptRecord& attempt) {
       !job->job().has_start_time()) {
     return absl::InfiniteFuture();
   }
-  return FromProto(job->job().start_time()) + job->plan->spec.deadline;
+  absl::Time start = FromProto(job->job().start_time());
+  if (job->record.has_resume_time()) {
+    start = std::max(start, FromProto(job->record.resume_time()));
+  }
+  return start + job->plan->spec.deadline;
+}
+
+// What stands in the way of resuming a job that is in that state.
+std::string_view WhyNotResumed(JobState state) {
+  switch (state) {
+    case JobState::JOB_STATE_SUCCEEDED:
+    case JobState::JOB_STATE_FAILED:
+    case JobState::JOB_STATE_CANCELLING:
+    case JobState::JOB_STATE_CANCELLED:
+      return "one that ends does not start again; submit it anew";
+    case JobState::JOB_STATE_BACKOFF:
+      return "this one starts again by itself";
+    default:
+      return "this one has not stopped";
+  }
 }
 
 }  // namespace
@@ -226,8 +247,11 @@ absl::Status CancelJob(Draft& draft, const std::string& job_id,
         job_id, " has ended (", ShortName(state), "): nothing to cancel"));
   }
   Job& job = draft.ChangeJob(job_id);
-  const std::string why =
+  std::string why =
       reason.empty() ? "cancelled by the user" : std::string(reason);
+  if (state == JobState::JOB_STATE_HELD) {
+    absl::StrAppend(&why, "; it was HELD: ", job.job().reason());
+  }
   AttemptRecord* attempt = CurrentAttempt(draft, job);
   if (attempt == nullptr) {
     FinishJob(draft, job, JobState::JOB_STATE_CANCELLED,
@@ -242,6 +266,37 @@ absl::Status CancelJob(Draft& draft, const std::string& job_id,
     StopParts(draft, *attempt, /*save=*/false);
   }
   FinishIfOver(draft, key);
+  return absl::OkStatus();
+}
+
+absl::Status ResumeJob(Draft& draft, const std::string& job_id) {
+  const JobState state = draft.jobs.Find(job_id)->job().state();
+  if (state != JobState::JOB_STATE_HELD) {
+    const std::string_view why = WhyNotResumed(state);
+    return absl::FailedPreconditionError(absl::StrCat(
+        job_id, " is ", ShortName(state), ": only a HELD job can be resumed; ",
+        absl::string_view(why.data(), why.size())));
+  }
+  Job& job = draft.ChangeJob(job_id);
+  qlora::v1::Job& view = job.mutable_job();
+  view.set_state(JobState::JOB_STATE_QUEUED);
+  view.clear_reason();
+  view.clear_hint();
+  view.clear_failure_class();
+  view.clear_ranks();
+  JobRecord& record = job.record;
+  record.set_failures_without_progress(0);
+  record.set_numerical_replayed(false);
+  record.set_restarts_before_resume(view.restarts());
+  record.clear_avoid_nodes();
+  *record.mutable_resume_time() = ToProto(draft.now);
+  *record.mutable_queued_time() = record.resume_time();
+  const int64_t step = ResumeStep(draft, job_id);
+  draft.Tell(job_id, "Resumed",
+             step > 0
+                 ? absl::StrCat("goes on from the checkpoint of step ", step)
+                 : "starts from the beginning: it has no checkpoint",
+             view.attempt());
   return absl::OkStatus();
 }
 
@@ -272,7 +327,7 @@ void StartAttempt(Draft& draft, const std::string& job_id,
   attempt.set_attempt(view.attempt());
   attempt.set_state(ATTEMPT_STATE_PREPARING);
   attempt.set_term(draft.state.term);
-  attempt.set_resume_step(view.head_step());
+  attempt.set_resume_step(ResumeStep(draft, job_id));
   *attempt.mutable_create_time() = ToProto(draft.now);
   *attempt.mutable_deadline() =
       ToProto(draft.now + draft.state.timings.prepare_timeout);
@@ -291,8 +346,8 @@ void StartAttempt(Draft& draft, const std::string& job_id,
   draft.Tell(
       job_id, "Placed",
       absl::StrCat(ranks.size(), " ranks on ", absl::StrJoin(names, ", "),
-                   view.head_step() > 0
-                       ? absl::StrCat(", from step ", view.head_step())
+                   attempt.resume_step() > 0
+                       ? absl::StrCat(", from step ", attempt.resume_step())
                        : ""),
       view.attempt());
   draft.Emit(JobStarted{draft.now - FromProto(job.record.queued_time())});

@@ -1,11 +1,13 @@
 // The life of jobs and attempts.
 //
-//            +--------------------- BACKOFF <----+
-//            v                                   | retry
-//   QUEUED ----> STARTING ----> RUNNING ---------+--> FAILED, HELD
+//     +------------------ HELD <---------------+
+//     | resumed                                | a person must look
+//     |      +----------- BACKOFF <------------+
+//     v      v                                 | retry
+//   QUEUED ----> STARTING ----> RUNNING -------+--> FAILED
 //     |             |             |     \ final checkpoint committed
 //     |             v             v      --> SUCCEEDED
-//     +------> CANCELLING --> CANCELLED
+//     +------> CANCELLING --> CANCELLED <-- HELD, BACKOFF
 //
 // Pure: see state.h. Functions that take an event of a node ignore it if the
 // attempt is over, superseded or not that node's.
@@ -24,9 +26,13 @@ namespace qlora::server {
 void QueueJob(Draft& draft, Job job);
 
 // FailedPrecondition if it has SUCCEEDED or FAILED. One that is CANCELLED or
-// CANCELLING stays as it is.
+// CANCELLING stays as it is. The reason of one that was HELD stays in its own.
 absl::Status CancelJob(Draft& draft, const std::string& job_id,
                        std::string_view reason);
+
+// Queues a HELD job again, as JobService.ResumeJob says. FailedPrecondition in
+// other states.
+absl::Status ResumeJob(Draft& draft, const std::string& job_id);
 
 // Hides the job, cancels it, and removes it when nothing of it runs.
 void DeleteJob(Draft& draft, const std::string& job_id);

@@ -75,6 +75,24 @@ absl::StatusOr<std::string> MutateJob(
       });
 }
 
+// The same for calls that answer with the job as it is then.
+template <typename Request>
+absl::Status ChangeJob(
+    const ServiceContext& services, const Request& request,
+    const std::function<absl::Status(Draft&, const std::string& job_id)>& f,
+    JobView* response) {
+  ASSIGN_OR_RETURN(
+      const std::string stored,
+      MutateJob(services, request,
+                [&](Draft& draft,
+                    const std::string& id) -> absl::StatusOr<std::string> {
+                  RETURN_IF_ERROR(f(draft, id));
+                  return draft.jobs.Find(id)->job().SerializeAsString();
+                }));
+  response->ParseFromString(stored);
+  return absl::OkStatus();
+}
+
 absl::Status List(const ServiceContext& services,
                   const qlora::v1::ListJobsRequest& request,
                   qlora::v1::ListJobsResponse* response) {
@@ -191,18 +209,21 @@ grpc::ServerUnaryReactor* JobService::ListJobs(
 grpc::ServerUnaryReactor* JobService::CancelJob(
     Context* context, const qlora::v1::CancelJobRequest* request,
     JobView* response) {
-  return Reply(services_, context, [=, this]() -> absl::Status {
-    ASSIGN_OR_RETURN(
-        const std::string stored,
-        MutateJob(services_, *request,
-                  [&](Draft& draft,
-                      const std::string& id) -> absl::StatusOr<std::string> {
-                    RETURN_IF_ERROR(
-                        server::CancelJob(draft, id, request->reason()));
-                    return draft.jobs.Find(id)->job().SerializeAsString();
-                  }));
-    response->ParseFromString(stored);
-    return absl::OkStatus();
+  return Reply(services_, context, [=, this] {
+    return ChangeJob(
+        services_, *request,
+        [&](Draft& draft, const std::string& id) {
+          return server::CancelJob(draft, id, request->reason());
+        },
+        response);
+  });
+}
+
+grpc::ServerUnaryReactor* JobService::ResumeJob(
+    Context* context, const qlora::v1::ResumeJobRequest* request,
+    JobView* response) {
+  return Reply(services_, context, [=, this] {
+    return ChangeJob(services_, *request, server::ResumeJob, response);
   });
 }
 

@@ -23,6 +23,9 @@ class JobService : public qlora::v1::JobService::CallbackService {
   grpc::ServerUnaryReactor* CancelJob(
       Context* context, const qlora::v1::CancelJobRequest* request,
       qlora::v1::Job* response) override;
+  grpc::ServerUnaryReactor* ResumeJob(
+      Context* context, const qlora::v1::ResumeJobRequest* request,
+      qlora::v1::Job* response) override;
   grpc::ServerUnaryReactor* DeleteJob(
       Context* context, const qlora::v1::DeleteJobRequest* request,
       qlora::v1::DeleteJobResponse* response) override;

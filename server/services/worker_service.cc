@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 
@@ -41,6 +42,7 @@ class WorkerStream : public std::enable_shared_from_this<WorkerStream> {
   absl::Status Process(const ConnectRequest& request);
   absl::Status OnHello(const qlora::v1::Hello& hello);
   absl::Status OnEvent(const WorkerEvent& event);
+  absl::Status OnStaged(const WorkerEvent& event);
   absl::Status OnRecord(const WorkerEvent& event);
   void Enqueue(ConnectResponse response);
   // Starts the next write, or finishes, if it can.
@@ -175,9 +177,27 @@ absl::Status WorkerStream::OnEvent(const WorkerEvent& event) {
     case WorkerEvent::kTaskOutput:
     case WorkerEvent::EVENT_NOT_SET:
       return OnRecord(event);
+    case WorkerEvent::kStaged:
+      return OnStaged(event);
     default:
       return services_.coordinator->Event(node_, id_, event);
   }
+}
+
+// Uploads that waited here for too long, while this event could not be stored,
+// may have been collected: what is not there whole never becomes a checkpoint.
+absl::Status WorkerStream::OnStaged(const WorkerEvent& event) {
+  const qlora::v1::RankStaged& staged = event.staged();
+  absl::Status stored = services_.admission->CheckUploaded(staged.files());
+  if (stored.ok()) {
+    stored = services_.admission->CheckUploaded(staged.output());
+  }
+  if (stored.ok()) return services_.coordinator->Event(node_, id_, event);
+  WorkerEvent lost = event;
+  lost.mutable_notice()->set_type("CheckpointLost");
+  lost.mutable_notice()->set_message(absl::StrCat(
+      "step ", staged.step(), " was not committed: ", stored.message()));
+  return services_.coordinator->Event(node_, id_, lost);
 }
 
 absl::Status WorkerStream::OnRecord(const WorkerEvent& event) {

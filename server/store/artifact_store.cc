@@ -168,8 +168,13 @@ absl::Status ArtifactStore::Upload::Publish() {
   if (::rename(partial.c_str(), object.c_str()) != 0) {
     return ErrnoToStatus(errno, object);
   }
-  RETURN_IF_ERROR(SyncPath(parent));
-  return SyncPath(absl::StrCat(store_->directory_, "/objects"));
+  absl::Status synced = SyncPath(parent);
+  if (synced.ok()) {
+    synced = SyncPath(absl::StrCat(store_->directory_, "/objects"));
+  }
+  // Else it would count as stored from now on.
+  if (!synced.ok()) ::unlink(object.c_str());
+  return synced;
 }
 
 ArtifactStore::Upload::~Upload() {

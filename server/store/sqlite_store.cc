@@ -323,11 +323,22 @@ absl::Status SqliteStore::WriteCheckpoints(const Draft& draft) {
                   "SELECT ?1, ?2, ?3, ?4 FROM jobs "
                   "WHERE id = ?1 AND attempt = ?3 AND head_step = ?2"));
   ASSIGN_OR_RETURN(
+      Statement set_aside,
+      db_.Prepare(
+          "UPDATE checkpoints SET record = ?3 WHERE job = ?1 AND step = ?2"));
+  ASSIGN_OR_RETURN(
       Statement erase,
       db_.Prepare("DELETE FROM checkpoints WHERE job = ?1 AND step = ?2"));
   for (const auto& [key, checkpoint] : draft.checkpoints.changes()) {
     if (!checkpoint) {
       RETURN_IF_ERROR(erase.Bind(1, key.first).Bind(2, key.second).Run());
+      continue;
+    }
+    if (checkpoint->state() != qlora::v1::CHECKPOINT_STATE_COMMITTED) {
+      RETURN_IF_ERROR(set_aside.Bind(1, key.first)
+                          .Bind(2, key.second)
+                          .BindBlob(3, checkpoint->SerializeAsString())
+                          .Run());
       continue;
     }
     RETURN_IF_ERROR(put.Bind(1, key.first)

@@ -171,6 +171,31 @@ class CliTest(unittest.TestCase):
         self.assertIn("rows-bad.jsonl:25", text)
         self.assertIn("next: qloractl logs", text)
 
+    def test_loss_that_is_not_finite_holds_the_job(self):
+        """Held with the step, the last good checkpoint and what to do."""
+        self.local.write("exploding.yaml", job("exploding", 400).replace(
+            "learning_rate: 1e-3", "learning_rate: 100, max_grad_norm: 0") +
+            "checkpoint: {every: 1 steps}\n")
+        text = self.ctl("submit", "-f", "exploding.yaml", "--follow", code=101)
+        found = json.loads(self.ctl("get", "exploding", "-o", "json"))
+        self.assertEqual(found["state"], "JOB_STATE_HELD", text)
+        self.assertEqual(found["failureClass"], "FAILURE_CLASS_NUMERICAL")
+        head = int(found["headStep"])
+        self.assertIn(f"step {head + 1} has loss", found["reason"])
+        self.assertIn("learning_rate", found["reason"])
+        self.assertIn(f"checkpoint of step {head}", found["hint"])
+        # Replayed once, to tell a fault of the machine from one of the job.
+        self.assertEqual(found["restarts"], 1)
+        self.assertIn(f"qloractl resume {found['jobId']}",
+                      self.ctl("get", "exploding"))
+        self.ctl("cancel", "exploding")
+        found = json.loads(self.ctl("get", "exploding", "-o", "json"))
+        self.assertEqual(found["state"], "JOB_STATE_CANCELLED")
+        self.assertIn("it was HELD", found["reason"])
+        self.assertIn("has loss", found["lastFailure"]["message"])
+        self.assertIn(str(head), self.ctl("checkpoint", "list", "exploding"))
+        self.refused("resume", "exploding", code=7, error="is CANCELLED")
+
     def test_interrupt_detaches_and_says_so(self):
         self.local.write("attached.yaml", job("attached", LONG))
         code, text = self.follow_on_a_terminal("attached.yaml")
@@ -220,6 +245,9 @@ class CliTest(unittest.TestCase):
                 6, "wrong.yaml:5:8: lora.rnk: unknown key; did you mean "
                    "'lora.rank'"),
             job("w", 1).replace("rank: 4", "rank: four"): (6, "lora.rank"),
+            job("w", 1).replace("apiVersion: qlora/v1\n", ""): (
+                6, "apiVersion: is required: begin the file with "
+                   "'apiVersion: qlora/v1'"),
             job("w", 1).replace("rows.jsonl", "none.jsonl"): (
                 3, "cannot find none.jsonl"),
             job("w", 1).replace("examples/base/model", "examples/nothing"): (

@@ -4,9 +4,12 @@ What a job hands back must not show that anything happened: every step once in
 metrics.jsonl, and the adapter bit for bit that of a run without trouble.
 """
 
+import contextlib
 import json
 import os
+import shutil
 import signal
+import subprocess
 
 import cluster
 import nodes
@@ -146,6 +149,86 @@ def worker_drained(local, job_file, reference):
     check_output(local.output("drained"), reference)
 
 
+def checkpoint_damaged(local, job_file, reference):
+    """A head checkpoint that rotted is set aside for the one before it."""
+    name = "damaged"
+    local.submit(name, job_file)
+    nodes.eventually(lambda: int(local.job(name).get("headStep", 0)) >= 15, 120,
+                     "a checkpoint is committed")
+    worker = local.workers["one"]
+    assert worker.stop() == 0
+    listed = json.loads(local.ctl("checkpoint", "list", name, "-o",
+                                  "json").stdout)["checkpoints"]
+    assert len(listed) >= 2 and listed[-1]["head"], listed
+    [params] = [f["sha256"] for f in listed[-1]["files"]
+                if f["path"] == "params.safetensors"]
+    stored = local.coordinator.data / "artifacts/objects" / params[:2] / \
+        params[2:]
+    content = bytearray(stored.read_bytes())
+    content[len(content) // 2] ^= 1
+    stored.write_bytes(content)
+    shutil.rmtree(worker.data / "cache")
+    worker.start()
+    assert attempts(local.wait_for_success(name)) == 3
+    assert "CheckpointCorrupt" in local.ctl("events", name).stdout
+    check_output(local.output(name), reference)
+
+
+def disk_filled(local, job_file, reference):
+    """The worker's disk fills up while it trains. The job is HELD and keeps its
+    checkpoint, and goes on from it when there is room again."""
+    worker = local.workers["one"]
+    worker.stop()
+    if not mount_small_disk(worker.data):
+        worker.start()
+        print("disk_filled: SKIPPED: only root may mount a small disk",
+              flush=True)
+        return
+    worker.start()
+    try:
+        fill_hold_resume(local, job_file, reference, worker.data / "ballast")
+    finally:
+        worker.stop()
+        subprocess.run(["umount", worker.data], check=True)
+    worker.start()
+
+
+def mount_small_disk(directory):
+    return os.geteuid() == 0 and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", directory],
+        check=False, stderr=subprocess.DEVNULL).returncode == 0
+
+
+def fill_hold_resume(local, job_file, reference, ballast):
+    name = "disk-filled"
+    local.submit(name, job_file)
+    nodes.eventually(lambda: int(local.job(name).get("headStep", 0)) >= 15, 120,
+                     "a checkpoint is committed")
+    with open(ballast, "wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 16))
+    result = local.ctl("wait", name, "--timeout", "120s")
+    assert result.returncode == 101, result.stdout
+    held = local.job(name)
+    assert held["state"] == "JOB_STATE_HELD", held
+    assert held["failureClass"] == "FAILURE_CLASS_DISK", held
+    assert "No space left on device" in held["reason"], held
+    assert int(held["headStep"]) >= 15, held
+    text = local.ctl("describe", name).stdout
+    assert f"qloractl resume {held['jobId']} after making space" in text, text
+    ballast.unlink()
+    result = local.ctl("resume", name)
+    assert result.returncode == 0, result.stdout
+    job = local.wait_for_success(name)
+    assert attempts(job) == 2, job
+    assert job["lastFailure"]["failureClass"] == "FAILURE_CLASS_DISK", job
+    check_output(local.output(name), reference)
+    result = local.ctl("resume", name)
+    assert result.returncode == 7 and "only a HELD job" in result.stdout, \
+        result.stdout
+
+
 def main():
     data = cluster.shared_data()
     if data is None:
@@ -157,7 +240,8 @@ def main():
         (local.directory / "rows.jsonl").write_text(ROWS, encoding="utf-8")
         reference = undisturbed(local, job_file)
         for scenario in (rank_killed, worker_killed, coordinator_killed,
-                         worker_drained, worker_hurried):
+                         worker_drained, worker_hurried, checkpoint_damaged,
+                         disk_filled):
             scenario(local, job_file, reference)
             print(f"{scenario.__name__}: as if nothing had happened",
                   flush=True)

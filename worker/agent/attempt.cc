@@ -72,8 +72,10 @@ void Attempt::Prepare() {
 void Attempt::OnFetched(absl::StatusOr<LocalInputs> inputs) {
   if (phase_ != Phase::kFetching) return;
   if (!inputs.ok() && !cause_.has_value()) {
-    cause_ = AgentCause{.failure_class = ClassOfStatus(inputs.status()),
-                        .message = std::string(inputs.status().message())};
+    cause_ = AgentCause{
+        .failure_class = ClassOfStatus(inputs.status()),
+        .message = std::string(inputs.status().message()),
+        .checkpoint_unusable = IsCheckpointUnusable(inputs.status())};
   }
   if (cause_.has_value()) {
     phase_ = Phase::kSpawning;

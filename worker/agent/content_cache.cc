@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,11 +26,54 @@ namespace {
 // cancellation.
 constexpr absl::Duration kCancelPoll = absl::Milliseconds(50);
 
+// Left free on the disk of the cache, or a twentieth of it if that is less: for
+// what ranks write and for the spool.
+constexpr int64_t kKeepFree = int64_t{1} << 30;
+
+// Bytes that files in the directory may have, which have `total` now, so that
+// the disk keeps its room.
+int64_t LimitByDisk(const std::string& directory, int64_t total) {
+  struct statvfs disk;
+  if (::statvfs(directory.c_str(), &disk) != 0) return total;
+  const auto block = static_cast<int64_t>(disk.f_frsize);
+  const int64_t free = static_cast<int64_t>(disk.f_bavail) * block;
+  const int64_t capacity = static_cast<int64_t>(disk.f_blocks) * block;
+  return total + free - std::min(kKeepFree, capacity / 20);
+}
+
+// Gives a whole download its name.
+absl::Status Publish(const v1::ArtifactFile& file, const std::string& part,
+                     const std::string& path,
+                     const Cancellation& cancellation) {
+  ASSIGN_OR_RETURN(const std::string digest, Sha256OfFile(part, [&] {
+                     return cancellation.cancelled();
+                   }));
+  if (digest != file.sha256()) {
+    return absl::DataLossError(
+        absl::StrCat(file.path(),
+                     ": the artifact store sent content with "
+                     "digest ",
+                     digest, " instead of ", file.sha256()));
+  }
+  if (const absl::Status synced = SyncPath(part); !synced.ok()) {
+    ::unlink(part.c_str());
+    return synced;
+  }
+  // A rank must not be able to change what the name promises.
+  if (::chmod(part.c_str(), 0444) != 0 ||
+      ::rename(part.c_str(), path.c_str()) != 0) {
+    return ErrnoToStatus(errno, path);
+  }
+  return absl::OkStatus();
+}
+
 // Makes `to` the same file as `from`, or a copy where links are not possible.
 absl::Status LinkOrCopy(const std::string& from, const std::string& to,
                         const Cancellation& cancellation) {
   if (::link(from.c_str(), to.c_str()) == 0) return absl::OkStatus();
-  if (errno == EEXIST || errno == ENOENT) return ErrnoToStatus(errno, to);
+  if (errno == EEXIST || errno == ENOENT || errno == ENOSPC) {
+    return ErrnoToStatus(errno, to);
+  }
   return CopyFileSynced(from, to, [&] { return cancellation.cancelled(); })
       .status();
 }
@@ -61,10 +105,10 @@ void ContentCache::Release(const std::string& sha256) {
   MutexLock lock(&mu_);
   held_.erase(sha256);
   released_.SignalAll();
-  EvictLocked();
+  EvictLocked(0);
 }
 
-absl::Status ContentCache::Place(const v1::ArtifactFile& file,
+absl::Status ContentCache::Place(const v1::ArtifactFile& file, Check check,
                                  const std::string& destination,
                                  ArtifactClient& client,
                                  Cancellation& cancellation) {
@@ -74,17 +118,43 @@ absl::Status ContentCache::Place(const v1::ArtifactFile& file,
   }
   RETURN_IF_ERROR(Hold(file.sha256(), cancellation));
   const absl::Status status =
-      PlaceHeld(file, destination, client, cancellation);
+      PlaceHeld(file, check, destination, client, cancellation);
   Release(file.sha256());
   return status;
 }
 
-absl::Status ContentCache::PlaceHeld(const v1::ArtifactFile& file,
+absl::StatusOr<bool> ContentCache::HasHeld(
+    const v1::ArtifactFile& file, Check check,
+    const Cancellation& cancellation) const {
+  const std::string path = PathOf(file.sha256());
+  struct stat info;
+  if (::stat(path.c_str(), &info) != 0) return false;
+  bool sound = info.st_size == file.size_bytes();
+  if (sound && check == Check::kDigest) {
+    const auto digest =
+        Sha256OfFile(path, [&] { return cancellation.cancelled(); });
+    if (absl::IsCancelled(digest.status())) return digest.status();
+    sound = digest.ok() && *digest == file.sha256();
+  }
+  if (!sound) {
+    LogWarning("a cached file is damaged and is downloaded anew",
+               {{"file", file.path()}, {"path", path}});
+    ::unlink(path.c_str());
+  }
+  return sound;
+}
+
+absl::Status ContentCache::PlaceHeld(const v1::ArtifactFile& file, Check check,
                                      const std::string& destination,
                                      ArtifactClient& client,
                                      Cancellation& cancellation) {
   const std::string path = PathOf(file.sha256());
-  if (::access(path.c_str(), R_OK) != 0) {
+  ASSIGN_OR_RETURN(const bool has, HasHeld(file, check, cancellation));
+  if (!has) {
+    {
+      MutexLock lock(&mu_);
+      EvictLocked(file.size_bytes());
+    }
     RETURN_IF_ERROR(Fetch(file, client, cancellation));
   }
   // The time of the last use decides what is evicted.
@@ -98,25 +168,14 @@ absl::Status ContentCache::Fetch(const v1::ArtifactFile& file,
   const std::string path = PathOf(file.sha256());
   const std::string part = path + ".part";
   RETURN_IF_ERROR(CreateDirectories(fs::path(path).parent_path().string()));
-  RETURN_IF_ERROR(client.Download(file.sha256(), part, cancellation));
-  ASSIGN_OR_RETURN(const std::string digest, Sha256OfFile(part, [&] {
-                     return cancellation.cancelled();
-                   }));
-  if (digest != file.sha256()) {
-    RETURN_IF_ERROR(RemoveRecursively(part));
-    return absl::DataLossError(
-        absl::StrCat(file.path(),
-                     ": the artifact store sent content with "
-                     "digest ",
-                     digest, " instead of ", file.sha256()));
+  absl::Status status = client.Download(file.sha256(), part, cancellation);
+  if (status.ok()) status = Publish(file, part, path, cancellation);
+  // A download that broke off goes on from its part. What is wrong, or was not
+  // synced, is not used, and a full disk needs the room.
+  if (absl::IsDataLoss(status) || absl::IsResourceExhausted(status)) {
+    ::unlink(part.c_str());
   }
-  RETURN_IF_ERROR(SyncPath(part));
-  // A rank must not be able to change what the name promises.
-  if (::chmod(part.c_str(), 0444) != 0 ||
-      ::rename(part.c_str(), path.c_str()) != 0) {
-    return ErrnoToStatus(errno, path);
-  }
-  return absl::OkStatus();
+  return status;
 }
 
 absl::Status ContentCache::Adopt(const std::string& path,
@@ -134,7 +193,7 @@ absl::Status ContentCache::Adopt(const std::string& path,
   return status;
 }
 
-void ContentCache::EvictLocked() {
+void ContentCache::EvictLocked(int64_t needed) {
   struct Entry {
     int64_t used;
     int64_t bytes;
@@ -159,8 +218,10 @@ void ContentCache::EvictLocked() {
   }
   std::sort(unused.begin(), unused.end(),
             [](const Entry& a, const Entry& b) { return a.used < b.used; });
+  const int64_t limit =
+      std::min(max_bytes_, LimitByDisk(directory_, total)) - needed;
   for (const Entry& entry : unused) {
-    if (total <= max_bytes_) return;
+    if (total <= limit) return;
     if (::unlink(entry.path.c_str()) == 0) total -= entry.bytes;
   }
 }

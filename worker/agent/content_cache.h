@@ -19,15 +19,20 @@ namespace qlora::agent {
 
 class ContentCache {
  public:
-  // Beyond max_bytes, files that nothing uses go, least recently used first.
+  // Beyond max_bytes, and where the disk has little room left, files that
+  // nothing uses go, least recently used first.
   static absl::StatusOr<std::unique_ptr<ContentCache>> Open(
       std::string directory, int64_t max_bytes);
 
+  // What a file that is here already is checked for before it is used; one
+  // that fails is downloaded anew. kDigest reads it whole.
+  enum class Check { kSize, kDigest };
+
   // Makes `destination` (which must not exist) that file, downloading what is
   // missing. Blocks, also while another thread works on the same digest.
-  // InvalidArgument: no digest; DataLoss: the store sent another content; else
-  // as ArtifactClient::Download.
-  absl::Status Place(const v1::ArtifactFile& file,
+  // InvalidArgument: no digest; DataLoss: the store sent another content;
+  // ResourceExhausted: this disk is full; else as ArtifactClient::Download.
+  absl::Status Place(const v1::ArtifactFile& file, Check check,
                      const std::string& destination, ArtifactClient& client,
                      Cancellation& cancellation);
 
@@ -42,14 +47,17 @@ class ContentCache {
   std::string PathOf(const std::string& sha256) const;
   absl::Status Fetch(const v1::ArtifactFile& file, ArtifactClient& client,
                      Cancellation& cancellation);
-  absl::Status PlaceHeld(const v1::ArtifactFile& file,
+  absl::Status PlaceHeld(const v1::ArtifactFile& file, Check check,
                          const std::string& destination, ArtifactClient& client,
                          Cancellation& cancellation);
+  absl::StatusOr<bool> HasHeld(const v1::ArtifactFile& file, Check check,
+                               const Cancellation& cancellation) const;
   // Cancelled: it is not held.
   absl::Status Hold(const std::string& sha256,
                     const Cancellation& cancellation);
   void Release(const std::string& sha256);
-  void EvictLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Makes room for so many bytes more.
+  void EvictLocked(int64_t needed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const std::string directory_;
   const int64_t max_bytes_;

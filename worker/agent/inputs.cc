@@ -4,9 +4,11 @@
 #include <filesystem>
 #include <system_error>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/files.h"
+#include "common/base/log.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
 #include "common/spec/job_spec.h"
@@ -19,7 +21,15 @@ namespace {
 // A store that is full may have room again; a checkpoint is worth the wait.
 constexpr absl::Duration kFullStorePatience = absl::Minutes(5);
 
+using Check = ContentCache::Check;
+
+constexpr char kCheckpointUnusable[] = "qlora.agent/checkpoint_unusable";
+
 }  // namespace
+
+bool IsCheckpointUnusable(const absl::Status& status) {
+  return status.GetPayload(kCheckpointUnusable).has_value();
+}
 
 absl::StatusOr<LocalInputs> InputFetcher::Fetch(const InputRequest& request,
                                                 const std::string& directory,
@@ -31,7 +41,8 @@ absl::StatusOr<LocalInputs> InputFetcher::Fetch(const InputRequest& request,
   for (int i = 0; i < request.inputs.size(); ++i) {
     const v1::UploadedInput& input = request.inputs[i];
     const std::string target = absl::StrCat(directory, "/inputs/", i);
-    RETURN_IF_ERROR(FetchFiles(input.files(), target, cancellation));
+    RETURN_IF_ERROR(
+        FetchFiles(input.files(), Check::kSize, target, cancellation));
     v1::LocalInput entry;
     entry.set_name(input.path());
     entry.set_path(input.files_size() == 1
@@ -42,13 +53,13 @@ absl::StatusOr<LocalInputs> InputFetcher::Fetch(const InputRequest& request,
   RETURN_IF_ERROR(AddAbsolutePaths(request, local));
   if (!request.resume_files.empty()) {
     local.resume_directory = directory + "/resume";
-    RETURN_IF_ERROR(
-        FetchFiles(request.resume_files, local.resume_directory, cancellation));
+    RETURN_IF_ERROR(FetchCheckpoint(request.resume_files,
+                                    local.resume_directory, cancellation));
   }
   if (!request.adapter_files.empty()) {
     local.adapter_directory = directory + "/adapter";
-    RETURN_IF_ERROR(FetchFiles(request.adapter_files, local.adapter_directory,
-                               cancellation));
+    RETURN_IF_ERROR(FetchFiles(request.adapter_files, Check::kSize,
+                               local.adapter_directory, cancellation));
   }
   return local;
 }
@@ -59,11 +70,26 @@ absl::StatusOr<std::string> InputFetcher::FetchModel(
   if (!model.directory().empty())
     return AllowedPath(model.directory(), "model");
   if (model.files().empty()) return std::string();
-  RETURN_IF_ERROR(FetchFiles(model.files(), directory, cancellation));
+  RETURN_IF_ERROR(
+      FetchFiles(model.files(), Check::kSize, directory, cancellation));
   return directory;
 }
 
-absl::Status InputFetcher::FetchFiles(const ArtifactFiles& files,
+// The user did not name these files: that they are gone is not his error.
+absl::Status InputFetcher::FetchCheckpoint(const ArtifactFiles& files,
+                                           const std::string& directory,
+                                           Cancellation& cancellation) {
+  const absl::Status status =
+      FetchFiles(files, Check::kDigest, directory, cancellation);
+  if (!absl::IsNotFound(status) && !absl::IsDataLoss(status)) return status;
+  absl::Status unusable = absl::DataLossError(absl::StrCat(
+      "the checkpoint to resume from is not whole in the artifact store: ",
+      status.message()));
+  unusable.SetPayload(kCheckpointUnusable, absl::Cord("1"));
+  return unusable;
+}
+
+absl::Status InputFetcher::FetchFiles(const ArtifactFiles& files, Check check,
                                       const std::string& directory,
                                       Cancellation& cancellation) {
   for (const v1::ArtifactFile& file : files) {
@@ -74,7 +100,7 @@ absl::Status InputFetcher::FetchFiles(const ArtifactFiles& files,
     }
     const std::string path = absl::StrCat(directory, "/", file.path());
     RETURN_IF_ERROR(CreateDirectories(fs::path(path).parent_path().string()));
-    RETURN_IF_ERROR(cache_.Place(file, path, client_, cancellation));
+    RETURN_IF_ERROR(cache_.Place(file, check, path, client_, cancellation));
   }
   return absl::OkStatus();
 }
@@ -130,7 +156,11 @@ absl::StatusOr<ArtifactFiles> InputFetcher::Store(const std::string& directory,
     if (error) return ErrnoToStatus(error.value(), path);
     RETURN_IF_ERROR(
         client_.Upload(digest, path, kFullStorePatience, cancellation));
-    RETURN_IF_ERROR(cache_.Adopt(path, digest, cancellation));
+    // It is stored; the cache only saves a download.
+    if (const absl::Status kept = cache_.Adopt(path, digest, cancellation);
+        !kept.ok()) {
+      LogWarning("not kept in the cache", {{"file", name}, {"error", kept}});
+    }
     v1::ArtifactFile& file = *files.Add();
     file.set_path(name);
     file.set_sha256(digest);

@@ -27,6 +27,10 @@ struct InputRequest {
   ArtifactFiles adapter_files;
 };
 
+// True for an error of Fetch that says that the checkpoint to resume from is
+// not to be had whole; another checkpoint may be.
+bool IsCheckpointUnusable(const absl::Status& status);
+
 // Where it lies; empty for what was not asked for.
 struct LocalInputs {
   std::string model_directory;
@@ -44,7 +48,8 @@ class InputFetcher {
 
   // Puts fetched files below `directory`, which must exist. NotFound,
   // InvalidArgument and PermissionDenied: the job names something that is not
-  // there or not allowed; else as ContentCache::Place.
+  // there or not allowed; DataLoss: the checkpoint cannot be had from the
+  // store; else as ContentCache::Place.
   absl::StatusOr<LocalInputs> Fetch(const InputRequest& request,
                                     const std::string& directory,
                                     Cancellation& cancellation);
@@ -58,9 +63,12 @@ class InputFetcher {
   absl::StatusOr<std::string> FetchModel(const v1::ModelSource& model,
                                          const std::string& directory,
                                          Cancellation& cancellation);
-  absl::Status FetchFiles(const ArtifactFiles& files,
+  absl::Status FetchFiles(const ArtifactFiles& files, ContentCache::Check check,
                           const std::string& directory,
                           Cancellation& cancellation);
+  absl::Status FetchCheckpoint(const ArtifactFiles& files,
+                               const std::string& directory,
+                               Cancellation& cancellation);
   absl::Status AddAbsolutePaths(const InputRequest& request,
                                 LocalInputs& inputs) const;
   absl::StatusOr<std::string> AllowedPath(const std::string& path,

@@ -103,6 +103,9 @@ v1::AttemptEnded DecideOutcome(const std::vector<RankEnd>& ends,
     exit.set_signal(end.signal);
     const bool well = EndedWell(end) && end.result.has_value();
     if (!well) exit.set_message(Describe(end));
+    if (end.failure.has_value() && end.failure->checkpoint_unusable()) {
+      ended.set_checkpoint_unusable(true);
+    }
     all_well &= well;
     stopped |= end.result.has_value() && end.result->stopped();
   }
@@ -117,6 +120,7 @@ v1::AttemptEnded DecideOutcome(const std::vector<RankEnd>& ends,
   }
   const RankEnd* first = FirstCause(ends);
   if (agent_cause.has_value()) {
+    if (agent_cause->checkpoint_unusable) ended.set_checkpoint_unusable(true);
     ended.set_failure_class(agent_cause->failure_class);
     ended.set_message(agent_cause->message);
   } else if (first != nullptr) {

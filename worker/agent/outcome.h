@@ -38,6 +38,8 @@ struct AgentCause {
   std::string message;
   // The ranks may have ended well, but what they made is gone.
   bool result_lost = false;
+  // As AttemptEnded says.
+  bool checkpoint_unusable = false;
 };
 
 v1::FailureClass ClassOfExit(const RankEnd& end);

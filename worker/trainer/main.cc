@@ -63,6 +63,9 @@ int RunRank(AgentLink& link) {
   event.mutable_failure()->set_failure_class(failure.failure_class);
   event.mutable_failure()->set_message(
       ToValidUtf8(std::string(status.message())));
+  event.mutable_failure()->set_checkpoint_unusable(
+      absl::IsDataLoss(status) && task.ok() &&
+      !task->resume_directory().empty());
   link.Send(event);
   return failure.exit_code;
 }

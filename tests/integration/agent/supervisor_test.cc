@@ -402,6 +402,19 @@ TEST_F(SupervisorTest, InputNotInStore_IsTheUsersError) {
   EXPECT_EQ(WaitForEnd().failure_class(), v1::FAILURE_CLASS_USER);
 }
 
+TEST_F(SupervisorTest, CheckpointNotInStore_IsSaidAndNotTheUsersError) {
+  v1::WorkerCommand command = Prepare("", 1);
+  v1::ArtifactFile& file = *command.mutable_prepare()->add_resume_files();
+  file.set_path("manifest.json");
+  file.set_sha256(Sha256Hex("missing"));
+  file.set_size_bytes(7);
+  supervisor_->Handle(command);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_INFRA);
+  EXPECT_TRUE(ended.checkpoint_unusable());
+  EXPECT_THAT(ended.message(), HasSubstr("not whole in the artifact store"));
+}
+
 TEST_F(SupervisorTest, StoreAway_TrainingGoesOn_NewestIsUploadedLater) {
   v1::WorkerCommand command = Prepare("steps=6\nsave_every=1\nstep_ms=30", 1);
   supervisor_->Handle(command);

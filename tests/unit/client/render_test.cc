@@ -99,6 +99,38 @@ TEST(DescribeJob, ShowsStateReasonEventsAndFile) {
   EXPECT_THAT(text, HasSubstr("  name: support-bot\n"));
 }
 
+v1::Job HeldJob() {
+  v1::Job job = RunningJob();
+  job.set_state(v1::JOB_STATE_HELD);
+  job.set_failure_class(v1::FAILURE_CLASS_DISK);
+  job.set_reason("n1: /data: No space left on device");
+  job.set_hint("qloractl resume j-0123456789ab after making space");
+  job.mutable_last_failure()->set_attempt(2);
+  job.mutable_last_failure()->set_failure_class(v1::FAILURE_CLASS_DISK);
+  job.mutable_last_failure()->set_message("/data: No space left on device");
+  return job;
+}
+
+TEST(DescribeJob, Held_SaysWhyAndWhatToDo) {
+  const std::string text = DescribeJob(HeldJob(), {}, {}, kNow);
+  EXPECT_THAT(text, HasSubstr("State:        HELD (DISK)\n"));
+  EXPECT_THAT(text, HasSubstr("Reason:       n1: /data: No space left on"));
+  EXPECT_THAT(text, HasSubstr("Hint:         qloractl resume j-0123456789ab"));
+  EXPECT_THAT(text, testing::Not(HasSubstr("Last failure")));
+  EXPECT_EQ(FormatHeld(HeldJob()),
+            "reason: n1: /data: No space left on device\n"
+            "hint: qloractl resume j-0123456789ab after making space\n");
+  EXPECT_EQ(FormatHeld(RunningJob()), "");
+}
+
+TEST(DescribeJob, LastFailure_IsShownWhenTheReasonIsAnother) {
+  v1::Job job = HeldJob();
+  job.set_state(v1::JOB_STATE_RUNNING);
+  job.clear_reason();
+  EXPECT_THAT(DescribeJob(job, {}, {}, kNow),
+              HasSubstr("Last failure: attempt 2, - (DISK): /data: No space"));
+}
+
 TEST(DescribeJob, ManyEvents_ShowsTheLastAndWhereTheRestIs) {
   std::vector<v1::JobEvent> events(45);
   for (int i = 0; i < 45; ++i) {
@@ -156,6 +188,10 @@ TEST(Outcome, EachState_HasItsExitCodeAndNextCommand) {
               HasSubstr("(NUMERICAL): loss is NaN at step 13"));
   job.set_state(v1::JOB_STATE_CANCELLED);
   EXPECT_EQ(OutcomeExitCode(job), kExitJobCancelled);
+  EXPECT_EQ(OutcomeExitCode(HeldJob()), kExitJobNotFinished);
+  EXPECT_THAT(OutcomeText(HeldJob(), 3.25),
+              HasSubstr("(DISK): n1: /data: No space left on device\nnext: "
+                        "qloractl resume j-0123456789ab after making space"));
 }
 
 TEST(ProgressText, Running_ShowsStepLossRateSpeedAndEta) {

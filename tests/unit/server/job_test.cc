@@ -1,5 +1,6 @@
 #include "server/core/job.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "core_harness.h"
@@ -15,6 +16,8 @@ using qlora::v1::FAILURE_CLASS_NUMERICAL;
 using qlora::v1::FAILURE_CLASS_UNSPECIFIED;
 using qlora::v1::FAILURE_CLASS_USER;
 using qlora::v1::WorkerCommand;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
 
 constexpr auto kQueued = qlora::v1::JOB_STATE_QUEUED;
 constexpr auto kStarting = qlora::v1::JOB_STATE_STARTING;
@@ -151,22 +154,181 @@ TEST(Job, RestartsWithProgress_EndAtRestartMax) {
   EXPECT_EQ(core.job(id).state(), kFailed);
 }
 
-TEST(Job, NumericalFailure_IsReplayedOnceThenHeld) {
+TEST(Job, NumericalFailure_IsReplayedOnceFromACheckpointThenHeld) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
   const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 30);
   FailAndRestart(core, id, FAILURE_CLASS_NUMERICAL);
+  EXPECT_EQ(core.attempt(id).resume_step(), 30);
   core.Ended("n1", id, FAILURE_CLASS_NUMERICAL);
   EXPECT_EQ(core.job(id).state(), kHeld);
   EXPECT_EQ(core.job(id).failure_class(), FAILURE_CLASS_NUMERICAL);
+  EXPECT_EQ(core.job(id).reason(),
+            "again after a replay from the checkpoint of step 30, which is "
+            "kept: the test says so");
+  EXPECT_THAT(core.job(id).hint(),
+              AllOf(HasSubstr("qloractl resume " + id),
+                    HasSubstr("lower train.learning_rate")));
 }
 
-TEST(Job, FullDisk_IsHeld) {
+TEST(Job, NumericalFailureWithoutACheckpoint_IsHeldAtOnce) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Ended("n1", id, FAILURE_CLASS_NUMERICAL);
+  EXPECT_EQ(core.job(id).state(), kHeld);
+  EXPECT_EQ(core.job(id).restarts(), 0);
+  EXPECT_THAT(core.job(id).reason(), HasSubstr("the test says so"));
+  EXPECT_THAT(core.job(id).hint(), HasSubstr("learning_rate below 0.0002"));
+}
+
+TEST(Job, FullDisk_IsHeldAndNamesTheNode) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
   const std::string id = core.RunningJob("n1");
   core.Ended("n1", id, FAILURE_CLASS_DISK);
   EXPECT_EQ(core.job(id).state(), kHeld);
+  EXPECT_EQ(core.job(id).reason(), "n1: the test says so");
+  EXPECT_THAT(core.job(id).hint(), HasSubstr("after making space"));
+}
+
+absl::Status TryResume(CoreHarness& core, const std::string& id) {
+  absl::Status status;
+  core.Do([&](Draft& draft) { status = ResumeJob(draft, id); });
+  return status;
+}
+
+TEST(Job, Resume_GoesOnFromTheHeadCheckpoint) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 30);
+  core.Ended("n1", id, FAILURE_CLASS_DISK);
+  ASSERT_EQ(core.job(id).state(), kHeld);
+  // The evidence is in the database.
+  core.Restart();
+  ASSERT_TRUE(core.Join("n1").ok());
+  core.now += absl::Minutes(5);
+  ASSERT_TRUE(TryResume(core, id).ok());
+  EXPECT_EQ(core.job(id).state(), kStarting);
+  EXPECT_EQ(core.job(id).attempt(), 2);
+  EXPECT_EQ(core.attempt(id).resume_step(), 30);
+  EXPECT_EQ(core.job(id).hint(), "");
+  EXPECT_EQ(core.job(id).failure_class(), FAILURE_CLASS_UNSPECIFIED);
+  EXPECT_EQ(core.job(id).last_failure().attempt(), 1);
+  EXPECT_EQ(core.job(id).last_failure().failure_class(), FAILURE_CLASS_DISK);
+  EXPECT_EQ(core.job(id).last_failure().head_step(), 30);
+  core.Prepared("n1", id);
+  core.Running("n1", id);
+  core.Staged("n1", id, 0, 60, /*final=*/true);
+  core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED);
+  EXPECT_EQ(core.job(id).state(), kSucceeded);
+  EXPECT_EQ(core.job(id).last_failure().message(), "the test says so");
+}
+
+TEST(Job, Resume_CountsRestartsAnew) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1", "restart: {max: 2}\n");
+  for (int round = 0; round < 2; ++round) {
+    FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+    FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+    core.Ended("n1", id, FAILURE_CLASS_INFRA);
+    ASSERT_EQ(core.job(id).state(), kHeld);
+    ASSERT_TRUE(TryResume(core, id).ok());
+    core.Prepared("n1", id);
+    core.Running("n1", id);
+  }
+  EXPECT_EQ(core.job(id).restarts(), 4);
+  core.Staged("n1", id, 0, 10);
+  FailAndRestart(core, id, FAILURE_CLASS_NUMERICAL);
+  EXPECT_EQ(core.job(id).state(), kRunning);
+}
+
+TEST(Job, Resume_OfAJobThatIsNotHeldIsRefused) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const auto refused = [&](const std::string& id, const std::string& why) {
+    const absl::Status status = TryResume(core, id);
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(status.message()),
+                AllOf(HasSubstr("only a HELD job"), HasSubstr(why)));
+  };
+  const std::string id = core.RunningJob("n1");
+  refused(id, "is RUNNING");
+  const std::string waits = core.Submit();
+  refused(waits, "is QUEUED");
+  core.Ended("n1", id, FAILURE_CLASS_INFRA);
+  refused(id, "starts again by itself");
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "").ok()); });
+  refused(id, "is CANCELLED");
+}
+
+TEST(Job, Resume_DeadlineCountsAnew) {
+  CoreHarness core;
+  core.state().timings.lease = absl::Hours(100);
+  core.state().timings.reschedule_after = absl::Hours(200);
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1", "deadline: 10m\n");
+  core.Ended("n1", id, FAILURE_CLASS_DISK);
+  core.Advance(absl::Hours(3));
+  ASSERT_TRUE(TryResume(core, id).ok());
+  core.Prepared("n1", id);
+  core.Running("n1", id);
+  core.Advance(absl::Minutes(9));
+  EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStop), 0);
+  core.Advance(absl::Minutes(2));
+  EXPECT_EQ(core.CountSent("n1", WorkerCommand::kStop), 1);
+}
+
+void EndUnusable(CoreHarness& core, const std::string& id) {
+  core.Event("n1", id, [](auto& e) {
+    e.mutable_ended()->set_failure_class(FAILURE_CLASS_INFRA);
+    e.mutable_ended()->set_message("adam_m.safetensors is damaged");
+    e.mutable_ended()->set_checkpoint_unusable(true);
+  });
+}
+
+TEST(Job, UnusableCheckpoint_IsSetAsideForTheOneBefore) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 10);
+  core.Staged("n1", id, 0, 20);
+  FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+  ASSERT_EQ(core.attempt(id).resume_step(), 20);
+  EndUnusable(core, id);
+  EXPECT_THAT(core.job(id).reason(), HasSubstr("starts again from step 10"));
+  core.Restart();
+  core.Advance(absl::Seconds(20));
+  ASSERT_TRUE(core.Join("n1").ok());
+  EXPECT_EQ(core.attempt(id).resume_step(), 10);
+  EXPECT_EQ(core.job(id).head_step(), 20);
+  EXPECT_EQ(core.state().checkpoints.at({id, 20}).state(),
+            qlora::v1::CHECKPOINT_STATE_CORRUPT);
+  // Its place is taken when the step is reached again.
+  core.Prepared("n1", id);
+  core.Running("n1", id);
+  core.Staged("n1", id, 0, 20);
+  EXPECT_EQ(core.state().checkpoints.at({id, 20}).state(),
+            qlora::v1::CHECKPOINT_STATE_COMMITTED);
+  EXPECT_EQ(core.state().checkpoints.at({id, 20}).attempt(), 3);
+}
+
+TEST(Job, TheOnlyCheckpointUnusable_IsHeldAndStartsFromTheBeginning) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 10);
+  FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+  EndUnusable(core, id);
+  EXPECT_EQ(core.job(id).state(), kHeld);
+  EXPECT_THAT(core.job(id).reason(), HasSubstr("no checkpoint is left"));
+  EXPECT_EQ(core.job(id).hint(),
+            "qloractl resume " + id + " to start from the beginning");
+  ASSERT_TRUE(TryResume(core, id).ok());
+  EXPECT_EQ(core.attempt(id).resume_step(), 0);
 }
 
 TEST(Job, DrainedNode_RequeuesUncounted) {
@@ -280,6 +442,22 @@ TEST(Job, Cancel_StopsRanksAndWinsOverFailure) {
   core.Ended("n1", id, FAILURE_CLASS_USER);
   EXPECT_EQ(core.job(id).state(), kCancelled);
   EXPECT_EQ(core.job(id).reason(), why);
+}
+
+TEST(Job, Cancel_OfAHeldJobKeepsTheEvidenceAndTheCheckpoints) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 30);
+  core.Ended("n1", id, FAILURE_CLASS_DISK);
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "no space").ok()); });
+  EXPECT_EQ(core.job(id).state(), kCancelled);
+  EXPECT_EQ(core.job(id).reason(),
+            "no space; it was HELD: n1: the test says so");
+  EXPECT_EQ(core.job(id).hint(), "");
+  EXPECT_EQ(core.job(id).last_failure().failure_class(), FAILURE_CLASS_DISK);
+  EXPECT_EQ(core.job(id).last_failure().message(), "the test says so");
+  EXPECT_TRUE(core.state().checkpoints.contains({id, 30}));
 }
 
 TEST(Job, Cancel_OfAnEndedJobIsRefused) {

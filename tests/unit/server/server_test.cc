@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "common/base/sha256.h"
+#include "common/formats/safetensors.h"
 #include "core_harness.h"
 #include "fake_worker.h"
 #include "google/rpc/status.pb.h"
@@ -26,6 +27,7 @@ namespace {
 namespace v1 = qlora::v1;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr char kModelConfig[] = R"({"architectures": ["LlamaForCausalLM"],
   "model_type": "llama", "vocab_size": 64, "hidden_size": 16,
@@ -144,6 +146,23 @@ class ServerTest : public ::testing::Test {
       e.mutable_metrics()->set_loss(1.0 / static_cast<double>(step));
       e.mutable_metrics()->set_total_steps(10);
     });
+  }
+  grpc::Status Resume(const std::string& request_id, const std::string& id,
+                      v1::Job* job) {
+    v1::ResumeJobRequest request;
+    request.set_request_id(request_id);
+    request.set_job(id);
+    return jobs_->ResumeJob(Deadline().get(), request, job);
+  }
+  // Imports the files under the name "m".
+  grpc::Status Import(const std::vector<v1::ArtifactFile>& files) {
+    v1::ImportModelRequest request;
+    static int count = 0;
+    request.set_request_id("import-" + std::to_string(++count));
+    request.set_name("m");
+    request.mutable_files()->Assign(files.begin(), files.end());
+    v1::Model model;
+    return models_->ImportModel(Deadline().get(), request, &model);
   }
   void FinishJob(FakeWorker& worker, const std::string& id) {
     const v1::ArtifactFile file = Upload("model.safetensors", "weights");
@@ -265,6 +284,146 @@ TEST_F(ServerTest, SameRequestId_ActsOnce) {
   erase.set_request_id("r3");
   EXPECT_EQ(jobs_->DeleteJob(Deadline().get(), erase, &gone).error_code(),
             grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(ServerTest, HeldJob_IsResumedOnceForEachRequest) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  const std::string id = RunJob(worker, "r1");
+  v1::Job job;
+  grpc::Status status = Resume("r2", id, &job);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_THAT(status.error_message(),
+              HasSubstr(id + " is RUNNING: only a HELD job can be resumed"));
+  const v1::ArtifactFile file = Upload("manifest.json", "{}");
+  worker.Send(id, 1, [&](auto& e) {
+    e.mutable_staged()->set_step(4);
+    *e.mutable_staged()->add_files() = file;
+  });
+  worker.AwaitAck(worker.Send(id, 1, [](auto& e) {
+    e.mutable_ended()->set_failure_class(v1::FAILURE_CLASS_DISK);
+    e.mutable_ended()->set_message("/data: No space left on device");
+  }));
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_HELD);
+  EXPECT_EQ(Get(id).hint(), "qloractl resume " + id +
+                                " after making space where the reason says");
+  StartServer();
+  worker.Disconnect();
+  status = Resume("r3", "@last", &job);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(job.state(), v1::JOB_STATE_QUEUED);
+  ASSERT_TRUE(Resume("r3", "@last", &job).ok());
+  EXPECT_EQ(Resume("r4", id, &job).error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
+  worker.Connect();
+  const auto prepare = worker.AwaitCommand().prepare();
+  EXPECT_EQ(prepare.attempt(), 2);
+  EXPECT_EQ(prepare.resume_step(), 4);
+  ASSERT_EQ(prepare.resume_files_size(), 1);
+  EXPECT_EQ(prepare.resume_files(0).sha256(), file.sha256());
+  EXPECT_THAT(Get(id).last_failure().message(), HasSubstr("No space left"));
+}
+
+TEST_F(ServerTest, CheckpointWhoseFilesAreGone_IsNotCommitted) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  const std::string id = RunJob(worker, "r1");
+  worker.AwaitAck(worker.Send(id, 1, [](auto& e) {
+    e.mutable_staged()->set_step(4);
+    auto& file = *e.mutable_staged()->add_files();
+    file.set_path("manifest.json");
+    file.set_sha256(Sha256Hex("collected meanwhile"));
+    file.set_size_bytes(19);
+  }));
+  EXPECT_EQ(Get(id).head_step(), 0);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RUNNING);
+  v1::StreamEventsRequest request;
+  request.set_job(id);
+  auto context = Deadline();
+  auto stream = jobs_->StreamEvents(context.get(), request);
+  v1::JobEvent event;
+  std::string lost;
+  while (stream->Read(&event)) {
+    if (event.type() == "CheckpointLost") lost = event.message();
+  }
+  EXPECT_THAT(lost, HasSubstr("step 4 was not committed: manifest.json"));
+}
+
+// A safetensors file with the tensors that kModelConfig asks for.
+std::string Weights(int64_t vocab) {
+  struct Tensor {
+    std::string name;
+    std::vector<int64_t> shape;
+  };
+  std::vector<Tensor> tensors = {{"model.embed_tokens.weight", {vocab, 16}},
+                                 {"lm_head.weight", {vocab, 16}},
+                                 {"model.norm.weight", {16}}};
+  const std::string block = "model.layers.0.";
+  for (const char* norm : {"input_layernorm", "post_attention_layernorm"}) {
+    tensors.push_back({block + norm + ".weight", {16}});
+  }
+  for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"}) {
+    tensors.push_back({block + "self_attn." + name + ".weight", {16, 16}});
+  }
+  tensors.push_back({block + "mlp.gate_proj.weight", {32, 16}});
+  tensors.push_back({block + "mlp.up_proj.weight", {32, 16}});
+  tensors.push_back({block + "mlp.down_proj.weight", {16, 32}});
+  const std::vector<uint8_t> zeros(static_cast<size_t>(vocab) * 16 * 4 + 4096);
+  std::vector<TensorToWrite> all;
+  for (const Tensor& t : tensors) {
+    int64_t elements = 1;
+    for (const int64_t d : t.shape) elements *= d;
+    all.push_back({t.name, TensorDtype::kF32, t.shape,
+                   std::span(zeros).first(static_cast<size_t>(elements) * 4)});
+  }
+  const TempDir dir;
+  EXPECT_TRUE(WriteSafetensors(dir.path() + "/w", all, {}).ok());
+  return ReadFile(dir.path() + "/w").value();
+}
+
+TEST_F(ServerTest, UploadedModel_IsCheckedBeforeAnyNodeSeesIt) {
+  const v1::ArtifactFile config = Upload("config.json", kModelConfig);
+  const v1::ArtifactFile weights = Upload("model.safetensors", Weights(64));
+  const auto refused = [&](const std::vector<v1::ArtifactFile>& files,
+                           const std::string& why) {
+    const grpc::Status status = Import(files);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << why;
+    EXPECT_THAT(status.error_message(), HasSubstr(why));
+    EXPECT_THAT(status.error_message(), Not(HasSubstr(dir_.path())));
+  };
+  refused({weights}, "the model has no config.json");
+  refused({config}, "the model has no model.safetensors");
+  refused({Upload("config.json", R"({"architectures": ["GPT2LMHeadModel"]})"),
+           weights},
+          "supported are LlamaForCausalLM");
+  refused({config, Upload("model.safetensors", "01234567garbage")},
+          "model.safetensors: ");
+  refused({config, Upload("model.safetensors", Weights(32))},
+          "tensor model.embed_tokens.weight has shape [32, 16]; config.json "
+          "asks for [64, 16]");
+  refused({config, weights,
+           Upload("model.safetensors.index.json",
+                  R"({"weight_map": {"a": "model-1.safetensors"}})")},
+          "the model has no model-1.safetensors, which its index names");
+  refused({config, weights,
+           Upload("tokenizer.json", R"({"model": {"vocab": {"<a>": 64}}})")},
+          "tokenizer.json: its vocabulary goes up to id 64 (\"<a>\"), but "
+          "vocab_size in config.json is 64");
+  EXPECT_TRUE(Import({config, weights}).ok());
+
+  v1::CreateJobRequest request = Request("r1");
+  request.set_job_file(
+      "apiVersion: qlora/v1\nname: test\nmethod: lora\nmodel: m\n"
+      "data: {train: [{path: rows.jsonl, format: text}]}\n");
+  v1::Job job;
+  EXPECT_THAT(Create(request, &job).error_message(),
+              HasSubstr("model.base: m has no tokenizer.json"));
+  request.set_job_file(
+      "apiVersion: qlora/v1\nname: test\nmethod: lora\nmodel: m\n"
+      "data: {train: [{path: rows.jsonl, format: tokens}]}\n");
+  EXPECT_TRUE(Create(request, &job).ok());
 }
 
 TEST_F(ServerTest, BadJobFile_NamesEachPlaceInTheDetails) {
@@ -526,6 +685,13 @@ TEST_F(ServerTest, SecondServer_IsRefused) {
   same.listen = "127.0.0.1:0";
   EXPECT_EQ(Server::Start(same).status().code(),
             absl::StatusCode::kFailedPrecondition);
+  ServerOptions metrics = options_;
+  metrics.data_dir = dir_.path() + "/other";
+  metrics.listen = "127.0.0.1:0";
+  metrics.metrics_listen = server_->metrics_address();
+  const absl::Status taken = Server::Start(metrics).status();
+  EXPECT_EQ(taken.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(taken.message()), HasSubstr("--metrics-listen"));
   ServerOptions port = options_;
   port.data_dir = dir_.path() + "/other";
   EXPECT_EQ(Server::Start(port).status().code(),

@@ -27,7 +27,8 @@ class Simulation {
     }
   }
 
-  // No more faults: everything that was submitted ends.
+  // No more faults: everything that was submitted ends; what is held is
+  // resumed.
   void Settle() {
     calm_ = true;
     for (int i = 0; i < 600 && !AllEnded(); ++i) {
@@ -42,7 +43,7 @@ class Simulation {
       core_.Advance(absl::Seconds(1));
       Check();
       for (const auto& [id, job] : std::map(core_.state().jobs)) {
-        if (job.job().state() == qlora::v1::JOB_STATE_HELD) Cancel(id);
+        if (job.job().state() == qlora::v1::JOB_STATE_HELD) Resume(id);
       }
       if (::testing::Test::HasFailure()) return;
     }
@@ -54,6 +55,7 @@ class Simulation {
   }
 
   int submitted() const { return submitted_; }
+  int resumed() const { return resumed_; }
 
  private:
   const std::vector<std::string> kNodes = {"a", "b", "c"};
@@ -64,7 +66,7 @@ class Simulation {
 
   void Step() {
     const std::string node = kNodes[Roll(3)];
-    switch (Roll(12)) {
+    switch (Roll(13)) {
       case 0:
         Submit();
         break;
@@ -85,6 +87,9 @@ class Simulation {
         break;
       case 6:
         if (Roll(10) == 0) core_.Restart();
+        break;
+      case 7:
+        if (!jobs_.empty()) Resume(PickJob());
         break;
       default:
         Tend(node);
@@ -109,6 +114,21 @@ class Simulation {
   void Cancel(const std::string& id) {
     if (!core_.state().jobs.contains(id)) return;
     core_.Do([&](Draft& d) { (void)CancelJob(d, id, "the simulation"); });
+  }
+  // Only a HELD job leaves its state, and for the queue.
+  void Resume(const std::string& id) {
+    if (!core_.state().jobs.contains(id)) return;
+    const qlora::v1::Job before = core_.job(id);
+    const bool held = before.state() == qlora::v1::JOB_STATE_HELD;
+    core_.Do([&](Draft& d) { EXPECT_EQ(ResumeJob(d, id).ok(), held); });
+    resumed_ += held;
+    if (!held) return;
+    if (core_.job(id).state() == qlora::v1::JOB_STATE_STARTING) {
+      EXPECT_EQ(core_.job(id).attempt(), before.attempt() + 1);
+      EXPECT_EQ(core_.attempt(id).resume_step(), NewestCommitted(id));
+    } else {
+      EXPECT_EQ(core_.job(id).state(), qlora::v1::JOB_STATE_QUEUED);
+    }
   }
   void Delete(const std::string& id) {
     if (!core_.state().jobs.contains(id)) return;
@@ -158,7 +178,7 @@ class Simulation {
   void Progress(const std::string& node, const std::string& job,
                 const AttemptRecord& attempt) {
     if (core_.job(job).attempt() != attempt.attempt()) return;
-    if (!calm_ && Roll(25) == 0) return Fail(node, job);
+    if (!calm_ && Roll(12) == 0) return Fail(node, job);
     switch (attempt.state()) {
       case ATTEMPT_STATE_PREPARING:
         return core_.Prepared(node, job);
@@ -178,7 +198,24 @@ class Simulation {
         qlora::v1::FAILURE_CLASS_OOM,      qlora::v1::FAILURE_CLASS_INFRA,
         qlora::v1::FAILURE_CLASS_INTERNAL, qlora::v1::FAILURE_CLASS_DISK,
         qlora::v1::FAILURE_CLASS_DRAINED};
-    core_.Ended(node, job, kClasses[Roll(7)]);
+    if (core_.attempt(job).resume_step() == 0 || Roll(4) > 0) {
+      return core_.Ended(node, job, kClasses[Roll(7)]);
+    }
+    core_.Event(node, job, [](auto& e) {
+      e.mutable_ended()->set_failure_class(qlora::v1::FAILURE_CLASS_INFRA);
+      e.mutable_ended()->set_checkpoint_unusable(true);
+    });
+  }
+
+  int64_t NewestCommitted(const std::string& id) {
+    int64_t step = 0;
+    for (const auto& [key, checkpoint] : core_.state().checkpoints) {
+      if (key.first == id &&
+          checkpoint.state() == qlora::v1::CHECKPOINT_STATE_COMMITTED) {
+        step = key.second;
+      }
+    }
+    return step;
   }
 
   void Train(const std::string& node, const std::string& job,
@@ -186,7 +223,9 @@ class Simulation {
     if (attempt.final_committed()) {
       return core_.Ended(node, job, qlora::v1::FAILURE_CLASS_UNSPECIFIED);
     }
-    const int64_t step = core_.job(job).head_step() + 10;
+    // A head that was set aside is replaced.
+    const int64_t head = core_.job(job).head_step();
+    const int64_t step = NewestCommitted(job) == head ? head + 10 : head;
     const std::vector<qlora::v1::RankAssignment> ranks(attempt.ranks().begin(),
                                                        attempt.ranks().end());
     const int number = attempt.attempt();
@@ -234,6 +273,12 @@ class Simulation {
     EXPECT_EQ(view.state() == qlora::v1::JOB_STATE_SUCCEEDED,
               view.output_size() > 0 && IsTerminal(view.state()) &&
                   view.state() != qlora::v1::JOB_STATE_CANCELLED);
+    const bool held = view.state() == qlora::v1::JOB_STATE_HELD;
+    EXPECT_EQ(!view.hint().empty(), held) << id << " hints at " << view.hint();
+    if (held) {
+      EXPECT_FALSE(view.reason().empty());
+      EXPECT_EQ(view.last_failure().attempt(), view.attempt());
+    }
     const auto [before, first] = terminal_.try_emplace(id, view.state());
     if (!first && IsTerminal(before->second)) {
       EXPECT_EQ(before->second, view.state()) << id << " left its end";
@@ -245,6 +290,7 @@ class Simulation {
   std::minstd_rand random_;
   bool calm_ = false;
   int submitted_ = 0;
+  int resumed_ = 0;
   std::vector<std::string> jobs_;
   std::map<std::string, int> boots_;
   std::map<std::string, int64_t> heads_;
@@ -252,15 +298,17 @@ class Simulation {
 };
 
 TEST(Simulation, RandomFaults_KeepTheInvariantsAndEveryJobEnds) {
-  int submitted = 0;
+  int submitted = 0, resumed = 0;
   for (unsigned seed = 1; seed <= 30 && !HasFailure(); ++seed) {
     SCOPED_TRACE(seed);
     Simulation simulation(seed);
     simulation.Run(300);
     simulation.Settle();
     submitted += simulation.submitted();
+    resumed += simulation.resumed();
   }
   EXPECT_GT(submitted, 300);
+  EXPECT_GT(resumed, 30);
 }
 
 }  // namespace

@@ -1,0 +1,29 @@
+#include "absl/strings/str_cat.h"
+#include "client/job_calls.h"
+#include "client/render.h"
+#include "client/verbs.h"
+#include "common/base/status_macros.h"
+
+namespace qlora::client {
+
+absl::Status Resume(Session& session, const std::vector<std::string>& jobs) {
+  for (const std::string& name : jobs) {
+    // Resolved once: with a retried call "@last" could mean another job.
+    ASSIGN_OR_RETURN(const v1::Job job, FetchJob(session, name));
+    v1::ResumeJobRequest request;
+    request.set_request_id(NewRequestId());
+    request.set_job(job.job_id());
+    request.set_project(session.project);
+    const absl::StatusOr<v1::Job> resumed = session.connection().Call(
+        session.connection().jobs(), &v1::JobService::Stub::ResumeJob, request);
+    if (!resumed.ok()) {
+      return JobError(resumed.status(),
+                      absl::StrCat("cannot resume job ", name));
+    }
+    *session.output.out << resumed->job_id() << " "
+                        << StateName(resumed->state()) << std::endl;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace qlora::client
