@@ -5,7 +5,9 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
+import struct
 import subprocess
 import time
 import unittest
@@ -172,29 +174,45 @@ class CliTest(unittest.TestCase):
         self.assertIn("next: qloractl logs", text)
 
     def test_loss_that_is_not_finite_holds_the_job(self):
-        """Held with the step, the last good checkpoint and what to do."""
-        self.local.write("exploding.yaml", job("exploding", 400).replace(
-            "learning_rate: 1e-3", "learning_rate: 100, max_grad_norm: 0") +
-            "checkpoint: {every: 1 steps}\n")
-        text = self.ctl("submit", "-f", "exploding.yaml", "--follow", code=101)
-        found = json.loads(self.ctl("get", "exploding", "-o", "json"))
+        """Held with the step and what to do; cancel keeps the evidence."""
+        self.overflowing_model("overflows")
+        self.local.write("nan.yaml", job("nan", 9).replace(
+            f"{cluster.ROOT}/examples/base/model", "overflows"))
+        text = self.ctl("submit", "-f", "nan.yaml", "--follow", code=101)
+        found = json.loads(self.ctl("get", "nan", "-o", "json"))
         self.assertEqual(found["state"], "JOB_STATE_HELD", text)
         self.assertEqual(found["failureClass"], "FAILURE_CLASS_NUMERICAL")
-        head = int(found["headStep"])
-        self.assertIn(f"step {head + 1} has loss", found["reason"])
-        self.assertIn("learning_rate", found["reason"])
-        self.assertIn(f"checkpoint of step {head}", found["hint"])
-        # Replayed once, to tell a fault of the machine from one of the job.
-        self.assertEqual(found["restarts"], 1)
-        self.assertIn(f"qloractl resume {found['jobId']}",
-                      self.ctl("get", "exploding"))
-        self.ctl("cancel", "exploding")
-        found = json.loads(self.ctl("get", "exploding", "-o", "json"))
+        self.assertIn("step 1 has loss", found["reason"])
+        self.assertIn("train.learning_rate", found["reason"])
+        self.assertIn("learning_rate below 0.001", found["hint"])
+        # Without a checkpoint a replay would be the same computation.
+        self.assertNotIn("restarts", found)
+        shown = self.ctl("get", "nan")
+        self.assertIn("reason: rank ", shown)
+        self.assertIn("hint: ", shown)
+        self.assertRegex(self.ctl("resume", "nan"), r"j-\w{12} QUEUED")
+        self.ctl("wait", "nan", "--timeout", "60s", code=101)
+        self.ctl("cancel", "nan")
+        found = json.loads(self.ctl("get", "nan", "-o", "json"))
         self.assertEqual(found["state"], "JOB_STATE_CANCELLED")
-        self.assertIn("it was HELD", found["reason"])
-        self.assertIn("has loss", found["lastFailure"]["message"])
-        self.assertIn(str(head), self.ctl("checkpoint", "list", "exploding"))
-        self.refused("resume", "exploding", code=7, error="is CANCELLED")
+        self.assertIn("it was HELD: rank ", found["reason"])
+        self.assertIn("step 1 has loss", found["lastFailure"]["message"])
+        self.assertEqual(found["lastFailure"]["attempt"], 2)
+        self.refused("resume", "nan", code=7, error="is CANCELLED", hint="")
+
+    def overflowing_model(self, name):
+        """Registers the example's base with a last norm that overflows."""
+        copy = self.local.directory / "overflowing"
+        shutil.copytree(cluster.ROOT / "examples/base/model", copy)
+        weights = copy / "model.safetensors"
+        content = bytearray(weights.read_bytes())
+        size = 8 + int.from_bytes(content[:8], "little")
+        tensor = json.loads(content[8:size])["model.norm.weight"]
+        self.assertEqual(tensor["dtype"], "F32")
+        begin, end = (size + offset for offset in tensor["data_offsets"])
+        content[begin:end] = struct.pack("<f", 3e38) * ((end - begin) // 4)
+        weights.write_bytes(content)
+        self.ctl("model", "import", str(copy), "--name", name, "--upload")
 
     def test_interrupt_detaches_and_says_so(self):
         self.local.write("attached.yaml", job("attached", LONG))
