@@ -48,6 +48,8 @@ JobFollower::Update JobFollower::Next(absl::Duration wait) {
     if (left <= absl::ZeroDuration()) break;
     changed_.WaitWithTimeout(&mu_, left);
   }
+  // How the metrics ended does not matter once the job has.
+  if (terminal_) news_.error = absl::OkStatus();
   const bool late = watch_over_ && absl::Now() > watch_end_ + kMetricsGrace;
   news_.done = watch_over_ && (metrics_over_ || late || !news_.error.ok());
   Update update = news_;
@@ -65,10 +67,15 @@ bool JobFollower::Open(grpc::ClientContext* context,
   return true;
 }
 
-bool JobFollower::Again(const grpc::Status& status,
-                        grpc::ClientContext** slot) {
+grpc::Status JobFollower::Close(grpc::Status status,
+                                grpc::ClientContext** slot) {
   MutexLock lock(&mu_);
   *slot = nullptr;
+  return status;
+}
+
+bool JobFollower::Again(const grpc::Status& status) {
+  MutexLock lock(&mu_);
   if (stopping_) return false;
   if (!status.ok() && !IsConnectionLoss(status)) {
     news_.error = connection_.ToStatus(status);
@@ -106,11 +113,10 @@ void JobFollower::WatchLoop() {
       has_news_ = true;
       changed_.SignalAll();
     }
-    const grpc::Status status = reader->Finish();
-    if (job_ended() || !Again(status, &watch_context_)) break;
+    const grpc::Status status = Close(reader->Finish(), &watch_context_);
+    if (job_ended() || !Again(status)) break;
   }
   MutexLock lock(&mu_);
-  watch_context_ = nullptr;
   watch_over_ = true;
   watch_end_ = absl::Now();
   has_news_ = true;
@@ -133,12 +139,11 @@ void JobFollower::MetricsLoop() {
       has_news_ = true;
       changed_.SignalAll();
     }
-    const grpc::Status status = reader->Finish();
+    const grpc::Status status = Close(reader->Finish(), &metrics_context_);
     // The stream's orderly end is the job's.
-    if (status.ok() || !Again(status, &metrics_context_)) break;
+    if (status.ok() || !Again(status)) break;
   }
   MutexLock lock(&mu_);
-  metrics_context_ = nullptr;
   metrics_over_ = true;
   has_news_ = true;
   changed_.SignalAll();

@@ -37,7 +37,8 @@ class JobFollower {
     std::vector<v1::MetricPoint> points;
     // False while the coordinator cannot be reached; tried again meanwhile.
     bool connected = true;
-    // Nothing more will come: the job ended, or `error` says why not.
+    // Nothing more will come: the job ended, or `error` says why not. The job's
+    // end counts more than an error of the metrics.
     bool done = false;
     absl::Status error;
   };
@@ -51,8 +52,10 @@ class JobFollower {
   // Stores the context so that the destructor can cancel it; false when
   // stopping.
   bool Open(grpc::ClientContext* context, grpc::ClientContext** slot);
+  // The context is about to go: the destructor must not find it. Gives status.
+  grpc::Status Close(grpc::Status status, grpc::ClientContext** slot);
   // Notes how a stream ended. True if it is to be opened again, after a pause.
-  bool Again(const grpc::Status& status, grpc::ClientContext** slot);
+  bool Again(const grpc::Status& status);
   bool job_ended();
 
   Connection& connection_;

@@ -152,6 +152,7 @@ class FakeJobs final : public v1::JobService::Service {
         return {grpc::StatusCode::UNAVAILABLE, "restarting"};
       }
     }
+    if (!metrics_readable) return {grpc::StatusCode::INTERNAL, "damaged"};
     return grpc::Status::OK;
   }
 
@@ -167,6 +168,7 @@ class FakeJobs final : public v1::JobService::Service {
   int64_t points = 5;
   std::atomic<int> watch_breaks = 0;
   std::atomic<int> metric_breaks = 0;
+  bool metrics_readable = true;
 
  private:
   Mutex mu_;

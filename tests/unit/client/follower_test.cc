@@ -55,6 +55,30 @@ TEST(JobFollower, StreamsBreak_NothingIsMissedOrRepeated) {
   EXPECT_THAT(seen.steps, testing::ElementsAre(1, 2, 3, 4, 5));
 }
 
+TEST(JobFollower, MetricsFail_TheOutcomeIsTheJobs) {
+  FakeServer server;
+  server.jobs.metrics_readable = false;
+  server.jobs.watch_breaks = 1;
+  Connection connection(server.endpoint);
+  JobFollower follower(connection, "j-1", "", true);
+  const Seen seen = FollowToTheEnd(follower);
+  EXPECT_TRUE(seen.done);
+  EXPECT_EQ(seen.state, v1::JOB_STATE_SUCCEEDED);
+  EXPECT_TRUE(seen.error.ok()) << seen.error;
+}
+
+// What AddressSanitizer looks at: contexts that go while they are cancelled.
+TEST(JobFollower, DestroyedWhileStreamsEnd_CancelsNoneThatIsGone) {
+  FakeServer server;
+  Connection connection(server.endpoint);
+  for (int i = 0; i < 100; ++i) {
+    server.jobs.watch_breaks = i % 2;
+    server.jobs.metric_breaks = i % 3;
+    JobFollower follower(connection, "j-1", "", true);
+    follower.Next(absl::Microseconds(50 * i));
+  }
+}
+
 TEST(JobFollower, NoCoordinator_EndsWhenDestroyed) {
   Connection connection("127.0.0.1:1");
   JobFollower follower(connection, "j-1", "", true);
