@@ -7,6 +7,7 @@
 
 #include "absl/time/time.h"
 #include "common/base/log.h"
+#include "common/daemon/duration_option.h"
 #include "common/daemon/yaml_config.h"
 #include "server/server.h"
 
@@ -22,16 +23,7 @@ struct Flags {
 void AddDuration(CLI::App& app, const std::string& name,
                  const std::string& environment, absl::Duration* value,
                  const std::string& help) {
-  app.add_option_function<std::string>(
-         "--" + name,
-         [value, name](const std::string& text) {
-           if (!absl::ParseDuration(text, value) ||
-               *value < absl::ZeroDuration()) {
-             throw CLI::ValidationError(
-                 "--" + name, "\"" + text + "\" is no duration such as 30s");
-           }
-         },
-         help + " (default " + absl::FormatDuration(*value) + ")")
+  AddDurationOption(app, "--" + name, value, help)
       ->envname("QLORA_COORDINATOR_" + environment);
 }
 

@@ -250,34 +250,25 @@ absl::StatusOr<MemoryPlan> PlanEvaluation(const Job& job, int64_t budget) {
       AgainstBudget(plan, budget), " use a worker with more memory"));
 }
 
-}  // namespace
-
-int64_t LossChunkTokens(const ModelDescription& model, int64_t max_tokens) {
-  constexpr int64_t kLogits = int64_t{16} << 20;
-  const int64_t fit = kLogits / std::max<int64_t>(1, model.vocab_size);
-  return std::min(max_tokens, std::max<int64_t>(16, fit));
-}
-
-absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input) {
-  ASSIGN_OR_RETURN(const Job job, MakeJob(input));
-  if (job.evaluation) return PlanEvaluation(job, input.budget);
+// The first of `choices` that fits, with as many layers kept as fit.
+absl::StatusOr<MemoryPlan> ChoosePlan(const Job& job,
+                                      const std::vector<int>& choices,
+                                      int64_t budget) {
   const int layers = job.model.num_layers;
+  const int64_t row_tokens = job.spec.data.max_seq_len;
   const auto fits = [&](const MemoryPlan& plan) {
-    return input.budget == 0 || plan.total() <= input.budget;
+    return budget == 0 || plan.total() <= budget;
   };
-  const std::vector<int> choices = RowChoices(*input.spec, job.world_size);
-  const ActivationMemory wish = input.spec->train.activation_memory;
+  const ActivationMemory wish = job.spec.train.activation_memory;
   if (wish != ActivationMemory::kRecompute) {
     for (const int rows : choices) {
-      const bool few =
-          rows * int64_t{input.spec->data.max_seq_len} <
-          std::min(kFewTokens,
-                   choices.front() * int64_t{input.spec->data.max_seq_len});
+      const bool few = rows * row_tokens <
+                       std::min(kFewTokens, choices.front() * row_tokens);
       MemoryPlan plan = MakePlan(job, rows, layers);
       if (fits(plan) && (!few || wish == ActivationMemory::kKeep)) return plan;
     }
     if (wish == ActivationMemory::kKeep) {
-      return DoesNotFit(MakePlan(job, choices.back(), layers), input.budget);
+      return DoesNotFit(MakePlan(job, choices.back(), layers), budget);
     }
   }
   for (const int rows : choices) {
@@ -291,7 +282,33 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input) {
     }
     return best;
   }
-  return DoesNotFit(MakePlan(job, choices.back(), 0), input.budget);
+  return DoesNotFit(MakePlan(job, choices.back(), 0), budget);
+}
+
+}  // namespace
+
+int64_t LossChunkTokens(const ModelDescription& model, int64_t max_tokens) {
+  constexpr int64_t kLogits = int64_t{16} << 20;
+  const int64_t fit = kLogits / std::max<int64_t>(1, model.vocab_size);
+  return std::min(max_tokens, std::max<int64_t>(16, fit));
+}
+
+absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input) {
+  ASSIGN_OR_RETURN(const Job job, MakeJob(input));
+  if (job.evaluation) return PlanEvaluation(job, input.budget);
+  std::vector<int> choices = RowChoices(*input.spec, job.world_size);
+  absl::StatusOr<MemoryPlan> plan = ChoosePlan(job, choices, input.budget);
+  if (input.micro_batch_halvings == 0) return plan;
+  const auto halved = [&](int rows) {
+    return std::max(1, rows >> std::min(input.micro_batch_halvings, 30));
+  };
+  if (plan.ok()) {
+    const auto kept = std::ranges::count(plan->layers, LayerMemory::kKeep);
+    return MakePlan(job, halved(plan->micro_batch_size),
+                    static_cast<int>(kept));
+  }
+  for (int& rows : choices) rows = halved(rows);
+  return ChoosePlan(job, choices, input.budget);
 }
 
 }  // namespace qlora

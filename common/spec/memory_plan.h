@@ -50,6 +50,9 @@ struct MemoryPlanInput {
   // Forwards of one row at a time: no gradients, no optimizer, nothing is held
   // for a backward.
   bool evaluation = false;
+  // How often the rows per forward are halved, down to one, because the plan
+  // without it ran out of memory. No layer is kept that was recomputed there.
+  int micro_batch_halvings = 0;
 };
 
 // Tokens whose logits exist at a time.

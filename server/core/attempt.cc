@@ -18,6 +18,8 @@ namespace {
 constexpr int kMaxWithoutProgress = 3;
 // Restarts after a defect of this software.
 constexpr int kMaxInternalRestarts = 2;
+// After these, the micro-batch is not what takes the memory.
+constexpr int kMaxHalvings = 3;
 
 // The cause is known for certain, not a consequence of another rank's end.
 bool IsDefinite(FailureClass failure_class) {
@@ -100,11 +102,44 @@ int RestartLimit(const Job& job, FailureClass failure_class) {
              : limit;
 }
 
-// INFRA, OOM, INTERNAL: again, within bounds.
-void RetryOrGiveUp(Draft& draft, Job& job, const AttemptRecord& attempt) {
+// True if it has ended the job.
+bool FailAtRestartLimit(Draft& draft, Job& job, const AttemptRecord& attempt) {
   const FailureClass failure_class = attempt.failure_class();
   const int restarts =
       job.job().restarts() - job.record.restarts_before_resume();
+  if (restarts < RestartLimit(job, failure_class)) return false;
+  FinishJob(
+      draft, job, JobState::JOB_STATE_FAILED, failure_class,
+      absl::StrCat("after ", restarts, " restarts: ", attempt.message()));
+  return true;
+}
+
+// OOM: again with half the rows per forward. Each try differs from the one
+// before, so that none counts as one without progress.
+void HalveOrHold(Draft& draft, Job& job, const AttemptRecord& attempt) {
+  qlora::v1::Job& view = job.mutable_job();
+  const int halvings = view.micro_batch_halvings() + 1;
+  if (halvings > kMaxHalvings) {
+    return Hold(
+        draft, job, attempt.failure_class(),
+        absl::StrCat("out of memory with the micro-batch halved ", kMaxHalvings,
+                     " times; give the node more memory, or use a shorter "
+                     "data.max_seq_len or more devices: ",
+                     attempt.message()));
+  }
+  if (FailAtRestartLimit(draft, job, attempt)) return;
+  view.set_micro_batch_halvings(halvings);
+  draft.Tell(view.job_id(), "MicroBatchHalved",
+             absl::StrCat(halvings, " of at most ", kMaxHalvings,
+                          " times: half the rows per forward, twice as many "
+                          "accumulated; the results stay the same"),
+             attempt.attempt());
+  Retry(draft, job, attempt, attempt.message());
+}
+
+// INFRA, INTERNAL: again, within bounds.
+void RetryOrGiveUp(Draft& draft, Job& job, const AttemptRecord& attempt) {
+  const FailureClass failure_class = attempt.failure_class();
   if (job.record.failures_without_progress() >= kMaxWithoutProgress) {
     return Hold(draft, job, failure_class,
                 absl::StrCat(kMaxWithoutProgress,
@@ -112,11 +147,7 @@ void RetryOrGiveUp(Draft& draft, Job& job, const AttemptRecord& attempt) {
                              "last: ",
                              attempt.message()));
   }
-  if (restarts >= RestartLimit(job, failure_class)) {
-    return FinishJob(
-        draft, job, JobState::JOB_STATE_FAILED, failure_class,
-        absl::StrCat("after ", restarts, " restarts: ", attempt.message()));
-  }
+  if (FailAtRestartLimit(draft, job, attempt)) return;
   Retry(draft, job, attempt, attempt.message());
 }
 
@@ -212,6 +243,10 @@ void DecideAfterFailure(Draft& draft, Job& job, const AttemptRecord& attempt) {
   if (failure_class == qlora::v1::FAILURE_CLASS_DRAINED ||
       failure_class == qlora::v1::FAILURE_CLASS_PREEMPTED) {
     return Requeue(draft, job, attempt);
+  }
+  if (failure_class == qlora::v1::FAILURE_CLASS_OOM) {
+    job.mutable_job().set_failure_class(failure_class);
+    return HalveOrHold(draft, job, attempt);
   }
   JobRecord& record = job.record;
   record.set_failures_without_progress(record.failures_without_progress() + 1);

@@ -60,6 +60,7 @@ qlora::v1::PrepareAttempt PrepareFor(const Draft& draft, const Job& job,
     prepare.set_resume_step(attempt.resume_step());
     *prepare.mutable_resume_files() = head->files();
   }
+  prepare.set_micro_batch_halvings(job.job().micro_batch_halvings());
   return prepare;
 }
 

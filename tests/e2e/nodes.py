@@ -6,6 +6,7 @@ For the tests beside it; standard library only.
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,10 +29,13 @@ def eventually(question, seconds, what):
 class Daemon:
     """One daemon with its data directory; its ports stay once taken."""
 
-    def __init__(self, directory, program, arguments, ports, cores=None):
-        """cores: those that it may use; all if None."""
+    def __init__(self, directory, program, arguments, ports, cores=None,
+                 data_limit=None):
+        """cores: those that it may use; all if None. data_limit: bytes of
+        memory (RLIMIT_DATA) for it and for each process that it starts."""
         self.data = directory
         self._cores = cores or os.sched_getaffinity(0)
+        self._data_limit = data_limit
         self._program = cluster.program(program)
         self._arguments = arguments
         # Flag -> name in endpoints.json.
@@ -49,12 +53,17 @@ class Daemon:
             self.process = subprocess.Popen(
                 [self._program, "--data-dir", str(self.data), *listen,
                  *self._arguments], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log,
-                preexec_fn=lambda: os.sched_setaffinity(0, self._cores))
+                stderr=log, preexec_fn=self._confine)
         eventually(lambda: endpoints.exists() or self.process.poll() is not None,
                    30, f"{self._program} listens")
         assert self.process.poll() is None, self.log_path().read_text()
         self.endpoints = json.loads(endpoints.read_text())
+
+    def _confine(self):
+        os.sched_setaffinity(0, self._cores)
+        if self._data_limit is not None:
+            resource.setrlimit(resource.RLIMIT_DATA,
+                               (self._data_limit, self._data_limit))
 
     def kill(self):
         self.process.kill()
@@ -65,6 +74,8 @@ class Daemon:
         if self.process is None or self.process.poll() is not None:
             return None
         self.process.terminate()
+        # One that a test has stopped must wake up to hear it.
+        self.process.send_signal(signal.SIGCONT)
         return self.process.wait(timeout=60)
 
     def log_path(self):
@@ -74,15 +85,20 @@ class Daemon:
 class Nodes:
     """A context manager; nothing of it is left afterwards."""
 
-    def __init__(self, workers, model_roots, cores=None):
-        """workers: name -> number of CPU ranks; cores: name -> set."""
+    def __init__(self, workers, model_roots, cores=None, coordinator_flags=(),
+                 worker_flags=(), data_limit=None):
+        """workers: name -> number of CPU ranks; cores: name -> set; data_limit:
+        as Daemon's, for the workers."""
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="qlora-nodes-"))
         self.coordinator = Daemon(
-            self.directory / "coordinator", "qlora-coordinator", [],
+            self.directory / "coordinator", "qlora-coordinator",
+            coordinator_flags,
             {"--listen": "grpc", "--metrics-listen": "metrics"})
         self.workers = {}
         self._ranks = workers
         self._cores = cores or {}
+        self._worker_flags = worker_flags
+        self._data_limit = data_limit
         self._roots = [a for root in model_roots
                        for a in ("--model-root", str(root))]
 
@@ -94,8 +110,9 @@ class Nodes:
                     self.directory / name, "qlora-worker",
                     ["--coordinator", self.coordinator.endpoints["grpc"],
                      "--node-name", name, "--devices", f"cpu={ranks}",
-                     *self._roots], {"--metrics-listen": "metrics"},
-                    self._cores.get(name))
+                     *self._worker_flags, *self._roots],
+                    {"--metrics-listen": "metrics"}, self._cores.get(name),
+                    self._data_limit)
                 self.workers[name].start()
             eventually(lambda: self.ctl("node", "list").stdout.count("READY")
                        == len(self.workers), 30, "every worker is READY")

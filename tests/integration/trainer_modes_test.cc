@@ -3,6 +3,8 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
@@ -226,6 +228,64 @@ TEST_F(ModesTest, TemplateWithTheDate_ResumesOnAnotherDayWithTheSameData) {
   rest.mutable_job_create_time()->set_seconds(rest.job_create_time().seconds() +
                                               86400);
   EXPECT_THAT(Refusal(rest), HasSubstr("other training data"));
+}
+
+// What a rank must have to train the task as it is.
+int64_t PlannedBytes(const v1::TrainerTask& task) {
+  const ParsedJob job = ParseJobFile(task.job_file());
+  const auto model = ReadModelDescription(task.model_directory());
+  const auto plan = PlanMemory({.model = &*model,
+                                .spec = &job.spec,
+                                .world_size = task.world_size(),
+                                .threads = task.threads()});
+  return plan->total();
+}
+
+TEST_F(ModesTest, OutOfMemory_HalvedMicroBatchesGiveTheSameLosses) {
+  v1::TrainerTask task =
+      Job("learning_rate: 5e-3",
+          "learning_rate: 5e-3, compute_dtype: float32, micro_batch_size: 2, "
+          "activation_memory: recompute",
+          2);
+  const Run whole = RunTask(task);
+  ASSERT_TRUE(whole.has_result) << whole.failure.message();
+
+  task.set_memory_bytes(PlannedBytes(task) - 1);
+  const Run refused = RunTask(task);
+  for (const RankOutcome& rank : refused.ranks) EXPECT_EQ(rank.exit_code, 12);
+  EXPECT_EQ(refused.failure.failure_class(), v1::FAILURE_CLASS_OOM);
+  EXPECT_THAT(refused.failure.message(), HasSubstr("2 rows per forward"));
+
+  task.set_micro_batch_halvings(1);
+  const Run halved = RunTask(task);
+  ASSERT_TRUE(halved.has_result) << halved.failure.message();
+  EXPECT_THAT(halved.logs.at(0), HasSubstr("micro-batches of 1 rows"));
+  ASSERT_EQ(halved.metrics.size(), whole.metrics.size());
+  for (size_t i = 0; i < whole.metrics.size(); ++i) {
+    EXPECT_NEAR(halved.metrics[i].loss() / whole.metrics[i].loss(), 1,
+                i == 0 ? 1e-6 : 1e-5);
+  }
+}
+
+// What an agent judges a gang by.
+TEST_F(ModesTest, Progress_IsSaidBeforeEachMicroBatchAndSave) {
+  const Run run = RunTask(
+      Job("global_batch_size: 4", "global_batch_size: 4, micro_batch_size: 2"));
+  ASSERT_TRUE(run.has_result) << run.failure.message();
+  std::map<std::pair<int, int64_t>, int> count;
+  for (const v1::TrainerEvent& event : run.ranks[0].events) {
+    if (!event.has_progress()) continue;
+    ++count[{event.progress().phase(), event.progress().step()}];
+    EXPECT_EQ(event.progress().bytes() > 0,
+              event.progress().phase() == v1::TrainerProgress::PHASE_SAVING);
+  }
+  for (int64_t step = 1; step <= 12; ++step) {
+    EXPECT_EQ((count[{v1::TrainerProgress::PHASE_STEP, step}]), 2) << step;
+  }
+  // 8 of 40 rows, after steps 5, 10 and 12.
+  EXPECT_EQ((count[{v1::TrainerProgress::PHASE_EVALUATION, 5}]), 4);
+  EXPECT_EQ((count[{v1::TrainerProgress::PHASE_EVALUATION, 12}]), 4);
+  EXPECT_GE((count[{v1::TrainerProgress::PHASE_SAVING, 12}]), 1);
 }
 
 TEST_F(ModesTest, EvalOfAChangedAdapter_IsRefused) {

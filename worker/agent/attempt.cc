@@ -4,16 +4,25 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "common/base/clock.h"
 #include "common/base/files.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "worker/agent/network.h"
+#include "worker/agent/proc_stat.h"
+#include "worker/agent/text.h"
 
 namespace qlora::agent {
 namespace {
 
 constexpr absl::Duration kWatchInterval = absl::Seconds(1);
+
+bool HasRank0(const v1::PrepareAttempt& command) {
+  return std::ranges::any_of(command.ranks(),
+                             [](const auto& r) { return r.rank() == 0; });
+}
 
 }  // namespace
 
@@ -25,8 +34,13 @@ Attempt::Attempt(Environment& environment, v1::PrepareAttempt command,
       on_change_(std::move(on_change)),
       name_(absl::StrCat(command_.job_id(), "-", command_.attempt())),
       directory_(absl::StrCat(environment.directory, "/attempts/", name_)),
-      phase_since_(absl::Now()),
-      last_word_(absl::Now()) {}
+      has_rank_0_(HasRank0(command_)),
+      // Without rank 0, which saves for all, a node cannot tell a gang that
+      // hangs from one that saves.
+      progress_(environment.timeouts.first_step,
+                has_rank_0_ ? environment.timeouts.step
+                            : environment.timeouts.first_step),
+      watched_at_(SteadyNow()) {}
 
 Attempt::~Attempt() {
   environment_.loop.CancelTimer(kill_timer_);
@@ -130,10 +144,7 @@ void Attempt::SpawnRank(const v1::RankAssignment& assignment,
           [this, rank](v1::TrainerEvent event) {
             OnEvent(rank, std::move(event));
           },
-      .on_line =
-          [this, rank](std::string line, bool is_error) {
-            OnLine(rank, std::move(line), is_error);
-          },
+      .on_line = [this, rank](const std::string& line) { OnLine(rank, line); },
       .on_end = [this, rank] { OnRankEnd(rank); }};
   ranks_.push_back(
       std::make_unique<RankProcess>(environment_.loop, environment_.processes,
@@ -159,6 +170,7 @@ void Attempt::SendTask(RankProcess& rank,
   task.set_device(assignment.device());
   task.set_data_plane_host(environment_.data_plane_host);
   task.set_resume_directory(inputs_.resume_directory);
+  task.set_micro_batch_halvings(command_.micro_batch_halvings());
   if (const v1::Device* device = DeviceOf(assignment)) {
     task.set_threads(std::max(1, device->cores_size()));
     task.set_memory_bytes(device->memory_bytes());
@@ -192,7 +204,7 @@ void Attempt::OnRankReady(int rank) {
 void Attempt::Start(const v1::StartAttempt& command) {
   if (phase_ != Phase::kReady) return;
   phase_ = Phase::kStarted;
-  phase_since_ = last_word_ = absl::Now();
+  progress_.Word();
   for (size_t i = 0; i < ranks_.size(); ++i) {
     if (command_.world_size() == 1) {
       SendTask(*ranks_[i], command_.ranks(static_cast<int>(i)));
@@ -206,11 +218,7 @@ void Attempt::Start(const v1::StartAttempt& command) {
 }
 
 void Attempt::OnEvent(int rank, v1::TrainerEvent trainer_event) {
-  const absl::Time now = absl::Now();
-  if (phase_ == Phase::kRunning) {
-    longest_silence_ = std::max(longest_silence_, now - last_word_);
-  }
-  last_word_ = now;
+  if (IsWatched(rank)) progress_.Word();
   v1::WorkerEvent event;
   switch (trainer_event.event_case()) {
     case v1::TrainerEvent::kReady:
@@ -236,6 +244,9 @@ void Attempt::OnEvent(int rank, v1::TrainerEvent trainer_event) {
       break;
     case v1::TrainerEvent::kStaged:
       return OnStaged(rank, trainer_event.staged());
+    case v1::TrainerEvent::kProgress:
+      if (!IsWatched(rank)) return;
+      return progress_.Begin(trainer_event.progress(), SteadyNow());
     default:
       // Result and failure are kept by the rank until its end.
       return;
@@ -243,7 +254,8 @@ void Attempt::OnEvent(int rank, v1::TrainerEvent trainer_event) {
   Emit(std::move(event));
 }
 
-void Attempt::OnLine(int rank, std::string line, bool is_error) {
+void Attempt::OnLine(int rank, const std::string& line) {
+  const PrintedLine printed = ParsePrintedLine(line);
   v1::WorkerEvent event;
   v1::LogLine& log = *event.mutable_log();
   const int64_t now = absl::GetCurrentTimeNanos();
@@ -251,8 +263,8 @@ void Attempt::OnLine(int rank, std::string line, bool is_error) {
   log.mutable_time()->set_nanos(static_cast<int32_t>(now % 1'000'000'000));
   log.set_rank(rank);
   log.set_attempt(command_.attempt());
-  log.set_level(is_error ? "warning" : "info");
-  log.set_text(std::move(line));
+  log.set_level(std::string(printed.level));
+  log.set_text(std::string(printed.text));
   Emit(std::move(event));
 }
 
@@ -405,7 +417,15 @@ void Attempt::KillRanks() {
 void Attempt::Watch() {
   watch_timer_ =
       environment_.loop.RunAfter(kWatchInterval, [this] { Watch(); });
+  // By the ticks before this one: a loop that was held up runs its timers
+  // before it reads what the ranks have said meanwhile.
   const std::optional<std::string> overdue = Overdue();
+  const absl::Time now = SteadyNow();
+  progress_.Tick(now - watched_at_);
+  watched_at_ = now;
+  // Ticks, as in ProgressWatch: this process may have been stopped itself.
+  stopped_ =
+      StoppedRanks().empty() ? absl::ZeroDuration() : stopped_ + kWatchInterval;
   if (!overdue.has_value() || cause_.has_value()) return;
   LogWarning("attempt is overdue", {{"attempt", name_}, {"reason", *overdue}});
   cause_ =
@@ -421,44 +441,51 @@ void Attempt::Watch() {
 // Why the attempt cannot be waited for any longer.
 std::optional<std::string> Attempt::Overdue() const {
   const RankTimeouts& timeouts = environment_.timeouts;
-  const absl::Time now = absl::Now();
-  const auto passed = [&](absl::Time since, absl::Duration limit) {
-    return now - since > limit;
-  };
   switch (phase_) {
     case Phase::kFetching:
     case Phase::kSpawning:
-      if (!passed(phase_since_, timeouts.prepare)) return std::nullopt;
+      if (progress_.silence() <= timeouts.prepare) return std::nullopt;
       return absl::StrCat("not prepared within ",
                           absl::FormatDuration(timeouts.prepare));
     case Phase::kStarted:
-      if (!passed(last_word_, timeouts.first_step)) return std::nullopt;
-      return absl::StrCat("no step within ",
-                          absl::FormatDuration(timeouts.first_step),
-                          " of the start");
-    case Phase::kRunning: {
-      const absl::Duration limit =
-          last_step_ == 0 ? timeouts.first_step
-                          : std::max(timeouts.step, 10 * longest_silence_);
-      // Metrics come from rank 0; another node hears nothing from its ranks.
-      const bool has_rank_0 =
-          std::any_of(command_.ranks().begin(), command_.ranks().end(),
-                      [](const auto& r) { return r.rank() == 0; });
-      if (!has_rank_0 || !passed(last_word_, limit)) return std::nullopt;
-      return absl::StrCat("no step for ", absl::FormatDuration(limit),
-                          "; a rank hangs");
-    }
+    case Phase::kRunning:
+      break;
     default:
       return std::nullopt;
   }
+  // Only uploads are left then, which retry for as long as they must.
+  if (AllEnded()) return std::nullopt;
+  const std::string stopped = absl::StrJoin(StoppedRanks(), ", ");
+  const std::optional<std::string> stalled = progress_.Stalled();
+  if (stalled.has_value()) {
+    return absl::StrCat(*stalled, stopped.empty() ? ": a rank hangs" : ": ",
+                        stopped);
+  }
+  if (stopped_ <= timeouts.step) return std::nullopt;
+  return absl::StrCat(stopped, " for ", absl::FormatDuration(stopped_));
+}
+
+std::vector<std::string> Attempt::StoppedRanks() const {
+  std::vector<std::string> stopped;
+  for (const auto& rank : ranks_) {
+    if (rank->ended() || rank->pid() == 0) continue;
+    const std::optional<ProcStat> stat = ReadProcStat(rank->pid());
+    if (stat.has_value() && stat->state == 'T') {
+      stopped.push_back(
+          absl::StrCat("rank ", rank->end().rank, " is stopped (SIGSTOP)"));
+    }
+  }
+  return stopped;
+}
+
+bool Attempt::AllEnded() const {
+  return std::ranges::all_of(ranks_,
+                             [](const auto& rank) { return rank->ended(); });
 }
 
 void Attempt::MaybeEnd() {
   const bool spawning = phase_ == Phase::kFetching;
-  const bool all_ended =
-      std::all_of(ranks_.begin(), ranks_.end(),
-                  [](const auto& rank) { return rank->ended(); });
-  if (ended() || spawning || !all_ended || !uploads_.empty()) return;
+  if (ended() || spawning || !AllEnded() || !uploads_.empty()) return;
   if (ranks_.empty() && !cause_.has_value()) return;
   phase_ = Phase::kEnded;
   transfers_->Cancel();

@@ -22,6 +22,7 @@
 #include "qlora/v1/worker.pb.h"
 #include "worker/agent/environment.h"
 #include "worker/agent/outcome.h"
+#include "worker/agent/progress_watch.h"
 #include "worker/agent/rank_process.h"
 #include "worker/agent/transfer_queue.h"
 
@@ -58,7 +59,7 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   void SendTask(RankProcess& rank, const v1::RankAssignment& assignment);
   void OnRankReady(int rank);
   void OnEvent(int rank, v1::TrainerEvent event);
-  void OnLine(int rank, std::string line, bool is_error);
+  void OnLine(int rank, const std::string& line);
   void OnRankEnd(int rank);
   void OnStaged(int rank, const v1::StagedFiles& staged);
   void UploadNext();
@@ -68,6 +69,11 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   void KillRanks();
   void Watch();
   std::optional<std::string> Overdue() const;
+  // Ranks here that a signal has stopped (SIGSTOP), for messages.
+  std::vector<std::string> StoppedRanks() const;
+  // Whose word tells whether the gang moves: rank 0's where it is, else any.
+  bool IsWatched(int rank) const { return rank == 0 || !has_rank_0_; }
+  bool AllEnded() const;
   void MaybeEnd();
   void Emit(v1::WorkerEvent event);
   RankProcess* FindRank(int rank);
@@ -80,6 +86,7 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   const std::function<void()> on_change_;
   const std::string name_;
   const std::string directory_;
+  const bool has_rank_0_;
 
   Phase phase_ = Phase::kFetching;
   LocalInputs inputs_;
@@ -96,9 +103,10 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   // Stopped without saving: what ranks stage from now on is left alone.
   bool abandoned_ = false;
   int64_t last_step_ = 0;
-  absl::Time phase_since_;
-  absl::Time last_word_;
-  absl::Duration longest_silence_;
+  ProgressWatch progress_;
+  absl::Time watched_at_;
+  // How long some rank here has been stopped.
+  absl::Duration stopped_;
   uint64_t kill_timer_ = 0;
   uint64_t watch_timer_ = 0;
   // Set in kReady.

@@ -93,7 +93,24 @@ bool CoordinatorLink::WaitUntilSent(absl::Time deadline) {
   return outbox_.AllAcknowledged();
 }
 
+void CoordinatorLink::Leave(absl::Time deadline) {
+  MutexLock lock(&mu_);
+  draining_ = true;
+  leaving_ = true;
+  changed_.SignalAll();
+  while (!gone_ && SteadyNow() < deadline) {
+    changed_.WaitWithTimeout(&mu_, deadline - SteadyNow());
+  }
+}
+
 void CoordinatorLink::Run() {
+  KeepConnected();
+  MutexLock lock(&mu_);
+  gone_ = true;
+  changed_.SignalAll();
+}
+
+void CoordinatorLink::KeepConnected() {
   Backoff backoff(options_.first_backoff, options_.longest_backoff);
   absl::Status last_logged;
   while (true) {
@@ -106,17 +123,17 @@ void CoordinatorLink::Run() {
     status_ = absl::UnavailableError(
         absl::StrCat("not registered with the coordinator at ",
                      options_.coordinator, ": ", ended.message()));
-    if (stopping_) return;
+    if (stopping_ || leaving_) return;
     if (ended != last_logged) {
       LogWarning("no stream to the coordinator; trying again",
                  {{"coordinator", options_.coordinator}, {"reason", ended}});
       last_logged = ended;
     }
     const absl::Time until = SteadyNow() + backoff.Next();
-    while (!stopping_ && SteadyNow() < until) {
+    while (!stopping_ && !leaving_ && SteadyNow() < until) {
       changed_.WaitWithTimeout(&mu_, until - SteadyNow());
     }
-    if (stopping_) return;
+    if (stopping_ || leaving_) return;
   }
 }
 
@@ -208,6 +225,7 @@ void CoordinatorLink::WriteLoop(Stream& stream) {
   while (true) {
     v1::ConnectRequest ack;
     bool heartbeat = false;
+    bool leaving = false;
     {
       MutexLock lock(&mu_);
       const absl::Time now = SteadyNow();
@@ -216,8 +234,9 @@ void CoordinatorLink::WriteLoop(Stream& stream) {
         break_reason_ = absl::UnavailableError("no answer to heartbeats");
         return;
       }
+      leaving = leaving_;
       heartbeat = heartbeat_due_ || now >= next_heartbeat;
-      const bool idle = !heartbeat && command_to_ack_ == 0 &&
+      const bool idle = !leaving && !heartbeat && command_to_ack_ == 0 &&
                         next_event_ >= outbox_.spool().next();
       if (idle) {
         changed_.WaitWithTimeout(&mu_, next_heartbeat - now);
@@ -228,6 +247,7 @@ void CoordinatorLink::WriteLoop(Stream& stream) {
       command_to_ack_ = 0;
     }
     if (ack.command_ack() != 0 && !stream.Write(ack)) return;
+    if (leaving) return SayGoodbye(stream);
     if (heartbeat) {
       if (!WriteHeartbeat(stream)) return;
       next_heartbeat = SteadyNow() + heartbeat_interval_;
@@ -246,6 +266,14 @@ bool CoordinatorLink::WriteHeartbeat(Stream& stream) {
     heartbeat.set_draining(draining_);
   }
   return stream.Write(request);
+}
+
+void CoordinatorLink::SayGoodbye(Stream& stream) {
+  if (!WriteHeartbeat(stream) || !stream.WritesDone()) return;
+  MutexLock lock(&mu_);
+  while (!stopping_ && !broken_) {
+    changed_.Wait(&mu_);
+  }
 }
 
 // A batch at most, so that heartbeats come in between.

@@ -59,12 +59,18 @@ class CoordinatorLink {
   absl::Status status() const;
   // False if the outbox still holds something at `deadline` (SteadyNow).
   bool WaitUntilSent(absl::Time deadline);
+  // Takes leave: a last heartbeat says that the node shuts down, then the
+  // stream is closed, so that the coordinator need not wait for the lease to
+  // run out. Blocks until the coordinator has closed it too, or `deadline`.
+  // There is no new stream afterwards.
+  void Leave(absl::Time deadline);
 
  private:
   using Stream =
       grpc::ClientReaderWriter<v1::ConnectRequest, v1::ConnectResponse>;
 
   void Run();
+  void KeepConnected();
   // One stream from Hello to its end; returns why it ended.
   absl::Status Session();
   absl::Status AwaitChannel();
@@ -73,6 +79,7 @@ class CoordinatorLink {
   void WriteLoop(Stream& stream);
   bool WriteEvents(Stream& stream);
   bool WriteHeartbeat(Stream& stream);
+  void SayGoodbye(Stream& stream);
   void ReadLoop(Stream& stream);
   absl::Status OnCommand(v1::WorkerCommand command);
   void SetStatus(absl::Status status);
@@ -93,6 +100,9 @@ class CoordinatorLink {
   absl::Status status_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  bool leaving_ ABSL_GUARDED_BY(mu_) = false;
+  // Run has returned.
+  bool gone_ ABSL_GUARDED_BY(mu_) = false;
   bool heartbeat_due_ ABSL_GUARDED_BY(mu_) = false;
   // Set by the reading thread.
   bool broken_ ABSL_GUARDED_BY(mu_) = false;

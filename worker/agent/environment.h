@@ -18,11 +18,11 @@ namespace qlora::agent {
 struct RankTimeouts {
   // Fetching inputs and starting the ranks.
   absl::Duration prepare = absl::Minutes(30);
-  // From Start to the first sign of a step.
+  // From Start until the first micro-batch is done.
   absl::Duration first_step = absl::Minutes(30);
-  // Without a word from any local rank while training: at least this, and ten
-  // times the longest silence so far. An evaluation is silent.
-  absl::Duration step = absl::Minutes(5);
+  // Without progress after that: see progress_watch.h. A rank that is stopped
+  // (SIGSTOP) for so long ends its attempt too.
+  absl::Duration step = absl::Minutes(1);
   // What the peers of a rank that failed get to say why they failed.
   absl::Duration peers = absl::Seconds(1);
   // From Prepared to Start: the other nodes of the gang prepare.

@@ -11,34 +11,23 @@
 
 #include <cerrno>
 #include <charconv>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "worker/agent/cgroup.h"
 #include "worker/agent/launcher_wire.h"
+#include "worker/agent/proc_stat.h"
 
 namespace qlora::agent {
 namespace {
 
 constexpr int kFirstInherited = 3;
-
-// Who a process's parent is; 0 if it is gone.
-pid_t ParentOf(pid_t pid) {
-  std::ifstream in("/proc/" + std::to_string(pid) + "/stat");
-  std::string stat;
-  std::getline(in, stat);
-  // pid (name, which may hold anything) state ppid ...
-  const size_t end = stat.rfind(')');
-  if (end == std::string::npos || end + 4 > stat.size()) return 0;
-  return std::atoi(stat.c_str() + end + 4);
-}
 
 std::vector<pid_t> ChildrenOf(pid_t parent) {
   std::vector<pid_t> children;
@@ -50,7 +39,8 @@ std::vector<pid_t> ChildrenOf(pid_t parent) {
     const auto [end, failure] =
         std::from_chars(name.data(), name.data() + name.size(), pid);
     if (failure != std::errc() || *end != '\0') continue;
-    if (ParentOf(pid) == parent) children.push_back(pid);
+    const std::optional<ProcStat> stat = ReadProcStat(pid);
+    if (stat.has_value() && stat->parent == parent) children.push_back(pid);
   }
   return children;
 }

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/daemon/address.h"
+#include "common/daemon/duration_option.h"
 #include "common/daemon/yaml_config.h"
 #include "worker/agent/devices.h"
 #include "worker/agent/network.h"
@@ -24,6 +25,8 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr size_t kMaxNodeName = 63;
+// The agent looks at its ranks once a second.
+constexpr absl::Duration kShortestTimeout = absl::Seconds(1);
 
 std::string DefaultDataDir() {
   const char* state = std::getenv("XDG_STATE_HOME");
@@ -75,6 +78,13 @@ void AddOptions(CLI::App& app, WorkerOptions& o) {
   app.add_option("--trainer", o.trainer,
                  "Path of qlora-trainer (default: beside this program)")
       ->envname(env("TRAINER"));
+  AddDurationOption(app, "--step-timeout", &o.step_timeout,
+                    "A gang that does no micro-batch for so long, and ten "
+                    "times the usual, is ended and starts again")
+      ->envname(env("STEP_TIMEOUT"));
+  AddDurationOption(app, "--first-step-timeout", &o.first_step_timeout,
+                    "The same until the first micro-batch is done")
+      ->envname(env("FIRST_STEP_TIMEOUT"));
   app.add_option("--log-format", o.log_format, "text or json")
       ->envname(env("LOG_FORMAT"))
       ->check(CLI::IsMember({"text", "json"}))
@@ -160,6 +170,13 @@ absl::Status CheckOptions(WorkerOptions& options) {
   RETURN_IF_ERROR(CheckNodeName(options.node_name));
   RETURN_IF_ERROR(DetectDevices(options.devices).status());
   RETURN_IF_ERROR(InterfaceAddress(options.data_plane_interface).status());
+  if (options.step_timeout < kShortestTimeout ||
+      options.first_step_timeout < options.step_timeout) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--step-timeout must be at least ",
+        absl::FormatDuration(kShortestTimeout),
+        " and --first-step-timeout no shorter than --step-timeout"));
+  }
   RETURN_IF_ERROR(ResolveModelRoots(options.model_roots));
   return ResolveTrainer(options.trainer);
 }

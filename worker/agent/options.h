@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/base/log.h"
 
 namespace qlora::agent {
@@ -26,6 +27,9 @@ struct WorkerOptions {
   std::string metrics_listen = "127.0.0.1:9465";
   // Path of qlora-trainer. Default: beside this program.
   std::string trainer;
+  // See RankTimeouts in environment.h.
+  absl::Duration step_timeout = absl::Minutes(1);
+  absl::Duration first_step_timeout = absl::Minutes(30);
   std::string log_format = "text";
   bool check_config = false;
 };

@@ -52,10 +52,8 @@ RankProcess::RankProcess(EventLoop& loop, Processes& processes,
     : loop_(loop),
       processes_(processes),
       handlers_(std::move(handlers)),
-      stdout_lines_(
-          [this](std::string line) { handlers_.on_line(line, false); }),
-      stderr_lines_(
-          [this](std::string line) { handlers_.on_line(line, true); }) {
+      stdout_lines_(handlers_.on_line),
+      stderr_lines_(handlers_.on_line) {
   end_.rank = options.rank;
   const absl::Status status = Start(std::move(options));
   if (status.ok()) return;
@@ -107,6 +105,7 @@ absl::Status RankProcess::Start(RankOptions options) {
 void RankProcess::OnReply(const LauncherReply& reply) {
   switch (reply.type) {
     case LauncherReply::Type::kSpawned:
+      pid_ = reply.pid;
       handlers_.on_started();
       return;
     case LauncherReply::Type::kFailed: {

@@ -2,6 +2,8 @@
 // printed lines, the end. Used on the event loop's thread only.
 #pragma once
 
+#include <sys/types.h>
+
 #include <functional>
 #include <memory>
 #include <string>
@@ -36,8 +38,8 @@ class RankProcess {
   struct Handlers {
     std::function<void()> on_started;
     std::function<void(v1::TrainerEvent)> on_event;
-    // What it printed; is_error: on standard error.
-    std::function<void(std::string line, bool is_error)> on_line;
+    // What it printed.
+    std::function<void(std::string line)> on_line;
     // Everything that it sent before has been delivered. May destroy this only
     // later, through the loop.
     std::function<void()> on_end;
@@ -59,6 +61,8 @@ class RankProcess {
   bool ended() const { return ended_; }
   // Valid after on_end.
   const RankEnd& end() const { return end_; }
+  // 0 until on_started.
+  pid_t pid() const { return pid_; }
 
  private:
   absl::Status Start(RankOptions options);
@@ -77,6 +81,7 @@ class RankProcess {
   Processes& processes_;
   const Handlers handlers_;
   uint64_t process_ = 0;
+  pid_t pid_ = 0;
   bool ended_ = false;
   RankEnd end_;
   UniqueFd socket_;

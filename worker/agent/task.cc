@@ -91,8 +91,7 @@ void Task::Spawn() {
           .on_started = [] {},
           .on_event =
               [this](v1::TrainerEvent event) { OnEvent(std::move(event)); },
-          .on_line = [this](std::string line,
-                            bool) { last_line_ = std::move(line); },
+          .on_line = [this](std::string line) { last_line_ = std::move(line); },
           .on_end = [this] { OnProcessEnd(); }});
   v1::TrainerCommand command;
   v1::TrainerTask& task = *command.mutable_task();

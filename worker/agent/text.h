@@ -1,4 +1,4 @@
-// Lines out of what a process prints. Used by one thread.
+// Lines out of what a process prints, and what they say. Used by one thread.
 #pragma once
 
 #include <functional>
@@ -24,5 +24,17 @@ class LineSplitter {
   const std::function<void(std::string)> on_line_;
   std::string pending_;
 };
+
+struct PrintedLine {
+  // "debug", "info", "warning" or "error".
+  std::string_view level;
+  std::string_view text;
+};
+
+// The level as the line states it: as our own programs do, whose time, level
+// and program are left out of the text ("<time> E qlora-trainer: no model"); as
+// glog does ("[W1121 12:00:00 file.cc:1] ..."); or as its first word ("Warning:
+// ..."). Else info.
+PrintedLine ParsePrintedLine(std::string_view line);
 
 }  // namespace qlora::agent

@@ -35,6 +35,8 @@ namespace {
 constexpr absl::Duration kDrainGrace = absl::Seconds(30);
 // For what ranks said last to reach the coordinator.
 constexpr absl::Duration kFlushGrace = absl::Seconds(5);
+// For the coordinator to close the stream.
+constexpr absl::Duration kGoodbyeGrace = absl::Seconds(2);
 constexpr int64_t kCacheBytes = int64_t{64} << 30;
 
 std::string RandomId() {
@@ -99,19 +101,21 @@ class Worker {
         channel_(ConnectToCoordinator(options.coordinator)),
         artifacts_(channel_),
         fetcher_(*storage_.cache, artifacts_, options.model_roots),
-        supervisor_(Environment{.loop = loop_,
-                                .processes = processes_,
-                                .fetcher = fetcher_,
-                                .metrics = metrics_,
-                                .emit =
-                                    [this](v1::WorkerEvent event) {
-                                      storage_.outbox->Emit(std::move(event));
-                                    },
-                                .trainer = options.trainer,
-                                .directory = options.data_dir,
-                                .data_plane_host = std::move(host),
-                                .devices = node.devices,
-                                .timeouts = {}}),
+        supervisor_(
+            Environment{.loop = loop_,
+                        .processes = processes_,
+                        .fetcher = fetcher_,
+                        .metrics = metrics_,
+                        .emit =
+                            [this](v1::WorkerEvent event) {
+                              storage_.outbox->Emit(std::move(event));
+                            },
+                        .trainer = options.trainer,
+                        .directory = options.data_dir,
+                        .data_plane_host = std::move(host),
+                        .devices = node.devices,
+                        .timeouts = {.first_step = options.first_step_timeout,
+                                     .step = options.step_timeout}}),
         hello_(MakeHello(options, node)) {}
 
   absl::Status Run() {
@@ -229,7 +233,10 @@ class Worker {
       MutexLock lock(&mu_);
       hurry = hurry_ || !failure_.ok();
     }
-    if (!hurry && connected_) link_->WaitUntilSent(SteadyNow() + kFlushGrace);
+    if (!hurry && connected_) {
+      link_->WaitUntilSent(SteadyNow() + kFlushGrace);
+      link_->Leave(SteadyNow() + kGoodbyeGrace);
+    }
     ::pthread_kill(impatient.native_handle(), SIGTERM);
     impatient.join();
   }

@@ -18,6 +18,7 @@ absl::StatusOr<LossSum> EvaluateRows(const GangModel& gang,
   const size_t step = static_cast<size_t>(world_size) * gang.micro_batch_size;
   std::array<double, 2> sums = {0, 0};
   for (size_t begin = 0; begin < rows.size(); begin += step) {
+    if (gang.on_micro_batch) gang.on_micro_batch();
     const size_t end = std::min(rows.size(), begin + step);
     const RankBatch batch = MakeRankBatch(
         data, {rows.begin() + begin, rows.begin() + end},

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -19,6 +20,8 @@ struct GangModel {
   BlockSource& weights;
   // Rows per forward.
   int micro_batch_size = 1;
+  // Called before each micro-batch of a step or an evaluation; may be empty.
+  std::function<void()> on_micro_batch = nullptr;
 };
 
 // Collective. The sum over the rows with these numbers, on every rank.

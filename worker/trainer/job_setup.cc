@@ -134,7 +134,8 @@ MemoryPlanInput PlanInput(const v1::TrainerTask& task, const JobSpec& spec,
           .budget = task.memory_bytes(),
           .fast_bfloat16 = HasFastBfloat16(),
           .threads = std::max(1, task.threads()),
-          .evaluation = task.mode() == v1::TRAINER_MODE_EVAL};
+          .evaluation = task.mode() == v1::TRAINER_MODE_EVAL,
+          .micro_batch_halvings = task.micro_batch_halvings()};
 }
 
 void ApplyPlan(const MemoryPlan& plan, const JobSpec& spec,
@@ -230,6 +231,17 @@ absl::StatusOr<std::string> BaseSketch(const std::string& directory,
     }
   }
   return hash.HexDigest();
+}
+
+int64_t WeightBytes(const std::string& directory) {
+  int64_t bytes = 0;
+  for (const std::string& name : BaseFiles(directory, /*with_weights=*/true)) {
+    std::error_code error;
+    const auto size =
+        std::filesystem::file_size(absl::StrCat(directory, "/", name), error);
+    if (!error) bytes += static_cast<int64_t>(size);
+  }
+  return bytes;
 }
 
 std::string_view ComputeDtypeName(ComputeDtype dtype) {

@@ -70,6 +70,9 @@ absl::StatusOr<std::string> BaseSha256(const std::string& directory,
 absl::StatusOr<std::string> BaseSketch(const std::string& directory,
                                        bool with_weights);
 
+// Size of what BaseSha256 reads, bytes; files that cannot be read count as 0.
+int64_t WeightBytes(const std::string& directory);
+
 // "float32" or "bfloat16".
 std::string_view ComputeDtypeName(ComputeDtype dtype);
 

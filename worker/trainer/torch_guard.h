@@ -28,8 +28,9 @@ inline absl::Status ExceptionToStatus(std::string_view what,
   };
   if (dynamic_cast<const std::bad_alloc*>(&e) != nullptr ||
       dynamic_cast<const c10::OutOfMemoryError*>(&e) != nullptr ||
-      mentions("allocate memory")) {
-    return absl::ResourceExhaustedError(message);
+      mentions("allocate memory") || mentions("out of memory")) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no memory is left: ", message));
   }
   if (mentions("imed out") || mentions("timeout")) {
     return absl::DeadlineExceededError(message);

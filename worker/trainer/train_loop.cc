@@ -58,6 +58,7 @@ absl::StatusOr<LossSum> TrainLoop::ForwardBackward(int64_t step,
       1.0f / std::max(1.0f, static_cast<float>(batch.trained_tokens));
   LossSum sum;
   for (int64_t round = 0; round < batch.rounds; ++round) {
+    if (parts_.gang.on_micro_batch) parts_.gang.on_micro_batch();
     if (round >= static_cast<int64_t>(batch.micro_batches.size())) {
       RETURN_IF_ERROR(model.SkipForwardBackward(weights));
       continue;

@@ -215,7 +215,30 @@ GangModel TrainTask::gang_model() {
   return {.communicator = *communicator_,
           .model = loaded_->model(),
           .weights = loaded_->weights(),
-          .micro_batch_size = plan_.micro_batch_size};
+          .micro_batch_size = plan_.micro_batch_size,
+          .on_micro_batch = [this] { BeginMicroBatch(); }};
+}
+
+void TrainTask::BeginMicroBatch() {
+  const bool in_step = phase_ == v1::TrainerProgress::PHASE_STEP;
+  v1::TrainerEvent event;
+  event.mutable_progress()->set_phase(phase_);
+  event.mutable_progress()->set_step(state_.step + (in_step ? 1 : 0));
+  link_.Send(event);
+}
+
+void TrainTask::BeginSaving() {
+  const auto floats = static_cast<int64_t>(sizeof(float));
+  const int64_t parameters = loaded_->layout().total * floats;
+  // Parameters and two moments, hashed and written, and the output.
+  int64_t bytes = 8 * parameters;
+  // Save waits for the base's hash.
+  if (base_sha256_.valid()) bytes += WeightBytes(task_.model_directory());
+  v1::TrainerEvent event;
+  event.mutable_progress()->set_phase(v1::TrainerProgress::PHASE_SAVING);
+  event.mutable_progress()->set_step(state_.step);
+  event.mutable_progress()->set_bytes(bytes);
+  link_.Send(event);
 }
 
 void TrainTask::MakeLoop() {
@@ -251,7 +274,8 @@ void TrainTask::ReportStart() {
                          state_.world_size, " rank(s), ", data_.train.size(),
                          " rows, ", stats.trained_tokens, " trained of ",
                          stats.total_tokens, " tokens, steps ", state_.step + 1,
-                         " to ", state_.total_steps));
+                         " to ", state_.total_steps, ", micro-batches of ",
+                         plan_.micro_batch_size, " rows"));
   if (stats.truncated + stats.split + stats.dropped > 0) {
     link_.Log("warning",
               absl::StrCat("longer than max_seq_len: ", stats.truncated,
@@ -322,12 +346,14 @@ absl::Status TrainTask::AfterStep(const StepReport& report, double epoch_before,
 absl::Status TrainTask::Evaluate(EvalRecord* record) {
   const bool own_set = data_.eval.size() > 0;
   DataCursor first;
+  phase_ = v1::TrainerProgress::PHASE_EVALUATION;
   ASSIGN_OR_RETURN(
       const LossSum sum,
       own_set ? EvaluateRows(gang_model(), loaded_->params(), data_.eval,
                              AllRows(data_.eval))
               : EvaluateRows(gang_model(), loaded_->params(), data_.train,
                              sampler_->NextBatch(&first)));
+  phase_ = v1::TrainerProgress::PHASE_STEP;
   *record = {.loss = sum.loss / std::max<double>(1, sum.tokens),
              .tokens = sum.tokens,
              .data = own_set ? "eval" : "train",
@@ -386,6 +412,7 @@ ConstStateBuffers TrainTask::buffers() {
 }
 
 absl::Status TrainTask::Save(const std::string& output_directory) {
+  BeginSaving();
   v1::TrainerEvent event;
   v1::StagedFiles& staged = *event.mutable_staged();
   staged.set_step(state_.step);
@@ -436,6 +463,7 @@ absl::Status TrainTask::Finish() {
     RETURN_IF_ERROR(Evaluate(&record));
   }
   const std::string directory = absl::StrCat(task_.work_directory(), "/output");
+  BeginSaving();
   RETURN_IF_ERROR(RunOnLead(*communicator_, timeout_,
                             [&] { return WriteOutput(directory); }));
   RETURN_IF_ERROR(Save(directory));

@@ -65,6 +65,9 @@ class TrainTask {
   absl::Status WriteOutput(const std::string& directory);
   absl::Status Finish();
   void SendResult(bool stopped);
+  // Tells the agent that a micro-batch of phase_, or saving, begins now.
+  void BeginMicroBatch();
+  void BeginSaving();
 
   bool IsLead() const { return communicator_->rank() == 0; }
   GangModel gang_model();
@@ -89,6 +92,8 @@ class TrainTask {
   MetricsFile metrics_;
   CheckpointState state_;
   std::optional<PeriodTrigger> eval_due_, log_due_, save_due_;
+  // What the micro-batches belong to.
+  v1::TrainerProgress::Phase phase_ = v1::TrainerProgress::PHASE_STEP;
   // Of the newest evaluation, and its step.
   EvalRecord eval_;
   int64_t eval_step_ = -1;

@@ -10,7 +10,9 @@
 //   exit=C           ...with that code and a TrainerFailure of that class
 //   class=K
 //   signal=S         ...or by that signal
-//   hang=1           stops sending after its first step
+//   hang=N           stops sending after step N
+//   stop_rank=R      that rank stops itself (SIGSTOP) after its first step
+//   save_ms=T        saying before that so many bytes are saved as take 10 s
 //   ignore_stop=1    goes on when told to stop
 //   garbage=1        sends bytes that are no frame
 //
@@ -64,10 +66,12 @@ class FakeRank {
     }
     const int steps = Number("steps", 3);
     for (int step = 1; step <= steps; ++step) {
+      Begin(qlora::v1::TrainerProgress::PHASE_STEP, step, 0);
       ::usleep(static_cast<unsigned>(1000 * Number("step_ms", 0)));
       if (task_.rank() == 0) Metrics(step);
       MaybeFail(step);
-      if (Number("hang", 0) != 0) ::pause();
+      if (Number("hang", 0) == step) ::pause();
+      if (Number("stop_rank", -1) == task_.rank()) ::raise(SIGSTOP);
       if (StopRequested()) return Finish(step, /*stopped=*/true);
       const int every = Number("save_every", 0);
       if (every > 0 && step % every == 0 && step < steps) Stage(step, false);
@@ -112,6 +116,15 @@ class FakeRank {
     return stop_;
   }
 
+  static void Begin(qlora::v1::TrainerProgress::Phase phase, int step,
+                    int64_t bytes) {
+    TrainerEvent event;
+    event.mutable_progress()->set_phase(phase);
+    event.mutable_progress()->set_step(step);
+    event.mutable_progress()->set_bytes(bytes);
+    Send(event);
+  }
+
   void Metrics(int step) {
     TrainerEvent event;
     event.mutable_metrics()->set_step(step);
@@ -139,6 +152,8 @@ class FakeRank {
   }
 
   void Stage(int step, bool final) {
+    Begin(qlora::v1::TrainerProgress::PHASE_SAVING, step, int64_t{40} << 20);
+    ::usleep(static_cast<unsigned>(1000 * Number("save_ms", 0)));
     TrainerEvent event;
     qlora::v1::StagedFiles& staged = *event.mutable_staged();
     staged.set_step(step);

@@ -366,10 +366,52 @@ TEST_F(SupervisorTest, Hang_TimesOut) {
   RankTimeouts timeouts;
   timeouts.step = absl::Seconds(1);
   MakeSupervisor(timeouts);
-  Run("hang=1", 1);
+  Run("hang=3", 2);
   const v1::AttemptEnded ended = WaitForEnd();
   EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_INFRA);
-  EXPECT_THAT(ended.message(), HasSubstr("no step for 1s"));
+  EXPECT_THAT(ended.message(), HasSubstr("step 3 has not gone on for "));
+  EXPECT_THAT(ended.message(), HasSubstr("a rank hangs"));
+  EXPECT_EQ(ended.ranks_size(), 2);
+}
+
+TEST_F(SupervisorTest, HangInTheFirstStep_TimesOutLater) {
+  RankTimeouts timeouts;
+  timeouts.first_step = absl::Seconds(3);
+  timeouts.step = absl::Seconds(1);
+  MakeSupervisor(timeouts);
+  const absl::Time begin = absl::Now();
+  Run("hang=1", 1);
+  EXPECT_THAT(WaitForEnd().message(), HasSubstr("step 1 has not gone on"));
+  EXPECT_GT(absl::Now() - begin, absl::Seconds(3));
+}
+
+TEST_F(SupervisorTest, LongSave_IsNoHang) {
+  RankTimeouts timeouts;
+  timeouts.step = absl::Seconds(1);
+  MakeSupervisor(timeouts);
+  Run("steps=2\nsave_ms=4000", 1);
+  EXPECT_TRUE(WaitForEnd().complete());
+}
+
+TEST_F(SupervisorTest, StoppedRank_IsNamedAndEndsTheAttempt) {
+  RankTimeouts timeouts;
+  timeouts.step = absl::Seconds(1);
+  MakeSupervisor(timeouts);
+  Run("steps=100000\nstep_ms=5\nstop_rank=1", 2);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_INFRA);
+  EXPECT_THAT(ended.message(), HasSubstr("rank 1 is stopped (SIGSTOP)"));
+}
+
+TEST_F(SupervisorTest, PrintedLine_HasItsTimeAndLevel) {
+  const absl::Time begin = absl::Now();
+  Run("print=ERROR: this is only a test", 1);
+  const v1::LogLine log =
+      WaitFor([](const auto& e) { return e.has_log(); }).log();
+  EXPECT_EQ(log.level(), "error");
+  EXPECT_EQ(log.text(), "ERROR: this is only a test");
+  EXPECT_GE(log.time().seconds(), absl::ToUnixSeconds(begin));
+  EXPECT_TRUE(WaitForEnd().complete());
 }
 
 TEST_F(SupervisorTest, PreparedAndNeverStarted_EndsInTime) {

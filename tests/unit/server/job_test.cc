@@ -13,6 +13,7 @@ using qlora::v1::FAILURE_CLASS_DRAINED;
 using qlora::v1::FAILURE_CLASS_INFRA;
 using qlora::v1::FAILURE_CLASS_INTERNAL;
 using qlora::v1::FAILURE_CLASS_NUMERICAL;
+using qlora::v1::FAILURE_CLASS_OOM;
 using qlora::v1::FAILURE_CLASS_UNSPECIFIED;
 using qlora::v1::FAILURE_CLASS_USER;
 using qlora::v1::WorkerCommand;
@@ -181,6 +182,50 @@ TEST(Job, NumericalFailureWithoutACheckpoint_IsHeldAtOnce) {
   EXPECT_EQ(core.job(id).restarts(), 0);
   EXPECT_THAT(core.job(id).reason(), HasSubstr("the test says so"));
   EXPECT_THAT(core.job(id).hint(), HasSubstr("learning_rate below 0.0002"));
+}
+
+int SentHalvings(const CoreHarness& core) {
+  int halvings = -1;
+  for (const WorkerCommand& command : core.Sent("n1")) {
+    if (command.has_prepare()) {
+      halvings = command.prepare().micro_batch_halvings();
+    }
+  }
+  return halvings;
+}
+
+TEST(Job, OutOfMemory_HalvesTheMicroBatchThreeTimesThenIsHeld) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1", "restart: {max: 9}\n");
+  EXPECT_EQ(SentHalvings(core), 0);
+  for (int i = 1; i <= 3; ++i) {
+    FailAndRestart(core, id, FAILURE_CLASS_OOM);
+    EXPECT_EQ(core.job(id).micro_batch_halvings(), i);
+    EXPECT_EQ(SentHalvings(core), i);
+  }
+  core.Ended("n1", id, FAILURE_CLASS_OOM);
+  EXPECT_EQ(core.job(id).state(), kHeld);
+  EXPECT_NE(core.job(id).reason().find("halved 3 times"), std::string::npos);
+  EXPECT_EQ(core.job(id).failure_class(), FAILURE_CLASS_OOM);
+}
+
+TEST(Job, OtherFailureAfterOutOfMemory_KeepsTheHalvedMicroBatch) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  FailAndRestart(core, id, FAILURE_CLASS_OOM);
+  core.Staged("n1", id, 0, 5);
+  FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+  EXPECT_EQ(SentHalvings(core), 1);
+}
+
+TEST(Job, OutOfMemory_CountsAsARestart) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1", "restart: {max: 0}\n");
+  core.Ended("n1", id, FAILURE_CLASS_OOM);
+  EXPECT_EQ(core.job(id).state(), kFailed);
 }
 
 TEST(Job, FullDisk_IsHeldAndNamesTheNode) {

@@ -304,6 +304,47 @@ TEST_F(ModelBehaviour, PlanRecomputesJustEnough) {
   EXPECT_TRUE(absl::StrContains(refused.message(), "activations")) << refused;
 }
 
+TEST_F(ModelBehaviour, HalvedPlan_TakesLessAndKeepsNoMoreLayers) {
+  JobSpec spec = PlanSpec(Method::kQlora);
+  spec.train.global_batch_size = 64;
+  spec.train.micro_batch_size = 0;
+  MemoryPlanInput input;
+  input.model = &description_;
+  input.spec = &spec;
+  const MemoryPlan whole = PlanMemory(input).value();
+  ASSERT_GE(whole.micro_batch_size, 8);
+  input.budget = whole.total() - 1;
+  const MemoryPlan tight = PlanMemory(input).value();
+  const auto kept = std::ranges::count(tight.layers, LayerMemory::kKeep);
+  int64_t before = tight.total();
+  for (const int halvings : {1, 2, 3}) {
+    input.micro_batch_halvings = halvings;
+    const MemoryPlan plan = PlanMemory(input).value();
+    EXPECT_EQ(plan.micro_batch_size, tight.micro_batch_size >> halvings);
+    EXPECT_LE(std::ranges::count(plan.layers, LayerMemory::kKeep), kept);
+    EXPECT_LT(plan.total(), before);
+    before = plan.total();
+  }
+  input.micro_batch_halvings = 40;
+  EXPECT_EQ(PlanMemory(input).value().micro_batch_size, 1);
+}
+
+TEST_F(ModelBehaviour, HalvedPlan_FitsWhereTheChosenMicroBatchDoesNot) {
+  JobSpec spec = PlanSpec(Method::kQlora);
+  spec.train.global_batch_size = 64;
+  spec.train.micro_batch_size = 8;
+  spec.train.activation_memory = ActivationMemory::kRecompute;
+  MemoryPlanInput input;
+  input.model = &description_;
+  input.spec = &spec;
+  input.budget = PlanMemory(input).value().total() - 1;
+  EXPECT_FALSE(PlanMemory(input).ok());
+  input.micro_batch_halvings = 1;
+  const MemoryPlan halved = PlanMemory(input).value();
+  EXPECT_EQ(halved.micro_batch_size, 4);
+  EXPECT_LE(halved.total(), input.budget);
+}
+
 TEST_F(ModelBehaviour, DecoderEqualsTheFullForward) {
   auto model = Make();
   const auto params = RandomParams(model->layout().total, 5, 0.2f);
