@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -20,10 +19,10 @@
 #include "bench/rows.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
-#include "common/formats/safetensors.h"
 #include "common/spec/model_description.h"
 #include "nlohmann/json.hpp"
 #include "worker/trainer/gang_runner.h"
+#include "worker/trainer/random_model.h"
 
 namespace qlora::bench {
 namespace {
@@ -31,16 +30,6 @@ namespace {
 constexpr int kRowTokens = 512;
 constexpr int kRowsPerStep = 4;
 constexpr int kRank = 16;
-
-constexpr char kConfig[] = R"({
-  "architectures": ["LlamaForCausalLM"], "model_type": "llama",
-  "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-  "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152,
-  "max_position_embeddings": 2048, "rms_norm_eps": 1e-05,
-  "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu",
-  "attention_bias": false, "mlp_bias": false, "bos_token_id": 0,
-  "eos_token_id": 0, "torch_dtype": "bfloat16"
-})";
 
 constexpr char kJob[] = R"(
 apiVersion: qlora/v1
@@ -75,6 +64,8 @@ struct Options {
 struct Figures {
   double tokens_per_second = 0;
   double peak_bytes = 0;
+  // What our memory plan says.
+  double planned_bytes = 0;
   double loss = 0;
   double grad_norm = 0;
 };
@@ -91,53 +82,6 @@ double FlopsPerToken(const ModelDescription& m) {
   const double attention = 3.5 * 2.0 * kRowTokens * m.q_size();
   return m.num_layers * (4 * linear + 6 * lora + attention) +
          4.0 * m.vocab_size * m.hidden_size;
-}
-
-// bfloat16 values from N(0, 0.02), norms 1.
-class RandomWeights {
- public:
-  void Add(std::string name, std::vector<int64_t> shape) {
-    int64_t n = 1;
-    for (const int64_t d : shape) n *= d;
-    std::vector<uint16_t>& values = storage_.emplace_back(n, 0x3f80);
-    if (shape.size() > 1) {
-      for (uint16_t& v : values) v = Bfloat16(normal_(random_));
-    }
-    tensors_.push_back(
-        {std::move(name),
-         TensorDtype::kBF16,
-         std::move(shape),
-         {reinterpret_cast<const uint8_t*>(values.data()), values.size() * 2}});
-  }
-  const std::vector<TensorToWrite>& tensors() const { return tensors_; }
-
- private:
-  static uint16_t Bfloat16(float value) {
-    return static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
-  }
-  std::mt19937 random_{1};
-  std::normal_distribution<float> normal_{0, 0.02f};
-  std::vector<std::vector<uint16_t>> storage_;
-  std::vector<TensorToWrite> tensors_;
-};
-
-absl::Status WriteModel(const std::string& directory,
-                        const ModelDescription& m) {
-  RandomWeights weights;
-  weights.Add("model.embed_tokens.weight", {m.vocab_size, m.hidden_size});
-  for (int layer = 0; layer < m.num_layers; ++layer) {
-    const std::string prefix = absl::StrCat("model.layers.", layer, ".");
-    for (const LinearShape& l : BlockLinears(m)) {
-      weights.Add(prefix + l.name + ".weight", {l.out_features, l.in_features});
-    }
-    weights.Add(prefix + "input_layernorm.weight", {m.hidden_size});
-    weights.Add(prefix + "post_attention_layernorm.weight", {m.hidden_size});
-  }
-  weights.Add("model.norm.weight", {m.hidden_size});
-  RETURN_IF_ERROR(WriteFileAtomically(directory + "/config.json", kConfig));
-  return WriteSafetensors(directory + "/model.safetensors", weights.tensors(),
-                          {{"format", "pt"}})
-      .status();
 }
 
 absl::Status WriteRowsOfTokens(const std::string& path, int rows,
@@ -181,6 +125,7 @@ absl::StatusOr<Figures> RunTrainer(const Options& options,
     if (!event.has_metrics()) continue;
     const v1::MetricPoint& point = event.metrics();
     figures.peak_bytes = static_cast<double>(point.memory_bytes());
+    figures.planned_bytes = static_cast<double>(point.planned_memory_bytes());
     if (point.step() == 1) {
       figures.loss = point.loss();
       figures.grad_norm = point.grad_norm();
@@ -212,6 +157,7 @@ absl::StatusOr<Figures> RunPeer(const Options& options,
   if (json.is_discarded()) return absl::InternalError("no JSON: " + output);
   return Figures{.tokens_per_second = json["tokens_per_second"],
                  .peak_bytes = json["peak_bytes"],
+                 .planned_bytes = 0,
                  .loss = json["loss"],
                  .grad_norm = json["grad_norm"]};
 }
@@ -245,7 +191,8 @@ absl::Status RunDtype(const Options& options, const std::string& directory,
   }
   RETURN_IF_ERROR(CheckFigures(ours, peer, bf16 ? 2e-3 : 2e-4));
   std::printf(
-      "%s: first loss %.5f, gradient norm %.5f%s\n", name.c_str(), ours.loss,
+      "%s: peak %.0f MB, planned %.0f; first loss %.5f, gradient norm %.5f%s\n",
+      name.c_str(), ours.peak_bytes / 1e6, ours.planned_bytes / 1e6, ours.loss,
       ours.grad_norm,
       peer ? absl::StrCat("; peer ", peer->loss, ", ", peer->grad_norm).c_str()
            : "");
@@ -280,12 +227,14 @@ absl::Status RunDtype(const Options& options, const std::string& directory,
 }
 
 absl::Status RunAll(const Options& options) {
-  ASSIGN_OR_RETURN(const ModelDescription model, ParseModelConfig(kConfig));
+  ASSIGN_OR_RETURN(const ModelDescription model,
+                   ParseModelConfig(std::string(trainer::kLlama135M)));
   const std::string directory =
       absl::StrCat(std::filesystem::temp_directory_path().string(),
                    "/qlora-bench-", getpid());
   RETURN_IF_ERROR(CreateDirectories(directory));
-  absl::Status status = WriteModel(directory, model);
+  absl::Status status =
+      trainer::WriteRandomModel(directory, trainer::kLlama135M);
   const int steps = std::max(options.steps, options.peer_steps);
   status.Update(WriteRowsOfTokens(directory + "/rows.jsonl",
                                   steps * kRowsPerStep, model.vocab_size));

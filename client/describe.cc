@@ -6,6 +6,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "client/render.h"
+#include "common/base/plural.h"
 
 namespace qlora::client {
 namespace {
@@ -95,7 +96,27 @@ void AppendSection(std::string* text, const std::string& title,
 
 constexpr size_t kEventsShown = 20;
 
+// Of v1::DataCounts or v1::PlanJobResponse.
+template <typename Counts>
+std::string RecordsText(const Counts& counts) {
+  return absl::StrCat(counts.records(), " read, ", counts.bad_records(),
+                      " bad (skipped), ", counts.truncated_records(),
+                      " truncated, ", counts.split_records(), " split, ",
+                      counts.dropped_records(), " dropped");
+}
+
+template <typename Counts>
+std::string RowsText(const Counts& counts) {
+  return absl::StrCat(counts.rows(), " to train, ", counts.eval_rows(),
+                      " to evaluate");
+}
+
 }  // namespace
+
+std::string DataText(const v1::DataCounts& data) {
+  return absl::StrCat("records: ", RecordsText(data),
+                      "; rows: ", RowsText(data));
+}
 
 std::string DescribeJob(const v1::Job& job,
                         const std::vector<v1::JobEvent>& events,
@@ -113,7 +134,8 @@ std::string DescribeJob(const v1::Job& job,
   AppendField(&text, "Last failure", LastFailureText(job));
   AppendField(&text, "Priority", absl::StrCat(job.priority()));
   AppendField(&text, "Attempt",
-              absl::StrCat(job.attempt(), " (", job.restarts(), " restarts)"));
+              absl::StrCat(job.attempt(), " (",
+                           Plural(job.restarts(), "restart"), ")"));
   AppendField(&text, "Created",
               FormatTime(job.has_create_time(), job.create_time()));
   AppendField(&text, "Started",
@@ -124,6 +146,10 @@ std::string DescribeJob(const v1::Job& job,
     AppendField(
         &text, "Next attempt",
         absl::StrCat("in ", ShortDuration(ToTime(job.backoff_until()) - now)));
+  }
+  if (job.has_data()) {
+    AppendField(&text, "Records", RecordsText(job.data()));
+    AppendField(&text, "Rows", RowsText(job.data()));
   }
   AppendField(&text, "Progress", ProgressText(job));
   if (job.ranks_size() > 0) AppendSection(&text, "Ranks", RankTable(job));
@@ -156,16 +182,13 @@ std::string FormatHeld(const v1::Job& job) {
 
 std::string FormatPlan(const v1::PlanJobResponse& plan) {
   std::string text;
-  AppendField(&text, "Rows", absl::StrCat(plan.rows()));
+  AppendField(&text, "Records", RecordsText(plan));
+  AppendField(&text, "Rows", RowsText(plan));
   AppendField(&text, "Steps", absl::StrCat(plan.total_steps()));
   AppendField(
       &text, "Tokens",
       absl::StrCat(plan.tokens_total_per_epoch(), " an epoch, ",
                    plan.tokens_trained_per_epoch(), " of them trained"));
-  AppendField(&text, "Records",
-              absl::StrCat(plan.truncated_records(), " truncated, ",
-                           plan.dropped_records(), " dropped, ",
-                           plan.bad_records(), " bad"));
   AppendField(&text, "Parameters",
               absl::StrCat(plan.trainable_parameters(), " trained of ",
                            plan.total_parameters()));

@@ -11,6 +11,7 @@
 #include "client/follower.h"
 #include "client/interrupt.h"
 #include "client/render.h"
+#include "common/base/plural.h"
 
 namespace qlora::client {
 namespace {
@@ -83,9 +84,14 @@ class FollowView {
   void ShowState(const v1::Job& job) {
     job_ = job;
     const std::string line = StateLine(job);
-    if (line == state_line_ || Rests(job)) return;
-    state_line_ = line;
-    Line(line);
+    if (line != state_line_ && !Rests(job)) {
+      state_line_ = line;
+      Line(line);
+    }
+    if (metrics_ && job.has_data() && !data_shown_) {
+      data_shown_ = true;
+      Line(DataText(job.data()));
+    }
   }
 
   const Output& output_;
@@ -96,6 +102,7 @@ class FollowView {
   std::optional<v1::MetricPoint> last_point_;
   std::optional<double> first_loss_;
   std::string state_line_;
+  bool data_shown_ = false;
   bool connected_ = true;
 };
 
@@ -139,7 +146,8 @@ std::string OutcomeText(const v1::Job& job, double first_loss) {
   if (!job.reason().empty() && job.state() != v1::JOB_STATE_SUCCEEDED) {
     absl::StrAppend(&text, ": ", job.reason());
   } else if (job.progress().step() > 0) {
-    absl::StrAppend(&text, ": ", job.progress().step(), " steps, loss ");
+    absl::StrAppend(&text, ": ", Plural(job.progress().step(), "step"),
+                    ", loss ");
     if (first_loss > 0) absl::StrAppendFormat(&text, "%.4f -> ", first_loss);
     absl::StrAppendFormat(&text, "%.4f", job.progress().loss());
   }

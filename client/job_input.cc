@@ -4,7 +4,6 @@
 #include <iostream>
 #include <iterator>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "client/errors.h"
 #include "client/transfer.h"
@@ -43,33 +42,17 @@ absl::StatusOr<JobSpec> Check(const std::string& yaml,
   return WithHint(std::move(status), ExplainCommand(parsed.errors[0]));
 }
 
-// True for what the server resolves: a name in a registry or a place on a
-// worker.
-bool IsServerSide(const std::string& path) {
-  return absl::StartsWith(path, "dataset:") ||
-         absl::StartsWith(path, "adapter:") || fs::path(path).is_absolute();
-}
-
 // False also for what cannot be a path, such as a long inline template.
 bool Exists(const fs::path& path) {
   std::error_code error;
   return fs::exists(path, error);
 }
 
+// A relative path has to be here; an absolute one may be a worker's.
 absl::Status CheckDataFiles(const JobInput& job) {
-  std::vector<std::string> paths;
-  for (const DataSource& source : job.spec.data.train) {
-    paths.push_back(source.path);
-  }
-  for (const DataSource& source : job.spec.data.eval) {
-    paths.push_back(source.path);
-  }
-  if (!job.spec.lora.init_adapter.empty()) {
-    paths.push_back(job.spec.lora.init_adapter);
-  }
-  for (const std::string& path : paths) {
+  for (const std::string& path : NamedPaths(job.spec)) {
     const fs::path local = fs::path(job.directory) / path;
-    if (IsServerSide(path) || Exists(local)) continue;
+    if (fs::path(path).is_absolute() || Exists(local)) continue;
     return WithHint(
         WithWhat(
             absl::NotFoundError(absl::StrCat("no such file: ", local.string())),
@@ -77,6 +60,21 @@ absl::Status CheckDataFiles(const JobInput& job) {
         "qloractl dataset list");
   }
   return absl::OkStatus();
+}
+
+// Whether a worker of this machine, or of one that shares the directory, reads
+// the file where it lies.
+absl::StatusOr<bool> WorkersHave(Connection& connection,
+                                 const std::string& path) {
+  const absl::StatusOr<v1::ListNodesResponse> nodes =
+      connection.Call(connection.nodes(), &v1::NodeService::Stub::ListNodes,
+                      v1::ListNodesRequest());
+  if (!nodes.ok()) return WithWhat(nodes.status(), "cannot list the nodes");
+  for (const v1::Node& node : nodes->nodes()) {
+    const auto& roots = node.model_roots();
+    if (IsBeneathOneOf(path, {roots.begin(), roots.end()})) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -124,7 +122,11 @@ absl::StatusOr<std::vector<v1::UploadedInput>> UploadInputs(
   std::vector<v1::UploadedInput> inputs;
   for (const std::string& path : NamedPaths(job.spec)) {
     const std::string local = (fs::path(job.directory) / path).string();
-    if (IsServerSide(path) || !Exists(local)) continue;
+    if (!Exists(local)) continue;
+    if (fs::path(path).is_absolute() && path != job.spec.data.chat_template) {
+      ASSIGN_OR_RETURN(const bool there, WorkersHave(connection, local));
+      if (there) continue;
+    }
     v1::UploadedInput input;
     input.set_path(path);
     if (fs::is_directory(local)) {

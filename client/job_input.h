@@ -24,12 +24,14 @@ struct JobInput {
 // Reads FILE ("-": standard input, paths relative to the current directory),
 // applies --set and --name, and checks everything that can be checked here.
 // InvalidArgument with line and column of each mistake; NotFound for the job
-// file or a file that it names.
+// file or a relative path in it.
 absl::StatusOr<JobInput> ReadJob(const std::string& file,
                                  const std::vector<std::string>& set,
                                  const std::string& name);
 
-// Uploads the files that lie beside the job file and are named in it.
+// Uploads the files that the job file names and that exist here. An absolute
+// path below a root of a registered worker is left to the worker, but for a
+// chat template.
 absl::StatusOr<std::vector<v1::UploadedInput>> UploadInputs(
     Connection& connection, const JobInput& job, ProgressLine& progress);
 

@@ -4,6 +4,7 @@
 #include "client/errors.h"
 #include "client/render.h"
 #include "client/transfer.h"
+#include "common/base/plural.h"
 #include "common/base/status_macros.h"
 
 namespace qlora::client {
@@ -25,8 +26,8 @@ absl::Status PullOutput(Session& session, const v1::Job& job,
                                 options.to, options.force, progress));
   int64_t bytes = 0;
   for (const v1::ArtifactFile& file : job.output()) bytes += file.size_bytes();
-  *session.output.out << options.to << ": " << job.output_size() << " files, "
-                      << FormatBytes(bytes) << ", digests checked\n";
+  *session.output.out << options.to << ": " << Plural(job.output_size(), "file")
+                      << ", " << FormatBytes(bytes) << ", digests checked\n";
   return absl::OkStatus();
 }
 

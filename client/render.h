@@ -43,6 +43,10 @@ std::string FormatLogLine(const v1::LogLine& line, bool with_rank);
 // An event as `events -f` prints it.
 std::string FormatEvent(const v1::JobEvent& event);
 
+// What was read of the data, on one line: "records: 58 read, 2 bad (skipped),
+// ...; rows: 40 to train, 6 to evaluate".
+std::string DataText(const v1::DataCounts& data);
+
 // All that `describe` shows.
 std::string DescribeJob(const v1::Job& job,
                         const std::vector<v1::JobEvent>& events,

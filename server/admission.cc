@@ -195,6 +195,15 @@ absl::Status Admission::ResolveInputs(const JobSpec& spec,
     RETURN_IF_ERROR(ResolveInput(spec, "lora.init_adapter",
                                  spec.lora.init_adapter, inputs));
   }
+  const std::string& chat_template = spec.data.chat_template;
+  // A template's own text has braces; a path has none.
+  if (!chat_template.empty() && !absl::StrContains(chat_template, "{") &&
+      !Has(inputs, chat_template)) {
+    return FieldError("data.chat_template",
+                      absl::StrCat(chat_template,
+                                   " was not uploaded: no such file beside the "
+                                   "job file"));
+  }
   return absl::OkStatus();
 }
 
@@ -248,9 +257,11 @@ absl::Status Admission::ResolveInput(const JobSpec& spec,
   }
   if (absl::StartsWith(path, "/")) {
     if (LexicallyBeneath(Lexical(path), roots)) return absl::OkStatus();
-    return FieldError(field,
-                      absl::StrCat(path, " is under none of the model roots (",
-                                   absl::StrJoin(roots, ", "), ")"));
+    return FieldError(
+        field, absl::StrCat(path,
+                            " was not uploaded (qloractl sees no such file) "
+                            "and is under none of the model roots (",
+                            absl::StrJoin(roots, ", "), ")"));
   }
   return FieldError(field, absl::StrCat(path,
                                         " was not uploaded: no such file "

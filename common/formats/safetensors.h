@@ -69,7 +69,8 @@ class SafetensorsReader {
   // The bytes as stored, little-endian, mapped; valid while the reader lives.
   virtual absl::StatusOr<std::span<const uint8_t>> Data(
       std::string_view name) const = 0;
-  // Converted to float32 (from F32, F16, BF16, F64).
+  // Converted to float32 (from F32, F16, BF16, F64). Some MiB of the file at
+  // most become resident by it.
   virtual absl::Status ReadFloat32(std::string_view name,
                                    std::span<float> out) const = 0;
   virtual const std::map<std::string, std::string>& metadata() const = 0;

@@ -30,6 +30,9 @@ using formats_internal::Quoted;
 // Far above the largest known index (9 MB).
 constexpr uint64_t kMaxIndexBytes = 32u << 20;
 
+// Elements that are converted before their pages are let go.
+constexpr size_t kElementsAtOnce = 4 << 20;
+
 static_assert(std::endian::native == std::endian::little);
 
 // A whole file mapped for reading.
@@ -123,6 +126,18 @@ absl::Status ConvertToFloat32(const TensorInfo& info, const uint8_t* data,
   }
 }
 
+// Drops the whole pages among these from the process. The kernel's cache keeps
+// them, but mapped they would count as this process's memory.
+void LetGo(std::span<const uint8_t> mapped) {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(mapped.data());
+  const uintptr_t first = (begin + page - 1) / page * page;
+  const uintptr_t last = (begin + mapped.size()) / page * page;
+  if (first < last) {
+    ::madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  }
+}
+
 // Where a tensor's bytes are.
 struct Place {
   TensorInfo info;
@@ -183,10 +198,20 @@ class MappedReader final : public SafetensorsReader {
           absl::StrCat(path_, ": tensor ", Quoted(name), " has ",
                        info.num_elements(), " elements, not ", out.size()));
     }
-    const absl::Status status = ConvertToFloat32(info, data.data(), out);
-    if (status.ok()) return status;
-    return absl::Status(status.code(),
-                        absl::StrCat(path_, ": ", status.message()));
+    const auto element = static_cast<size_t>(DtypeSize(info.dtype));
+    for (size_t begin = 0; begin == 0 || begin < out.size();
+         begin += kElementsAtOnce) {
+      const size_t count = std::min(kElementsAtOnce, out.size() - begin);
+      const auto part = data.subspan(begin * element, count * element);
+      const absl::Status status =
+          ConvertToFloat32(info, part.data(), out.subspan(begin, count));
+      if (!status.ok()) {
+        return absl::Status(status.code(),
+                            absl::StrCat(path_, ": ", status.message()));
+      }
+      LetGo(part);
+    }
+    return absl::OkStatus();
   }
 
  private:

@@ -158,7 +158,13 @@ std::string JobFileMarkdown() {
       "strictly: an unknown key, a\nwrong type or two keys that contradict "
       "each other are errors with line and column. At most\n256 KiB. Numbers "
       "may be written as `2e-4`. Keys with dots are sections: `train.epochs` "
-      "is\n`train: {epochs: 3}`. `qloractl explain KEY` prints the same.\n";
+      "is\n`train: {epochs: 3}`. `qloractl explain KEY` prints the same.\n\n"
+      "Paths of data files, adapters and chat templates are relative to the "
+      "job file. `submit` and `plan`\nupload what they name, once for each "
+      "content. An absolute path is uploaded too if the file exists\nwhere "
+      "qloractl runs, unless it lies below a `--model-root` of a registered "
+      "worker: that worker reads\nit there, as it reads an absolute path that "
+      "exists on workers only.\n";
   std::vector<std::string> sections = {""};
   for (const JobKey& key : JobKeys()) {
     const std::string section = SectionOf(key);

@@ -121,9 +121,11 @@ std::vector<JobKey> DataKeys() {
   return {
       {.path = "data.train",
        .field = SourcesField{QLORA_FIELD(data.train)},
-       .help = "A list of {path, format}. The path is a file beside the job "
-               "file or dataset:NAME; the format is chat, prompt_completion, "
-               "alpaca, text or tokens, and may be left out for a .txt file.",
+       .help = "A list of {path, format}. The path is a file (relative to the "
+               "job file; uploaded, unless it is absolute and below a worker's "
+               "--model-root) or dataset:NAME; the format is chat, "
+               "prompt_completion, alpaca, text or tokens, and may be left out "
+               "for a .txt file.",
        .also_known_as = "dataset, datasets, dataset_name, train_file",
        .required = true},
       {.path = "data.eval",
@@ -132,7 +134,8 @@ std::vector<JobKey> DataKeys() {
        .also_known_as = "eval_dataset, test_datasets, validation_file"},
       {.path = "data.eval_fraction",
        .field = NumberField{QLORA_FIELD(data.eval_fraction), 0, 0.9},
-       .help = "Share of the training rows that is set aside for evaluation.",
+       .help =
+           "Share of the training records that is set aside for evaluation.",
        .also_known_as = "val_size, val_set_size"},
       {.path = "data.max_seq_len",
        .field = IntegerField{QLORA_FIELD(data.max_seq_len), 2, 1 << 20},
@@ -157,7 +160,7 @@ std::vector<JobKey> DataKeys() {
                         "roles_to_train"},
       {.path = "data.chat_template",
        .field = StringField{QLORA_FIELD(data.chat_template)},
-       .help = "A Jinja template, or the path of one beside the job file.",
+       .help = "A Jinja template, or the path of one, which is uploaded.",
        .also_known_as = "chat_template_path, template, chat_template_jinja",
        .default_note = "the tokenizer's own"},
       {.path = "data.on_bad_record",

@@ -7,6 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/base/plural.h"
 
 namespace qlora {
 namespace {
@@ -114,7 +115,7 @@ std::string FormatNumber(double value) {
 }
 
 std::string FormatPeriod(const Period& period) {
-  if (period.steps != 0) return absl::StrCat(period.steps, " steps");
+  if (period.steps != 0) return Plural(period.steps, "step");
   if (period.epochs != 0) return FormatNumber(period.epochs) + " epochs";
   if (period.never()) return "never";
   return absl::FormatDuration(period.time);

@@ -15,9 +15,14 @@ namespace qlora {
 
 enum class LayerMemory { kKeep, kRecompute };
 
+// Gathered blocks of a sharded base that a rank holds: one in use, two on their
+// way.
+inline constexpr int kGatheredBlocks = 3;
+
 struct MemoryItem {
   // "base (sharded)", "gathered blocks", "adapter", "gradients", "optimizer",
-  // "activations", "workspace", "logits", "runtime".
+  // "activations", "workspace", "logits", "loading" (what reading the base
+  // takes above all that comes after it), "runtime".
   std::string what;
   int64_t bytes;
 };
@@ -54,6 +59,9 @@ struct MemoryPlanInput {
   // without it ran out of memory. No layer is kept that was recomputed there.
   int micro_batch_halvings = 0;
 };
+
+// `wanted`, or what the device is faster in if that is kAuto.
+ComputeDtype ChooseComputeDtype(ComputeDtype wanted, bool fast_bfloat16);
 
 // Tokens whose logits exist at a time.
 int64_t LossChunkTokens(const ModelDescription& model, int64_t max_tokens);

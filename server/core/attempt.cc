@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/plural.h"
 
 namespace qlora::server {
 
@@ -110,7 +111,8 @@ bool FailAtRestartLimit(Draft& draft, Job& job, const AttemptRecord& attempt) {
   if (restarts < RestartLimit(job, failure_class)) return false;
   FinishJob(
       draft, job, JobState::JOB_STATE_FAILED, failure_class,
-      absl::StrCat("after ", restarts, " restarts: ", attempt.message()));
+      absl::StrCat("after ", Plural(restarts, "restart"), ": ",
+                   attempt.message()));
   return true;
 }
 

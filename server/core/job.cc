@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/base/plural.h"
 #include "server/core/attempt.h"
 
 namespace qlora::server {
@@ -97,7 +98,7 @@ void RunIfRunning(Draft& draft, AttemptRecord& attempt) {
     *job.mutable_job().mutable_start_time() = ToProto(draft.now);
   }
   draft.Tell(attempt.job_id(), "Running",
-             absl::StrCat("all ", attempt.ranks_size(), " ranks run"),
+             absl::StrCat("training on ", Plural(attempt.ranks_size(), "rank")),
              attempt.attempt());
 }
 
@@ -346,7 +347,7 @@ void StartAttempt(Draft& draft, const std::string& job_id,
   }
   draft.Tell(
       job_id, "Placed",
-      absl::StrCat(ranks.size(), " ranks on ", absl::StrJoin(names, ", "),
+      absl::StrCat(Plural(ranks.size(), "rank"), " on ", absl::StrJoin(names, ", "),
                    attempt.resume_step() > 0
                        ? absl::StrCat(", from step ", attempt.resume_step())
                        : ""),
@@ -376,6 +377,10 @@ void OnAttemptEvent(Draft& draft, const std::string& node,
     }
   } else if (event.has_running()) {
     part->set_running(true);
+    if (event.running().has_data()) {
+      *draft.ChangeJob(key.first).mutable_job().mutable_data() =
+          event.running().data();
+    }
     if (attempt.state() == ATTEMPT_STATE_READY) RunIfRunning(draft, attempt);
   } else if (event.has_staged()) {
     OnStaged(draft, key, event.staged());

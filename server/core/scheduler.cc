@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "common/base/plural.h"
 #include "common/spec/memory_plan.h"
 #include "server/core/attempt.h"
 #include "server/core/job.h"
@@ -185,8 +186,7 @@ Search FindPlace(const Job& job, const SearchScope& scope) {
   const auto& wanted = spec.resources;
   const bool any = wanted.device == DeviceKind::kAny;
   return {{},
-          absl::StrCat("needs ", wanted.nodes,
-                       wanted.nodes == 1 ? " node" : " nodes", " with ",
+          absl::StrCat("needs ", Plural(wanted.nodes, "node"), " with ",
                        wanted.devices_per_node,
                        scope.busy != nullptr ? " free " : " ",
                        any ? "" : absl::StrCat(KindsFor(wanted.device)[0], " "),

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/mutex.h"
+#include "common/base/plural.h"
 #include "common/base/status_macros.h"
 #include "server/core/scheduler.h"
 #include "server/services/job_service.h"
@@ -128,6 +129,12 @@ absl::StatusOr<qlora::v1::RunTask> MakeGenerate(
   }
   ASSIGN_OR_RETURN(const Job job,
                    FinishedJob(services, request.job(), request.project()));
+  trainer.set_job_file(job.job().resolved_job_file());
+  for (const auto& input : job.record.inputs()) {
+    if (input.path() == job.plan->spec.data.chat_template) {
+      *task.add_inputs() = input;
+    }
+  }
   if (request.without_adapter()) {
     *task.mutable_model() = job.record.model();
   } else {
@@ -178,8 +185,8 @@ absl::Status FinishPlan(const ServiceContext& services,
   });
   if (response->fits_on_size() < parsed.spec.resources.nodes) {
     response->set_does_not_fit(absl::StrCat(
-        "needs ", parsed.spec.resources.nodes, " nodes with ",
-        parsed.spec.resources.devices_per_node, " devices of ",
+        "needs ", Plural(parsed.spec.resources.nodes, "node"), " with ",
+        Plural(parsed.spec.resources.devices_per_node, "device"), " of ",
         response->memory_bytes_per_rank(), " bytes each; ",
         response->fits_on_size(), " of the registered nodes have that"));
   }

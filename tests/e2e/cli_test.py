@@ -214,6 +214,37 @@ class CliTest(unittest.TestCase):
         weights.write_bytes(content)
         self.ctl("model", "import", str(copy), "--name", name, "--upload")
 
+    def test_absolute_data_paths(self):
+        own = str(self.local.directory / "rows.jsonl")
+        text = str(cluster.ROOT / "examples/base/text.txt")
+        for name, path in (("own", own), ("theirs", text)):
+            self.local.write(f"{name}.yaml", job(name, 2).replace(
+                "path: rows.jsonl", f"path: {path}"))
+            self.ctl("submit", "-f", f"{name}.yaml", "--follow")
+        self.local.write("gone.yaml", job("gone", 2).replace(
+            "path: rows.jsonl", "path: /no/rows.jsonl"))
+        self.refused("submit", "-f", "gone.yaml", code=6,
+                     error="/no/rows.jsonl was not uploaded")
+
+    def test_records_that_were_left_out_are_counted_everywhere(self):
+        self.local.write("rows-odd.jsonl", ROWS + '{"text": 3\n' + json.dumps(
+            {"text": "A long record about the sea. " * 20}) + "\n")
+        self.local.write("odd.yaml", job("odd", 2).replace(
+            "path: rows.jsonl", "path: rows-odd.jsonl"))
+        odd = ("--set", "data.on_bad_record=skip",
+               "--set", "data.on_too_long=split")
+        counts = ("26 read, 1 bad (skipped), 0 truncated, 1 split, 0 dropped")
+        text = self.ctl("submit", "-f", "odd.yaml", "--follow", *odd)
+        self.assertRegex(text, rf"(?m)^records: {re.escape(counts)}; rows: \d+ "
+                               r"to train, 0 to evaluate\n(.*\n)*?step 1/2 ")
+        for view in (("describe", "odd"), ("plan", "-f", "odd.yaml", *odd)):
+            self.assertRegex(self.ctl(*view), rf"Records: +{re.escape(counts)}")
+        self.assertIn("rows-odd.jsonl:25: not valid JSON",
+                      self.ctl("logs", "odd"))
+        self.ctl("adapter", "pull", "odd", "--to", "odd-out")
+        card = (self.local.directory / "odd-out/README.md").read_text()
+        self.assertIn(f"| records | {counts} |", card)
+
     def test_interrupt_detaches_and_says_so(self):
         self.local.write("attached.yaml", job("attached", LONG))
         code, text = self.follow_on_a_terminal("attached.yaml")

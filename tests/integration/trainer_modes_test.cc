@@ -65,8 +65,9 @@ class ModesTest : public TrainerFixture {
 
   // The text that a GENERATE task gives for its first prompt.
   std::string Generate(const v1::GenerateRequest& request,
-                       const std::string& adapter) {
-    v1::TrainerTask task = Task("", 1);
+                       const std::string& adapter,
+                       const std::string& job_file = "") {
+    v1::TrainerTask task = Task(job_file, 1);
     task.set_mode(v1::TRAINER_MODE_GENERATE);
     task.set_adapter_directory(adapter);
     *task.mutable_generate() = request;
@@ -89,6 +90,12 @@ TEST_F(ModesTest, TrainThenEval_GivesTheRecordedLoss) {
     if (point.has_eval_loss()) evaluated.push_back(point.step());
   }
   EXPECT_EQ(evaluated, (std::vector<int64_t>{5, 10, 12}));
+  for (const v1::TrainerEvent& event : trained.ranks[0].events) {
+    if (!event.has_running()) continue;
+    EXPECT_EQ(event.running().data().records(), 40);
+    EXPECT_EQ(event.running().data().rows(), 32);
+    EXPECT_EQ(event.running().data().eval_rows(), 8);
+  }
   ASSERT_TRUE(trained.staged.back().final());
 
   v1::TrainerTask eval = job;
@@ -324,6 +331,17 @@ TEST_F(ModesTest, GenerateWithAdapter_SaysSomethingElse) {
   EXPECT_EQ(with, Generate(request, adapter));
 }
 
+TEST_F(ModesTest, GenerateForAJob_QuantizesTheBaseAsTheJobDid) {
+  v1::GenerateRequest request;
+  request.set_prompt("");
+  request.set_max_new_tokens(60);
+  const std::string dense = Generate(request, "");
+  const std::string lora =
+      absl::StrReplaceAll(kJob, {{"method: qlora", "method: lora"}});
+  EXPECT_EQ(Generate(request, "", lora), dense);
+  EXPECT_NE(Generate(request, "", kJob), dense);
+}
+
 TEST_F(ModesTest, GenerateFromMessagesWithoutTemplate_IsRefused) {
   v1::TrainerTask task = Task("", 1);
   task.set_mode(v1::TRAINER_MODE_GENERATE);
@@ -349,7 +367,9 @@ TEST_F(ModesTest, Plan_CountsTokensAndSteps) {
   ASSERT_TRUE(run.has_result) << run.failure.message();
   for (const v1::TrainerEvent& event : run.ranks[0].events) {
     if (!event.has_plan()) continue;
+    EXPECT_EQ(event.plan().records(), 40);
     EXPECT_EQ(event.plan().rows(), 32);
+    EXPECT_EQ(event.plan().eval_rows(), 8);
     EXPECT_EQ(event.plan().total_steps(), 12);
     EXPECT_EQ(event.plan().tokens_total_per_epoch(), 32 * 65);
     EXPECT_EQ(event.plan().tokens_trained_per_epoch(), 32 * 64);

@@ -226,9 +226,12 @@ void Attempt::OnEvent(int rank, v1::TrainerEvent trainer_event) {
       return;
     case v1::TrainerEvent::kRunning:
       running_.insert(rank);
+      if (trainer_event.running().has_data()) {
+        *running_report_.mutable_data() = trainer_event.running().data();
+      }
       if (phase_ != Phase::kStarted || running_.size() != ranks_.size()) return;
       phase_ = Phase::kRunning;
-      event.mutable_running();
+      *event.mutable_running() = running_report_;
       break;
     case v1::TrainerEvent::kMetrics:
       *event.mutable_metrics() = std::move(*trainer_event.mutable_metrics());

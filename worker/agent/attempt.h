@@ -94,6 +94,7 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   std::vector<std::unique_ptr<RankProcess>> ranks_;
   std::set<int> ready_;
   std::set<int> running_;
+  v1::Running running_report_;
   // In the order of the exits.
   std::vector<RankEnd> ends_;
   std::optional<AgentCause> cause_;

@@ -86,8 +86,9 @@ void AgentMetrics::Step(const std::string& job_id,
   MutexLock lock(&mu_);
   JobSeries& series = jobs_[job_id];
   series.peak_bytes = static_cast<double>(point.memory_bytes());
-  series.gathered_bytes += static_cast<double>(point.gathered_block_bytes() +
-                                               point.gathered_other_bytes());
+  series.planned_bytes = static_cast<double>(point.planned_memory_bytes());
+  series.gathered_bytes += static_cast<double>(point.gathered_block_bytes());
+  series.broadcast_bytes += static_cast<double>(point.gathered_other_bytes());
   series.until = absl::InfiniteFuture();
 }
 
@@ -122,8 +123,9 @@ std::string AgentMetrics::Text() {
   MetricFamily memory =
       Family("qlora_device_memory_bytes", "Memory of the largest rank of a job",
              prometheus::MetricType::Gauge);
-  MetricFamily gathered =
-      Family("qlora_collective_bytes_total", "Bytes that one rank received",
+  MetricFamily collective =
+      Family("qlora_collective_bytes_total",
+             "Bytes of the frozen base that collectives gave one rank",
              prometheus::MetricType::Counter);
   {
     MutexLock lock(&mu_);
@@ -131,17 +133,24 @@ std::string AgentMetrics::Text() {
     std::erase_if(jobs_,
                   [now](const auto& job) { return job.second.until < now; });
     for (const auto& [id, series] : jobs_) {
-      ClientMetric peak;
-      peak.label = {{"job_id", id}, {"kind", "peak"}};
-      peak.gauge.value = series.peak_bytes;
-      memory.metric.push_back(std::move(peak));
-      ClientMetric bytes;
-      bytes.label = {{"job_id", id}, {"op", "all_gather"}};
-      bytes.counter.value = series.gathered_bytes;
-      gathered.metric.push_back(std::move(bytes));
+      for (const auto& [kind, value] : {std::pair{"peak", series.peak_bytes},
+                                        {"planned", series.planned_bytes}}) {
+        ClientMetric bytes;
+        bytes.label = {{"job_id", id}, {"kind", kind}};
+        bytes.gauge.value = value;
+        memory.metric.push_back(std::move(bytes));
+      }
+      for (const auto& [op, value] :
+           {std::pair{"all_gather", series.gathered_bytes},
+            {"broadcast", series.broadcast_bytes}}) {
+        ClientMetric bytes;
+        bytes.label = {{"job_id", id}, {"op", op}};
+        bytes.counter.value = value;
+        collective.metric.push_back(std::move(bytes));
+      }
     }
   }
-  for (MetricFamily* family : {&memory, &gathered}) {
+  for (MetricFamily* family : {&memory, &collective}) {
     if (!family->metric.empty()) families.push_back(std::move(*family));
   }
   return prometheus::TextSerializer().Serialize(families);

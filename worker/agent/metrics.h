@@ -41,7 +41,9 @@ class AgentMetrics {
  private:
   struct JobSeries {
     double peak_bytes = 0;
+    double planned_bytes = 0;
     double gathered_bytes = 0;
+    double broadcast_bytes = 0;
     absl::Time until = absl::InfiniteFuture();
   };
 

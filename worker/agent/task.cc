@@ -36,9 +36,11 @@ void Task::Run() {
           if (const auto self = weak.lock()) self->on_change_();
         });
       });
+  // Generation reads none of its job's data.
+  const bool generate = command_.task().mode() == v1::TRAINER_MODE_GENERATE;
   InputRequest request{.model = command_.model(),
                        .inputs = command_.inputs(),
-                       .job_file = command_.task().job_file(),
+                       .job_file = generate ? "" : command_.task().job_file(),
                        .resume_files = {},
                        .adapter_files = command_.adapter_files()};
   transfers_->Add([weak = weak_from_this(), &environment = environment_,

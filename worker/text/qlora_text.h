@@ -108,8 +108,8 @@ void qlora_chat_template_free(QloraChatTemplate* t);
 // "add_generation_prompt"?: bool, ...}; unknown keys are passed to the template
 // as variables. `now` (seconds since 1970, UTC) serves strftime_now: the crate
 // reads no clock. `mask` is one of QLORA_MASK_*: spans come from the template's
-// {% generation %} blocks if it has them, else from the difference of
-// renderings that end before and after each assistant turn.
+// {% generation %} blocks if it has them, else from renderings that end before
+// and after each assistant turn, or that mark what it says (src/mask.rs).
 int qlora_chat_template_render(const QloraChatTemplate* t, const char* input,
                                size_t input_size, int64_t now, int mask,
                                QloraRendered* out, QloraString* error);

@@ -6,11 +6,13 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/plural.h"
 #include "common/base/status_macros.h"
 #include "nlohmann/json.hpp"
 #include "worker/text/text.h"
 #include "worker/trainer/checkpoint/adapter.h"
 #include "worker/trainer/device.h"
+#include "worker/trainer/job_setup.h"
 #include "worker/trainer/loaded_model.h"
 #include "worker/trainer/model/parameters.h"
 #include "worker/trainer/tasks.h"
@@ -79,9 +81,9 @@ absl::StatusOr<std::vector<Tokens>> EncodePrompts(
 absl::Status CheckTokens(const Tokens& prompt, const ModelDescription& model) {
   const auto length = static_cast<int64_t>(prompt.size());
   if (length >= model.max_position_embeddings) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the prompt has ", length, " tokens; the model takes ",
-                     model.max_position_embeddings, " with the answer"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the prompt has ", Plural(length, "token"), "; the model takes ",
+        model.max_position_embeddings, " with the answer"));
   }
   const int32_t largest = *std::ranges::max_element(prompt);
   if (largest >= model.vocab_size) {
@@ -102,6 +104,8 @@ class Generator {
   absl::Status Run();
 
  private:
+  absl::Status LoadPrompts(const JobSpec& spec);
+  absl::Status LoadWeights(const JobSpec& spec);
   absl::Status LoadAdapter(ModelOptions* options);
   absl::Status Answer(int index, const Tokens& prompt);
   bool IsEnd(int32_t token) const;
@@ -114,6 +118,7 @@ class Generator {
   ModelDescription model_;
   text::ModelText text_;
   std::vector<Tokens> prompts_;
+  size_t longest_ = 0;
   int64_t max_new_tokens_ = 0;
   std::unique_ptr<Communicator> communicator_;
   std::unique_ptr<ShardedBlockSource> weights_;
@@ -122,32 +127,46 @@ class Generator {
 };
 
 absl::Status Generator::Load() {
+  // Without a job the base is taken as it is.
+  JobSpec spec;
+  spec.method = Method::kLora;
+  if (!task_.job_file().empty()) {
+    ASSIGN_OR_RETURN(spec, ReadJobSpec(task_));
+  }
   ASSIGN_OR_RETURN(model_, ReadModelDescription(task_.model_directory()));
-  ASSIGN_OR_RETURN(text_, text::LoadModelText(task_.model_directory(), ""));
+  RETURN_IF_ERROR(LoadPrompts(spec));
+  return LoadWeights(spec);
+}
+
+absl::Status Generator::LoadPrompts(const JobSpec& spec) {
+  ASSIGN_OR_RETURN(text_, LoadJobText(task_, spec));
   ASSIGN_OR_RETURN(prompts_, EncodePrompts(request_, text_));
-  size_t longest = 0;
   for (const Tokens& prompt : prompts_) {
     RETURN_IF_ERROR(CheckTokens(prompt, model_));
-    longest = std::max(longest, prompt.size());
+    longest_ = std::max(longest_, prompt.size());
   }
   max_new_tokens_ = request_.max_new_tokens() > 0 ? request_.max_new_tokens()
                                                   : kDefaultNewTokens;
+  return absl::OkStatus();
+}
+
+absl::Status Generator::LoadWeights(const JobSpec& spec) {
   ModelOptions options;
   options.compute_dtype =
-      HasFastBfloat16() ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32;
+      ChooseComputeDtype(spec.train.compute_dtype, HasFastBfloat16());
   if (!task_.adapter_directory().empty()) {
     RETURN_IF_ERROR(LoadAdapter(&options));
   }
-  SlabOptions slabs;
-  slabs.dense = slabs.linear =
-      HasFastBfloat16() ? WeightFormat::kBfloat16 : WeightFormat::kFloat32;
+  SlabOptions slabs = SlabOptionsFor(spec, options.compute_dtype);
+  slabs.nf4_values = slabs.linear == WeightFormat::kNf4;
+  slabs.linear = slabs.dense;
   communicator_ = MakeSingleCommunicator();
   ASSIGN_OR_RETURN(weights_, LoadFrozen(task_.model_directory(), model_, slabs,
                                         *communicator_));
   ASSIGN_OR_RETURN(decoder_, Decoder::Create(model_, options,
                                              std::min<int64_t>(
                                                  model_.max_position_embeddings,
-                                                 longest + max_new_tokens_)));
+                                                 longest_ + max_new_tokens_)));
   return absl::OkStatus();
 }
 

@@ -159,6 +159,13 @@ absl::StatusOr<ModelOptions> MakeModelOptions(const JobSpec& spec,
   return options;
 }
 
+absl::StatusOr<text::ModelText> LoadJobText(const v1::TrainerTask& task,
+                                            const JobSpec& spec) {
+  ASSIGN_OR_RETURN(const std::string chat_template,
+                   ChatTemplateText(task, spec));
+  return text::LoadModelText(task.model_directory(), chat_template);
+}
+
 absl::StatusOr<LoadedData> LoadJobData(const v1::TrainerTask& task,
                                        const JobSpec& spec,
                                        const ModelDescription& model) {
@@ -172,10 +179,7 @@ absl::StatusOr<LoadedData> LoadJobData(const v1::TrainerTask& task,
   options.threads = std::max(1, task.threads());
   options.cache_directory = absl::StrCat(task.work_directory(), "/cache");
   if (!NeedsTokenizer(options)) return LoadData(options, nullptr);
-  ASSIGN_OR_RETURN(const std::string chat_template,
-                   ChatTemplateText(task, spec));
-  ASSIGN_OR_RETURN(const text::ModelText text,
-                   text::LoadModelText(task.model_directory(), chat_template));
+  ASSIGN_OR_RETURN(const text::ModelText text, LoadJobText(task, spec));
   return LoadData(options, &text);
 }
 

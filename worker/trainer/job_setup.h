@@ -44,6 +44,10 @@ absl::StatusOr<ModelOptions> MakeModelOptions(const JobSpec& spec,
 void ApplyPlan(const MemoryPlan& plan, const JobSpec& spec,
                ModelOptions& options);
 
+// The tokenizer of the model directory and the job's chat template.
+absl::StatusOr<text::ModelText> LoadJobText(const v1::TrainerTask& task,
+                                            const JobSpec& spec);
+
 // The job's rows. The tokenizer comes from the model directory; data of format
 // tokens needs none.
 absl::StatusOr<LoadedData> LoadJobData(const v1::TrainerTask& task,
@@ -56,6 +60,19 @@ absl::StatusOr<LoadedData> LoadJobDataTogether(const v1::TrainerTask& task,
                                                const JobSpec& spec,
                                                const ModelDescription& model,
                                                Communicator& communicator);
+
+// What was read, in v1::DataCounts or v1::PlanJobResponse.
+template <typename Counts>
+void SetDataCounts(const LoadedData& data, Counts* out) {
+  const DatasetStats stats = data.records();
+  out->set_records(stats.records);
+  out->set_bad_records(stats.bad);
+  out->set_truncated_records(stats.truncated);
+  out->set_split_records(stats.split);
+  out->set_dropped_records(stats.dropped);
+  out->set_rows(data.train.size());
+  out->set_eval_rows(data.eval.size());
+}
 
 // Of the tokenized rows, in order.
 std::string DatasetSha256(const Dataset& data);

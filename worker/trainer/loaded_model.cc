@@ -8,12 +8,6 @@
 #include "worker/trainer/ops/parallel.h"
 
 namespace qlora::trainer {
-namespace {
-
-// Gathered blocks that a rank keeps: one in use, two on their way.
-constexpr int kGatheredBlocks = 3;
-
-}  // namespace
 
 SlabOptions SlabOptionsFor(const JobSpec& spec, ComputeDtype compute_dtype) {
   SlabOptions options;
@@ -32,8 +26,7 @@ absl::StatusOr<std::unique_ptr<ShardedBlockSource>> LoadFrozen(
     const SlabOptions& options, Communicator& communicator) {
   ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsReader> reader,
                    SafetensorsReader::OpenModel(directory));
-  return ShardedBlockSource::Load(description, *reader, options,
-                                  kGatheredBlocks, communicator,
+  return ShardedBlockSource::Load(description, *reader, options, communicator,
                                   KernelParallelFor());
 }
 

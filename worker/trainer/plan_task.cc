@@ -30,14 +30,11 @@ void FillData(const JobSpec& spec, const LoadedData& data,
   const DatasetStats& stats = data.train.stats();
   const BatchSampler sampler(data.train.size(), spec.train.global_batch_size,
                              spec.train.seed, spec.data.shuffle);
-  response->set_rows(data.train.size());
+  SetDataCounts(data, response);
   response->set_total_steps(
       sampler.TotalSteps(spec.train.epochs, spec.train.max_steps));
   response->set_tokens_trained_per_epoch(stats.trained_tokens);
   response->set_tokens_total_per_epoch(stats.total_tokens);
-  response->set_truncated_records(stats.truncated);
-  response->set_dropped_records(stats.dropped);
-  response->set_bad_records(stats.bad);
 }
 
 }  // namespace

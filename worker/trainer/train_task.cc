@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/files.h"
+#include "common/base/plural.h"
 #include "common/base/status_macros.h"
 #include "worker/trainer/device.h"
 #include "worker/trainer/failure.h"
@@ -192,7 +193,8 @@ absl::Status TrainTask::CheckResumed(const CheckpointState& resumed) {
   }
   if (resumed.total_steps != state_.total_steps ||
       resumed.step > resumed.total_steps) {
-    return differs(absl::StrCat(resumed.total_steps, " steps in all"));
+    return differs(
+        absl::StrCat(Plural(resumed.total_steps, "step"), " in all"));
   }
   if (resumed.cursor != sampler_->CursorAfter(resumed.step)) {
     return differs("another train.global_batch_size");
@@ -261,6 +263,7 @@ void TrainTask::ReportStart() {
   v1::TrainerEvent event;
   event.mutable_running()->set_first_step(state_.step + 1);
   event.mutable_running()->set_total_steps(state_.total_steps);
+  if (IsLead()) SetDataCounts(data_, event.mutable_running()->mutable_data());
   link_.Send(event);
   if (!IsLead()) return;
   const std::string directory = absl::StrCat(task_.work_directory(), "/staged");
@@ -271,18 +274,16 @@ void TrainTask::ReportStart() {
   link_.Log("info",
             absl::StrCat("training ", loaded_->layout().total,
                          " parameters in ", state_.compute_dtype, " on ",
-                         state_.world_size, " rank(s), ", data_.train.size(),
-                         " rows, ", stats.trained_tokens, " trained of ",
-                         stats.total_tokens, " tokens, steps ", state_.step + 1,
-                         " to ", state_.total_steps, ", micro-batches of ",
-                         plan_.micro_batch_size, " rows"));
-  if (stats.truncated + stats.split + stats.dropped > 0) {
-    link_.Log("warning",
-              absl::StrCat("longer than max_seq_len: ", stats.truncated,
-                           " truncated, ", stats.split, " split, ",
-                           stats.dropped, " dropped"));
-  }
-  for (const std::string& message : stats.bad_messages) {
+                         Plural(state_.world_size, "rank"), ", ",
+                         Plural(data_.train.size(), "row"), ", ",
+                         stats.trained_tokens, " trained of ",
+                         Plural(stats.total_tokens, "token"), ", steps ",
+                         state_.step + 1, " to ", state_.total_steps,
+                         ", micro-batches of ",
+                         Plural(plan_.micro_batch_size, "row")));
+  const DatasetStats records = data_.records();
+  link_.Log("info", absl::StrCat("records: ", RecordsText(records)));
+  for (const std::string& message : records.bad_messages) {
     link_.Log("warning", absl::StrCat("skipped: ", message));
   }
 }
@@ -394,10 +395,12 @@ absl::Status TrainTask::LogStep(const StepReport& report, double epoch,
                               std::max(1e-9, seconds));
   point.set_step_seconds(seconds);
   point.set_memory_bytes(memory);
+  point.set_planned_memory_bytes(plan_.total());
   if (eval) point.set_eval_loss(eval->loss);
   point.set_total_steps(state_.total_steps);
   point.set_attempt(task_.attempt());
   point.set_gathered_block_bytes(counts.block_bytes - counted_.block_bytes);
+  point.set_gathered_blocks(counts.gathers - counted_.gathers);
   point.set_gathered_other_bytes(counts.other_bytes - counted_.other_bytes);
   counted_ = counts;
   RETURN_IF_ERROR(DiskError(metrics_.Append(point)));
@@ -449,12 +452,21 @@ absl::Status TrainTask::WriteOutput(const std::string& directory) {
                   .params = loaded_->params(),
                   .metrics_path = metrics_.path(),
                   .eval = eval_,
+                  .records = RecordsText(data_.records()),
                   .steps = state_.step,
                   .tokens_trained = state_.tokens_trained,
                   .final_loss = state_.last_loss,
                   .world_size = state_.world_size,
                   .train_time = absl::Seconds(state_.train_seconds),
                   .finish_time = absl::Now()}));
+}
+
+void TrainTask::ReportMemory() {
+  const int64_t peak = PeakMemoryBytes() >> 20;
+  const int64_t planned = plan_.total() >> 20;
+  link_.Log(peak > planned ? "warning" : "info",
+            absl::StrCat("this rank took ", peak,
+                         " MiB at most, the plan said ", planned));
 }
 
 absl::Status TrainTask::Finish() {
@@ -467,6 +479,7 @@ absl::Status TrainTask::Finish() {
   RETURN_IF_ERROR(RunOnLead(*communicator_, timeout_,
                             [&] { return WriteOutput(directory); }));
   RETURN_IF_ERROR(Save(directory));
+  ReportMemory();
   SendResult(/*stopped=*/false);
   return absl::OkStatus();
 }

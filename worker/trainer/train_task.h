@@ -63,6 +63,8 @@ class TrainTask {
   // Rank 0's part of it.
   absl::Status Stage(v1::StagedFiles& staged);
   absl::Status WriteOutput(const std::string& directory);
+  // The measured peak beside the plan.
+  void ReportMemory();
   absl::Status Finish();
   void SendResult(bool stopped);
   // Tells the agent that a micro-batch of phase_, or saving, begins now.

@@ -14,6 +14,7 @@
 #include "common/base/sha256.h"
 #include "qlora/v1/artifact.grpc.pb.h"
 #include "qlora/v1/job.grpc.pb.h"
+#include "qlora/v1/node.grpc.pb.h"
 
 namespace qlora::client {
 
@@ -176,6 +177,20 @@ class FakeJobs final : public v1::JobService::Service {
   std::vector<std::string> request_ids_ ABSL_GUARDED_BY(mu_);
 };
 
+// One node with the given model roots.
+class FakeNodes final : public v1::NodeService::Service {
+ public:
+  grpc::Status ListNodes(grpc::ServerContext*, const v1::ListNodesRequest*,
+                         v1::ListNodesResponse* response) override {
+    v1::Node& node = *response->add_nodes();
+    node.mutable_model_roots()->Assign(roots.begin(), roots.end());
+    return grpc::Status::OK;
+  }
+
+  // Set before the first call.
+  std::vector<std::string> roots;
+};
+
 class FakeServer {
  public:
   FakeServer() {
@@ -185,6 +200,7 @@ class FakeServer {
                              &port);
     builder.RegisterService(&artifacts);
     builder.RegisterService(&jobs);
+    builder.RegisterService(&nodes);
     server_ = builder.BuildAndStart();
     endpoint = "127.0.0.1:" + std::to_string(port);
   }
@@ -192,6 +208,7 @@ class FakeServer {
 
   FakeArtifacts artifacts;
   FakeJobs jobs;
+  FakeNodes nodes;
   std::string endpoint;
 
  private:

@@ -131,6 +131,25 @@ TEST(DescribeJob, LastFailure_IsShownWhenTheReasonIsAnother) {
               HasSubstr("Last failure: attempt 2, - (DISK): /data: No space"));
 }
 
+TEST(DescribeJob, CountsOfTheData_AreShownOnceTheyAreKnown) {
+  v1::Job job = RunningJob();
+  EXPECT_THAT(DescribeJob(job, {}, {}, kNow),
+              testing::Not(HasSubstr("Records:")));
+  v1::DataCounts& data = *job.mutable_data();
+  data.set_records(58);
+  data.set_bad_records(2);
+  data.set_split_records(3);
+  data.set_rows(40);
+  data.set_eval_rows(6);
+  EXPECT_THAT(DescribeJob(job, {}, {}, kNow),
+              HasSubstr("Records:      58 read, 2 bad (skipped), 0 truncated, "
+                        "3 split, 0 dropped\n"
+                        "Rows:         40 to train, 6 to evaluate\n"));
+  EXPECT_EQ(DataText(data),
+            "records: 58 read, 2 bad (skipped), 0 truncated, 3 split, 0 "
+            "dropped; rows: 40 to train, 6 to evaluate");
+}
+
 TEST(DescribeJob, ManyEvents_ShowsTheLastAndWhereTheRestIs) {
   std::vector<v1::JobEvent> events(45);
   for (int i = 0; i < 45; ++i) {

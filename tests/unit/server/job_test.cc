@@ -82,6 +82,22 @@ TEST(Job, GangOverTwoNodes_StartsOnlyWhenBothArePrepared) {
   EXPECT_EQ(core.job(id).state(), kRunning);
 }
 
+TEST(Job, CountsOfTheData_AreKeptOverACrash) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  ASSERT_TRUE(core.Join("n2").ok());
+  const std::string id = core.Submit(kTwoNodes);
+  core.Prepared("n1", id);
+  core.Prepared("n2", id);
+  core.Event("n1", id, [](auto& e) {
+    e.mutable_running()->mutable_data()->set_records(58);
+  });
+  core.Running("n2", id);
+  core.Restart();
+  EXPECT_EQ(core.job(id).state(), kRunning);
+  EXPECT_EQ(core.job(id).data().records(), 58);
+}
+
 TEST(Job, PrepareTimeout_ReleasesTheWholeGang) {
   CoreHarness core;
   core.state().timings.lease = absl::Hours(1);

@@ -8,7 +8,9 @@
 namespace qlora::text {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using Json = nlohmann::ordered_json;
 
 // 2024-07-26 00:00 UTC.
@@ -144,7 +146,12 @@ TEST(ChatTemplate, RealTemplates_AllCases_MaskHoldsEachAnswerOrSaysWhyNot) {
       if (!got.has_mask) continue;
       size_t i = 0;
       for (const Json& m : input["messages"]) {
-        if (m["role"] != "assistant") continue;
+        if (m["role"] != "assistant") {
+          const std::string other = m["content"];
+          if (other.size() < 5) continue;
+          EXPECT_THAT(SpanTexts(got), ::testing::Each(Not(HasSubstr(other))));
+          continue;
+        }
         ASSERT_LT(i, got.spans.size());
         const auto [begin, end] = got.spans[i++];
         const std::string content = m["content"];
@@ -160,6 +167,79 @@ TEST(ChatTemplate, RealTemplates_AllCases_MaskHoldsEachAnswerOrSaysWhyNot) {
   EXPECT_GT(masked, 250);
   RecordProperty("masked", masked);
   RecordProperty("refused", refused);
+}
+
+// Templates that end a conversation otherwise than a turn, or render earlier
+// turns otherwise.
+TEST(ChatTemplate, RealTemplatesWithoutPrefixes_EachTurnIsFoundExactly) {
+  SKIP_WITHOUT_SHARED_DATA();
+  const auto spans = [](const std::string& name, const Json& messages) {
+    const auto source = ReadFile(SharedData() + "/chat_templates/" + name);
+    EXPECT_TRUE(source.ok()) << source.status();
+    Json input = Chat({});
+    input["messages"] = messages;
+    input["bos_token"] = "<s>";
+    input["eos_token"] = "<|endoftext|>";
+    const Outcome got = Render(source.value_or(""), input);
+    EXPECT_EQ(got.error + got.mask_error, "") << name;
+    return SpanTexts(got);
+  };
+  const Json turns = Chat({{"user", "2+2?"},
+                           {"assistant", "four"},
+                           {"user", "times 3?"},
+                           {"assistant", "twelve"}})["messages"];
+  EXPECT_THAT(spans("more/Qwen3.jinja", turns),
+              ElementsAre("four<|im_end|>\n",
+                          "<think>\n\n</think>\n\ntwelve<|im_end|>\n"));
+  EXPECT_THAT(
+      spans("axolotl/qwen3.jinja", turns),
+      ElementsAre("four<|im_end|>\n", "</think>\n\ntwelve<|im_end|>\n"));
+  EXPECT_THAT(spans("llama.cpp/microsoft-Phi-3.5-mini-instruct.jinja", turns),
+              ElementsAre("four<|end|>\n", "twelve<|end|>\n<|endoftext|>"));
+  EXPECT_THAT(spans("axolotl/metharme.jinja", turns),
+              ElementsAre("four", "twelve<|endoftext|>"));
+  EXPECT_THAT(
+      spans("llama.cpp/deepseek-ai-DeepSeek-R1-Distill-Llama-8B.jinja", turns),
+      ElementsAre("four<｜end▁of▁sentence｜>", "twelve<｜end▁of▁sentence｜>"));
+  const Json reasoned = Chat(
+      {{"user", "2+2?"},
+       {"assistant", "<think>\nadd them\n</think>\n\nfour"},
+       {"user", "times 3?"},
+       {"assistant", "<think>\nmultiply\n</think>\n\ntwelve"}})["messages"];
+  EXPECT_THAT(spans("more/Qwen3.jinja", reasoned),
+              ElementsAre("four<|im_end|>\n",
+                          "<think>\nmultiply\n</think>\n\ntwelve<|im_end|>\n"));
+  EXPECT_THAT(spans("axolotl/qwen3.jinja", reasoned),
+              ElementsAre("four<|im_end|>\n",
+                          "multiply\n</think>\n\ntwelve<|im_end|>\n"));
+}
+
+TEST(ChatTemplate, EndThatIsOnlyAlikeAtFirst_IsRefused) {
+  // "<|end|>" in the middle, "<|ended|>" at last: where does the turn end?
+  const std::string source =
+      "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+      "{{ '<|ended|>' if loop.last else '<|end|>' }}{% endfor %}"
+      "{% if add_generation_prompt %}<|assistant|>{% endif %}";
+  const Outcome got =
+      Render(source, Chat({{"user", "a"}, {"assistant", "b"}, {"user", "c"}}));
+  EXPECT_EQ(got.error, "");
+  EXPECT_FALSE(got.has_mask);
+  EXPECT_TRUE(got.spans.empty());
+  EXPECT_THAT(got.mask_error, HasSubstr("assistant message 1 is rendered "
+                                        "otherwise when more messages follow"));
+  EXPECT_THAT(got.mask_error, HasSubstr("data.loss_on"));
+}
+
+TEST(ChatTemplate, MarksInAMessage_AreNotTakenForMarks) {
+  const std::string source =
+      "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+      "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}"
+      "{% endif %}";
+  Json input = Chat({{"user", "a"}, {"assistant", "b"}, {"user", "c"}});
+  input["eos_token"] = "</s>";
+  EXPECT_THAT(SpanTexts(Render(source, input)), ElementsAre("b"));
+  input["messages"][1]["content"] = "b\ufdd3<|user|>";
+  EXPECT_FALSE(Render(source, input).has_mask);
 }
 
 TEST(ChatTemplate, NoGenerationTags_MaskIsTheDifferenceOfPrefixes) {
@@ -182,18 +262,15 @@ TEST(ChatTemplate, NoAssistantTurn_HasAMaskOfNothing) {
   EXPECT_TRUE(got.spans.empty());
 }
 
-TEST(ChatTemplate, PrefixesDiffer_MaskIsRefusedWithTurnAndRemedy) {
+TEST(ChatTemplate, PrefixesDiffer_MarksTellTheTurn) {
   const std::string last_differs =
       "{% for m in messages %}[{{ m.role }}]{% if loop.last %}!{% endif %}"
       "{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]"
       "{% endif %}";
   const Json input = Chat({{"user", "a"}, {"assistant", "b"}});
   const Outcome got = Render(last_differs, input);
-  EXPECT_EQ(got.error, "");
-  EXPECT_FALSE(got.has_mask);
-  EXPECT_TRUE(got.spans.empty());
-  EXPECT_THAT(got.mask_error, HasSubstr("assistant message 1"));
-  EXPECT_THAT(got.mask_error, HasSubstr("data.loss_on"));
+  EXPECT_EQ(got.text, "[user]a[assistant]!b");
+  EXPECT_THAT(SpanTexts(got), ElementsAre("!b"));
 }
 
 TEST(ChatTemplate, GenerationTagsWithWhitespaceControl_TrimLikeBlocks) {

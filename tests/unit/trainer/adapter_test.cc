@@ -286,6 +286,7 @@ class JobOutputTest : public AdapterTest {
     output_.params = params_;
     output_.metrics_path = metrics_;
     output_.eval = {1.25, 100, "eval", "bfloat16"};
+    output_.records = "9 read, 2 bad (skipped)";
     output_.steps = 4;
     output_.final_loss = 1.5;
   }
@@ -312,8 +313,9 @@ TEST_F(JobOutputTest, Write_Adapter_IsCompleteAndVerifies) {
   EXPECT_EQ(eval->data, "eval");
   EXPECT_EQ(eval->compute_dtype, "bfloat16");
   EXPECT_TRUE(ParseJobFile(*ReadFile(out + "/job.yaml")).errors.empty());
-  EXPECT_THAT(*ReadFile(out + "/README.md"),
-              HasSubstr("base_model: \"odd: name\"\nlibrary_name: peft"));
+  const std::string card = *ReadFile(out + "/README.md");
+  EXPECT_THAT(card, HasSubstr("base_model: \"odd: name\"\nlibrary_name: peft"));
+  EXPECT_THAT(card, HasSubstr("| records | 9 read, 2 bad (skipped) |\n"));
 
   std::ofstream(out + "/eval.json") << "{}";
   EXPECT_THAT(VerifyChecksums(out).message(), HasSubstr("eval.json"));

@@ -48,7 +48,7 @@ void RunRanks(int ranks, const ModelDescription& model,
   std::vector<std::thread> threads;
   for (auto& communicator : gang) {
     threads.emplace_back([&] {
-      auto source = ShardedBlockSource::Load(model, reader, options, 3,
+      auto source = ShardedBlockSource::Load(model, reader, options,
                                              *communicator, serial);
       ASSERT_TRUE(source.ok()) << source.status();
       body(**source);
@@ -130,6 +130,36 @@ TEST_F(ShardedBlockSourceTest, DenseBlock_HasTheFilesValues) {
   });
 }
 
+// What decoding uses and what training dequantizes are the same numbers.
+TEST_F(ShardedBlockSourceTest, Nf4Values_AreWhatNf4GivesBack) {
+  const ModelDescription model = SmallModel(false, true);
+  const auto reader = Write(RandomTensors(model));
+  for (const bool nested : {true, false}) {
+    SlabOptions packed;
+    packed.double_quant = nested;
+    std::vector<float> expected;
+    RunRanks(1, model, *reader, packed, [&](ShardedBlockSource& source) {
+      const LinearWeight w = source.Acquire(1).value().up;
+      expected.resize(w.out_features * w.in_features);
+      kernels::DequantizeNf4(static_cast<const uint8_t*>(w.data), w.scales,
+                             w.out_features, w.in_features, w.block_size, 0,
+                             w.out_features, kernels::FloatType::kFloat32,
+                             expected.data(), w.in_features,
+                             kernels::SerialFor);
+    });
+    SlabOptions dense = packed;
+    dense.linear = WeightFormat::kFloat32;
+    dense.nf4_values = true;
+    RunRanks(2, model, *reader, dense, [&](ShardedBlockSource& source) {
+      const BlockWeights block = source.Acquire(1).value();
+      EXPECT_EQ(block.up.format, WeightFormat::kFloat32);
+      EXPECT_EQ(std::memcmp(block.up.data, expected.data(),
+                            expected.size() * sizeof(float)),
+                0);
+    });
+  }
+}
+
 TEST_F(ShardedBlockSourceTest, ForwardAndBackward_CountsWhatItGathers) {
   const ModelDescription model = SmallModel(true, false);
   const auto reader = Write(RandomTensors(model));
@@ -142,6 +172,8 @@ TEST_F(ShardedBlockSourceTest, ForwardAndBackward_CountsWhatItGathers) {
     // Three slabs stay: the backward pass gathers two again.
     EXPECT_EQ(source.counts().gathers, 7);
     EXPECT_EQ(source.counts().block_bytes, 7 * source.gathered_slab_bytes());
+    // The tied float32 table and the norm, each filled up to 64 bytes.
+    EXPECT_EQ(source.counts().other_bytes, 50 * 24 * 4 + 128);
   });
 }
 
@@ -174,8 +206,7 @@ absl::Status LoadAlone(const ModelDescription& model,
                        const SafetensorsReader& reader) {
   const kernels::ParallelFor serial = kernels::SerialFor;
   const auto single = MakeSingleCommunicator();
-  return ShardedBlockSource::Load(model, reader, SlabOptions(), 3, *single,
-                                  serial)
+  return ShardedBlockSource::Load(model, reader, SlabOptions(), *single, serial)
       .status();
 }
 

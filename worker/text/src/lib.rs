@@ -3,6 +3,7 @@
 //! functions here.
 
 mod bounded;
+mod mask;
 pub mod python;
 pub mod template;
 pub mod tokenizer;

@@ -11,6 +11,7 @@ use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior};
 use serde_json::Value as Json;
 
 use crate::bounded;
+use crate::mask::{any_string, find_spans, EOS};
 use crate::python::{strftime, to_json, to_str, JsonStyle};
 use crate::Failure;
 
@@ -50,9 +51,34 @@ pub struct ChatTemplate {
     stopped: AtomicBool,
 }
 
-struct Compiled {
+pub struct Compiled {
     env: Environment<'static>,
     has_generation_tags: bool,
+    /// Of tokenizer_config.json.
+    eos_token: String,
+}
+
+/// What of a conversation is rendered.
+#[derive(Clone)]
+pub struct Part {
+    /// So many of the first messages.
+    pub count: usize,
+    pub prompt: bool,
+    /// A message that says something else.
+    pub marked: Option<(usize, String)>,
+    /// The end-of-sequence token is the mark EOS.
+    pub mark_eos: bool,
+}
+
+impl Part {
+    pub fn of(count: usize, prompt: bool) -> Self {
+        Self {
+            count,
+            prompt,
+            marked: None,
+            mark_eos: false,
+        }
+    }
 }
 
 /// Marks an error as the template's own raise_exception.
@@ -71,13 +97,14 @@ impl ChatTemplate {
     pub fn compile(source: &str, tokenizer_config: &str) -> Result<Self, String> {
         let (source, has_generation_tags) = replace_generation_tags(source);
         let mut env = environment();
-        add_special_tokens(&mut env, tokenizer_config)?;
+        let eos_token = add_special_tokens(&mut env, tokenizer_config)?;
         env.add_template_owned(NAME, source)
             .map_err(|e| format!("the chat template is not valid Jinja: {}", describe(&e)))?;
         Ok(Self {
             compiled: Arc::new(Compiled {
                 env,
                 has_generation_tags,
+                eos_token,
             }),
             stopped: AtomicBool::new(false),
         })
@@ -105,17 +132,13 @@ impl ChatTemplate {
 impl Compiled {
     fn render(&self, input: &str, now: i64, mask: Mask) -> Result<Rendered, String> {
         let conversation = Conversation::parse(input, now)?;
-        let everything = conversation.messages.len();
-        let text = self.run(
-            &conversation,
-            everything,
-            conversation.add_generation_prompt,
-        )?;
+        let everything = Part::of(conversation.count(), conversation.add_generation_prompt);
+        let text = self.run(&conversation, &everything)?;
         if !self.has_generation_tags {
-            let spans = self.spans_by_prefix(&conversation, &text, mask);
+            let spans = find_spans(self, &conversation, &text, mask);
             return Ok(Rendered { text, spans });
         }
-        if input_has_sentinels(&conversation.input) {
+        if any_string(&conversation.input, &|s: &str| s.contains([OPEN, CLOSE])) {
             return Err("a message holds the noncharacter U+FDD0 or U+FDD1".to_string());
         }
         let (text, spans) = split_sentinels(&text);
@@ -123,16 +146,11 @@ impl Compiled {
         Ok(Rendered { text, spans })
     }
 
-    fn run(
-        &self,
-        conversation: &Conversation,
-        count: usize,
-        prompt: bool,
-    ) -> Result<String, String> {
+    pub fn run(&self, conversation: &Conversation, part: &Part) -> Result<String, String> {
         let template = self.env.get_template(NAME).map_err(|e| describe(&e))?;
         let mut out = Bounded(Vec::new());
         template
-            .render_captured_to(conversation.context(count, prompt), &mut out)
+            .render_captured_to(conversation.context(part), &mut out)
             .map_err(|e| match raised_message(&e) {
                 Some(message) => format!("the chat template refuses the conversation: {message}"),
                 None => format!("the chat template failed: {}", describe(&e)),
@@ -159,73 +177,20 @@ impl Compiled {
         })
     }
 
-    /// An assistant turn is what a rendering that ends after it has more than
-    /// one that ends before it with a generation prompt, if both are prefixes
-    /// of the whole.
-    fn spans_by_prefix(
-        &self,
-        conversation: &Conversation,
-        whole: &str,
-        mask: Mask,
-    ) -> Result<Vec<Span>, String> {
-        let turns = &conversation.assistant_turns;
-        let turns = match mask {
-            Mask::None => &[],
-            Mask::Assistant => &turns[..],
-            Mask::Last => &turns[turns.len().saturating_sub(1)..],
-        };
-        let mut spans = Vec::with_capacity(turns.len());
-        for &turn in turns {
-            let begin = self.prefix(conversation, whole, turn, true)?;
-            let end = self.prefix(conversation, whole, turn + 1, false)?;
-            if end < begin {
-                return Err(no_prefix(turn, "ends before its generation prompt"));
-            }
-            spans.push((begin, end));
-        }
-        Ok(spans)
+    /// The conversation may bring its own.
+    pub fn eos_token<'a>(&'a self, conversation: &'a Conversation) -> &'a str {
+        let own = conversation.input.get("eos_token").and_then(Json::as_str);
+        own.unwrap_or(&self.eos_token)
     }
-
-    fn prefix(
-        &self,
-        conversation: &Conversation,
-        whole: &str,
-        count: usize,
-        prompt: bool,
-    ) -> Result<usize, String> {
-        let turn = if prompt { count } else { count - 1 };
-        let part = self
-            .run(conversation, count, prompt)
-            .map_err(|e| no_prefix(turn, &format!("cannot be rendered apart ({e})")))?;
-        if whole.starts_with(&part) {
-            return Ok(part.len());
-        }
-        Err(no_prefix(
-            turn,
-            if prompt {
-                "begins otherwise than the template's generation prompt does"
-            } else {
-                "is rendered otherwise when more messages follow"
-            },
-        ))
-    }
-}
-
-fn no_prefix(turn: usize, what: &str) -> String {
-    format!(
-        "the template has no {{% generation %}} blocks and assistant message {turn} {what}, so \
-         the assistant's part of the text is unknown; put {{% generation %}} blocks into the \
-         template (data.chat_template), or set data.loss_on to last or all"
-    )
 }
 
 /// The input, taken apart once for several renderings.
-struct Conversation {
+pub struct Conversation {
     input: Json,
     variables: Vec<(String, Value)>,
     messages: Vec<Value>,
-    assistant_turns: Vec<usize>,
-    add_generation_prompt: bool,
+    pub assistant_turns: Vec<usize>,
+    pub add_generation_prompt: bool,
 }
 
 impl Conversation {
@@ -255,33 +220,46 @@ impl Conversation {
         })
     }
 
-    /// The variables of a rendering of the first `count` messages.
-    fn context(&self, count: usize, add_generation_prompt: bool) -> Value {
-        let messages = Value::from(self.messages[..count].to_vec());
-        let own = [
-            ("messages".to_string(), messages),
-            (
-                "add_generation_prompt".to_string(),
-                add_generation_prompt.into(),
-            ),
+    pub fn count(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub fn input(&self) -> &Json {
+        &self.input
+    }
+
+    pub fn message(&self, index: usize) -> &Json {
+        &self.input["messages"][index]
+    }
+
+    /// What a message says, if that is a plain string.
+    pub fn content(&self, index: usize) -> Option<&str> {
+        self.message(index).get("content").and_then(Json::as_str)
+    }
+
+    /// The variables of a rendering.
+    fn context(&self, part: &Part) -> Value {
+        let mut messages = self.messages[..part.count].to_vec();
+        if let Some((index, content)) = &part.marked {
+            let mut message = self.message(*index).clone();
+            message["content"] = content.as_str().into();
+            if let Some(place) = messages.get_mut(*index) {
+                *place = Value::from_serialize(message);
+            }
+        }
+        let mut own = vec![
+            ("messages".to_string(), Value::from(messages)),
+            ("add_generation_prompt".to_string(), part.prompt.into()),
         ];
+        if part.mark_eos {
+            own.push(("eos_token".to_string(), EOS.to_string().into()));
+        }
         Value::from_iter(self.variables.iter().cloned().chain(own))
     }
 }
 
 fn strftime_now(now: i64) -> Value {
     Value::from_function(move |format: &str| strftime(now, format))
-}
-
-fn input_has_sentinels(value: &Json) -> bool {
-    match value {
-        Json::String(s) => s.contains([OPEN, CLOSE]),
-        Json::Array(items) => items.iter().any(input_has_sentinels),
-        Json::Object(map) => map
-            .iter()
-            .any(|(k, v)| k.contains([OPEN, CLOSE]) || input_has_sentinels(v)),
-        _ => false,
-    }
 }
 
 /// Rendered text without the sentinels, and the ranges they enclosed.
@@ -397,10 +375,12 @@ fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String
     to_json(value, &style)
 }
 
-/// bos_token and the like, written as strings or as {"content": ...}.
-fn add_special_tokens(env: &mut Environment<'static>, config: &str) -> Result<(), String> {
+/// bos_token and the like, written as strings or as {"content": ...}. Gives the
+/// end-of-sequence token, or nothing.
+fn add_special_tokens(env: &mut Environment<'static>, config: &str) -> Result<String, String> {
+    let mut eos = String::new();
     if config.is_empty() {
-        return Ok(());
+        return Ok(eos);
     }
     let config: Json = serde_json::from_str(config)
         .map_err(|e| format!("tokenizer_config.json is not valid JSON: {e}"))?;
@@ -411,6 +391,9 @@ fn add_special_tokens(env: &mut Environment<'static>, config: &str) -> Result<()
         let token = value.get("content").unwrap_or(value).as_str();
         if let (true, Some(token)) = (key.ends_with("_token"), token) {
             env.add_global(key.clone(), token);
+            if key == "eos_token" {
+                eos = token.to_string();
+            }
         }
     }
     if let Some(Json::Array(more)) = config.get("additional_special_tokens") {
@@ -418,7 +401,7 @@ fn add_special_tokens(env: &mut Environment<'static>, config: &str) -> Result<()
         let more: Vec<String> = more.iter().filter_map(content).collect();
         env.add_global("additional_special_tokens", more);
     }
-    Ok(())
+    Ok(eos)
 }
 
 fn raised_message(error: &Error) -> Option<String> {

@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/base/files.h"
+#include "common/base/plural.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
 #include "common/formats/json_fields.h"
@@ -78,6 +79,7 @@ std::string ModelCard(const JobOutput& output) {
                 absl::StrCat(spec.lora.rank, ", ", spec.lora.alpha, ", ",
                              spec.lora.dropout));
   }
+  text += Row("records", output.records);
   text += Row("steps", absl::StrCat(output.steps));
   text += Row("trained tokens", absl::StrCat(output.tokens_trained));
   text += Row("learning rate", absl::StrCat(spec.train.learning_rate));
@@ -87,10 +89,10 @@ std::string ModelCard(const JobOutput& output) {
   if (output.final_loss.has_value()) {
     text += Row("last training loss", absl::StrCat(*output.final_loss));
   }
-  text += Row(
-      output.eval.data == "eval" ? "evaluation loss"
-                                 : "loss of the first batch's rows",
-      absl::StrCat(output.eval.loss, " over ", output.eval.tokens, " tokens"));
+  text += Row(output.eval.data == "eval" ? "evaluation loss"
+                                         : "loss of the first batch's rows",
+              absl::StrCat(output.eval.loss, " over ",
+                           Plural(output.eval.tokens, "token")));
   text += Row("training time", absl::FormatDuration(absl::Trunc(
                                    output.train_time, absl::Seconds(1))));
   text +=

@@ -42,7 +42,8 @@ struct JobOutput {
   // A file, copied.
   std::string metrics_path;
   EvalRecord eval;
-  // For the model card.
+  // For the model card. What was read and left out, in words.
+  std::string records;
   int64_t steps = 0;
   int64_t tokens_trained = 0;
   std::optional<double> final_loss;

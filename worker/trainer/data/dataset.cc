@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/base/status_macros.h"
 #include "worker/trainer/data/packing.h"
 #include "worker/trainer/data/sampler.h"
@@ -61,8 +62,14 @@ absl::Status SetAside(const DataOptions& options, Tokenized* train,
                       Tokenized* eval) {
   const auto records = static_cast<int64_t>(train->record_ends.size());
   if (records < 2) {
-    return absl::InvalidArgumentError(
-        "data.eval_fraction needs at least 2 records to divide");
+    return absl::InvalidArgumentError(absl::StrCat(
+        "data.eval_fraction needs at least 2 records to divide, and ",
+        absl::StrJoin(options.train, ", ",
+                      [](std::string* out, const DataFile& file) {
+                        out->append(file.name);
+                      }),
+        " has ", records,
+        " to use: add records, or take data.eval_fraction out"));
   }
   const auto wanted =
       static_cast<int64_t>(std::ceil(records * options.eval_fraction));
@@ -151,6 +158,25 @@ Row Dataset::row(int64_t i) const {
     row.document_lengths.push_back(static_cast<int32_t>(end - begin));
   }
   return row;
+}
+
+DatasetStats LoadedData::records() const {
+  DatasetStats sum = train.stats();
+  const DatasetStats& more = eval.stats();
+  sum.records += more.records;
+  sum.bad += more.bad;
+  sum.truncated += more.truncated;
+  sum.split += more.split;
+  sum.dropped += more.dropped;
+  sum.bad_messages.insert(sum.bad_messages.end(), more.bad_messages.begin(),
+                          more.bad_messages.end());
+  return sum;
+}
+
+std::string RecordsText(const DatasetStats& stats) {
+  return absl::StrCat(stats.records, " read, ", stats.bad, " bad (skipped), ",
+                      stats.truncated, " truncated, ", stats.split, " split, ",
+                      stats.dropped, " dropped");
 }
 
 absl::StatusOr<LoadedData> LoadData(const DataOptions& options,

@@ -108,7 +108,13 @@ struct LoadedData {
   Dataset train;
   // Empty if the job has no evaluation data.
   Dataset eval;
+
+  // The counts of records of both.
+  DatasetStats records() const;
 };
+
+// "58 read, 2 bad (skipped), 1 truncated, 0 split, 0 dropped".
+std::string RecordsText(const DatasetStats& stats);
 
 // Reads, tokenizes, masks, splits and packs. `text` may be null if all files
 // have format tokens. Every call with the same files and options gives the

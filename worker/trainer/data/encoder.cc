@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/plural.h"
 #include "common/base/status_macros.h"
 #include "common/formats/json_fields.h"
 
@@ -261,8 +262,8 @@ absl::StatusOr<EncodedRecord> RecordEncoder::EncodeTokens(
                      Ids(record["labels"], "labels", vocab_size_, true));
   }
   if (out.labels.size() != out.tokens.size()) {
-    return Bad("has ", out.tokens.size(), " input_ids but ", out.labels.size(),
-               " labels");
+    return Bad("has ", Plural(out.tokens.size(), "token"), " in input_ids but ",
+               Plural(out.labels.size(), "label"));
   }
   return out;
 }

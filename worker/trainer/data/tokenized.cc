@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/base/plural.h"
 #include "common/base/status_macros.h"
 #include "common/base/utf8.h"
 #include "worker/trainer/data/encoder.h"
@@ -50,15 +51,23 @@ class Tokenizing {
   // Appends the record's documents; false if none has a trained token.
   bool AddDocuments(const EncodedRecord& record);
   absl::Status Refuse(const std::string& where, const absl::Status& why);
+  // Why the file gave no document and what to do; `before`: the counts before
+  // it.
+  std::string WhyNothing(const DataFile& file,
+                         const DatasetStats& before) const;
 
   const DataOptions& options_;
   const RecordEncoder encoder_;
   Tokenized out_;
+  // Messages about files without a document.
+  std::vector<std::string> nothing_;
   // Tokens of plain text behind the last whole window.
   std::vector<int32_t> rest_;
 };
 
 absl::Status Tokenizing::AddFile(const DataFile& file) {
+  const DatasetStats before = out_.stats;
+  const int64_t documents = out_.documents.size();
   ASSIGN_OR_RETURN(const std::unique_ptr<RecordReader> reader,
                    RecordReader::Open(file));
   for (bool first = true;; first = false) {
@@ -80,7 +89,40 @@ absl::Status Tokenizing::AddFile(const DataFile& file) {
   }
   AddWindow(rest_.data(), static_cast<int64_t>(rest_.size()));
   rest_.clear();
+  if (out_.documents.size() == documents) {
+    nothing_.push_back(WhyNothing(file, before));
+  }
   return absl::OkStatus();
+}
+
+std::string Tokenizing::WhyNothing(const DataFile& file,
+                                   const DatasetStats& before) const {
+  const DatasetStats& stats = out_.stats;
+  const std::string name = absl::StrCat("data file ", file.name);
+  if (stats.records == before.records) {
+    return absl::StrCat(
+        name, " is empty",
+        file.format == DataFormat::kText ? " or has a single token" : "",
+        ": add records to it, or take it out of the job file");
+  }
+  const int64_t bad = stats.bad - before.bad;
+  const int64_t dropped = stats.dropped - before.dropped;
+  std::string text = absl::StrCat(
+      name, " has no record to use: ", stats.records - before.records,
+      " read, ", bad, " bad (skipped), ", dropped,
+      " longer than data.max_seq_len (dropped)");
+  if (bad > 0) {
+    const std::vector<std::string> why(
+        stats.bad_messages.begin() + before.bad_messages.size(),
+        stats.bad_messages.end());
+    absl::StrAppend(&text, "; correct the bad ones", why.empty() ? "" : ": ",
+                    absl::StrJoin(why, "; "));
+  }
+  if (dropped > 0) {
+    absl::StrAppend(&text, "; raise data.max_seq_len (", options_.max_seq_len,
+                    "), or set data.on_too_long to truncate or split");
+  }
+  return text;
 }
 
 absl::Status Tokenizing::AddPiece(const Record& record, bool first) {
@@ -128,8 +170,8 @@ absl::Status Tokenizing::AddRecord(
   return Refuse(
       record.where,
       absl::InvalidArgumentError(absl::StrCat(
-          "has ", length, " tokens and none that is trained among the first ",
-          options_.max_seq_len,
+          "has ", Plural(length, "token"),
+          " and none that is trained among the first ", options_.max_seq_len,
           "; raise data.max_seq_len or set data.on_too_long: drop or split")));
 }
 
@@ -167,19 +209,16 @@ absl::Status Tokenizing::Refuse(const std::string& where,
 
 absl::StatusOr<Tokenized> Tokenizing::Finish() {
   const DatasetStats& stats = out_.stats;
-  const std::string messages = absl::StrJoin(stats.bad_messages, "; ");
   if (stats.bad > 0 && options_.on_bad_record == OnBadRecord::kFail) {
     return absl::InvalidArgumentError(absl::StrCat(
-        stats.bad, " of ", stats.records, " records are bad: ", messages,
+        Plural(stats.bad, "bad record"), " of ", stats.records, ": ",
+        absl::StrJoin(stats.bad_messages, "; "),
         stats.bad > static_cast<int64_t>(stats.bad_messages.size()) ? "; ..."
                                                                     : "",
-        " (correct them, or set data.on_bad_record: skip)"));
+        " (correct the data, or set data.on_bad_record: skip)"));
   }
-  if (out_.documents.size() == 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the data has no record to use: ", stats.records, " read, ", stats.bad,
-        " bad, ", stats.dropped, " longer than data.max_seq_len",
-        messages.empty() ? "" : ": ", messages));
+  if (!nothing_.empty()) {
+    return absl::InvalidArgumentError(absl::StrJoin(nothing_, "; "));
   }
   return std::move(out_);
 }

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/spec/memory_plan.h"
 #include "common/spec/model_files.h"
 #include "worker/trainer/parallel/agreement.h"
 
@@ -79,8 +80,7 @@ class ShardedBlockSource::Loader {
   absl::StatusOr<std::vector<uint8_t>> Prepare(const Item& item) const {
     std::vector<uint8_t> image(item.bytes());
     RETURN_IF_ERROR(ReadIntoSlab(reader_, Prefix(item), *item.tensor,
-                                 source_.block_layout_.block_size,
-                                 parallel_for_, image));
+                                 source_.options_, parallel_for_, image));
     return image;
   }
 
@@ -90,9 +90,9 @@ class ShardedBlockSource::Loader {
         source_.outer_.bytes().subspan(item.tensor->begin, item.bytes());
     if (source_.communicator_.rank() == static_cast<int>(owner)) {
       std::ranges::copy(image, place.begin());
-    } else {
-      source_.counts_.other_bytes += item.bytes();
     }
+    if (source_.communicator_.size() == 1) return absl::OkStatus();
+    source_.counts_.other_bytes += std::ssize(place);
     return source_.communicator_.Broadcast(place, static_cast<int>(owner));
   }
 
@@ -139,6 +139,7 @@ ShardedBlockSource::ShardedBlockSource(const ModelDescription& model,
                                        const SlabOptions& options,
                                        Communicator& communicator)
     : model_(model),
+      options_(options),
       communicator_(communicator),
       block_layout_(MakeBlockLayout(model, options)),
       outer_layout_(MakeOuterLayout(model, options)),
@@ -152,18 +153,18 @@ ShardedBlockSource::~ShardedBlockSource() {
 
 absl::StatusOr<std::unique_ptr<ShardedBlockSource>> ShardedBlockSource::Load(
     const ModelDescription& model, const SafetensorsReader& reader,
-    const SlabOptions& options, int gathered_blocks, Communicator& communicator,
+    const SlabOptions& options, Communicator& communicator,
     const kernels::ParallelFor& parallel_for) {
   std::unique_ptr<ShardedBlockSource> source(
       new ShardedBlockSource(model, options, communicator));
   Loader loader(*source, reader, parallel_for);
   RETURN_IF_ERROR(loader.Check());
-  RETURN_IF_ERROR(source->Allocate(gathered_blocks));
+  RETURN_IF_ERROR(source->Allocate());
   RETURN_IF_ERROR(loader.Run());
   return source;
 }
 
-absl::Status ShardedBlockSource::Allocate(int gathered_blocks) {
+absl::Status ShardedBlockSource::Allocate() {
   ASSIGN_OR_RETURN(shards_,
                    AlignedBuffer::Create(shard_bytes_ * model_.num_layers,
                                          "this rank's shard of the base"));
@@ -172,7 +173,7 @@ absl::Status ShardedBlockSource::Allocate(int gathered_blocks) {
   ASSIGN_OR_RETURN(
       outer_, AlignedBuffer::Create(outer_layout_.bytes, "embedding and head"));
   if (communicator_.size() == 1) return absl::OkStatus();
-  slots_.resize(std::min(model_.num_layers, std::max(3, gathered_blocks)));
+  slots_.resize(std::min(model_.num_layers, kGatheredBlocks));
   for (Slot& slot : slots_) {
     ASSIGN_OR_RETURN(slot.slab, AlignedBuffer::Create(gathered_slab_bytes(),
                                                       "a gathered block"));
@@ -209,9 +210,10 @@ absl::StatusOr<ShardedBlockSource::Slot*> ShardedBlockSource::StartGather(
   if (oldest == nullptr) return oldest;
   oldest->layer = layer;
   oldest->last_use = ++uses_;
-  ASSIGN_OR_RETURN(oldest->pending, communicator_.AllGatherAsync(
-                                        Shard(layer), oldest->slab.bytes()));
-  counts_.block_bytes += gathered_slab_bytes();
+  const std::span<uint8_t> slab = oldest->slab.bytes();
+  ASSIGN_OR_RETURN(oldest->pending,
+                   communicator_.AllGatherAsync(Shard(layer), slab));
+  counts_.block_bytes += std::ssize(slab);
   ++counts_.gathers;
   return oldest;
 }

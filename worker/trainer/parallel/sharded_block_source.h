@@ -1,10 +1,10 @@
 // The frozen weights of a model, sharded over the ranks of a gang.
 //
 // The slab of each block is cut into equal shards, one a rank; Prefetch and
-// Acquire gather it packed. A few gathered slabs are kept, and reused while
-// they last, since they never change. Embedding, final norm and head are needed
-// whole at a step's peak: every rank keeps them whole. In a gang of one nothing
-// is copied. Used by one thread.
+// Acquire gather it packed. kGatheredBlocks gathered slabs are kept, and reused
+// while they last, since they never change. Embedding, final norm and head are
+// needed whole at a step's peak: every rank keeps them whole. In a gang of one
+// nothing is copied. Used by one thread.
 #pragma once
 
 #include <cstdint>
@@ -23,27 +23,29 @@
 
 namespace qlora::trainer {
 
-// Bytes that collectives wrote into this rank's memory since the start.
+// What was passed to collectives since the start: bytes of their results on
+// this rank, its own part included. All zero in a gang of one.
 struct GatherCounts {
+  // All-gathered slabs of blocks, with what fills up the last shard.
   int64_t block_bytes = 0;
-  // Embedding, final norm and head.
-  int64_t other_bytes = 0;
-  // Blocks gathered.
+  // How many slabs these were.
   int64_t gathers = 0;
+  // Embedding, final norm and head: broadcast once, at load.
+  int64_t other_bytes = 0;
 };
 
 class ShardedBlockSource : public BlockSource {
  public:
   // Reads the model. Each tensor is read and quantized whole by one rank (they
   // take turns), and its bytes are scattered: a rank holds its shards and one
-  // tensor. gathered_blocks is how many gathered slabs are kept, at least 3.
-  // Everything passed must outlive the object, but for reader and parallel_for.
+  // tensor. Everything passed must outlive the object, but for reader and
+  // parallel_for.
   // InvalidArgument names the tensor that is missing or wrong;
   // ResourceExhausted without memory; else as the communicator and the reader.
   static absl::StatusOr<std::unique_ptr<ShardedBlockSource>> Load(
       const ModelDescription& model, const SafetensorsReader& reader,
-      const SlabOptions& options, int gathered_blocks,
-      Communicator& communicator, const kernels::ParallelFor& parallel_for);
+      const SlabOptions& options, Communicator& communicator,
+      const kernels::ParallelFor& parallel_for);
   ~ShardedBlockSource() override;
 
   void Prefetch(int layer) override;
@@ -70,13 +72,14 @@ class ShardedBlockSource : public BlockSource {
 
   ShardedBlockSource(const ModelDescription& model, const SlabOptions& options,
                      Communicator& communicator);
-  absl::Status Allocate(int gathered_blocks);
+  absl::Status Allocate();
   std::span<uint8_t> Shard(int layer) const;
   Slot* FindSlot(int layer);
   // The slot of the layer, its gather begun; null if all are in use.
   absl::StatusOr<Slot*> StartGather(int layer);
 
   const ModelDescription& model_;
+  const SlabOptions options_;
   Communicator& communicator_;
   const SlabLayout block_layout_;
   const SlabLayout outer_layout_;

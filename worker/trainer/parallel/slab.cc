@@ -23,7 +23,8 @@ class LayoutBuilder {
     layout_.block_size = options.block_size;
   }
 
-  void Add(std::string name, std::vector<int64_t> shape, WeightFormat format) {
+  void Add(std::string name, std::vector<int64_t> shape, WeightFormat format,
+           bool nf4_values = false) {
     SlabTensor t{.name = std::move(name),
                  .shape = std::move(shape),
                  .format = format,
@@ -43,6 +44,7 @@ class LayoutBuilder {
       Reserve(n * (format == WeightFormat::kBfloat16 ? 2 : 4));
     }
     t.end = layout_.bytes;
+    t.nf4_values = nf4_values;
     layout_.tensors.push_back(std::move(t));
   }
 
@@ -63,9 +65,8 @@ const float* Floats(const uint8_t* slab, int64_t at) {
   return reinterpret_cast<const float*>(slab + at);
 }
 
-LinearWeight ViewLinear(const SlabLayout& layout, const std::string& name,
+LinearWeight ViewTensor(const SlabLayout& layout, const SlabTensor& t,
                         const uint8_t* slab) {
-  const SlabTensor& t = *layout.Find(absl::StrCat(name, ".weight"));
   LinearWeight w{.format = t.format,
                  .out_features = t.shape[0],
                  .in_features = t.shape[1],
@@ -83,6 +84,13 @@ LinearWeight ViewLinear(const SlabLayout& layout, const std::string& name,
       w.scales.offset = *Floats(slab, t.offset);
     }
   }
+  return w;
+}
+
+LinearWeight ViewLinear(const SlabLayout& layout, const std::string& name,
+                        const uint8_t* slab) {
+  LinearWeight w =
+      ViewTensor(layout, *layout.Find(absl::StrCat(name, ".weight")), slab);
   const SlabTensor* bias = layout.Find(absl::StrCat(name, ".bias"));
   if (bias != nullptr) w.bias = Floats(slab, bias->begin);
   return w;
@@ -118,6 +126,24 @@ absl::Status Quantize(const std::vector<float>& values, const SlabTensor& t,
   return absl::OkStatus();
 }
 
+// Makes of the values of a matrix what is left of them after NF4.
+absl::Status RoundToNf4(const SlabTensor& tensor, const SlabOptions& options,
+                        const kernels::ParallelFor& parallel_for,
+                        std::vector<float>& values) {
+  LayoutBuilder builder(options);
+  builder.Add(tensor.name, tensor.shape, WeightFormat::kNf4);
+  const SlabLayout layout = builder.Take();
+  std::vector<uint8_t> packed(layout.bytes);
+  RETURN_IF_ERROR(Quantize(values, layout.tensors[0], options.block_size,
+                           parallel_for, packed.data()));
+  const LinearWeight w = ViewTensor(layout, layout.tensors[0], packed.data());
+  kernels::DequantizeNf4(packed.data(), w.scales, w.out_features, w.in_features,
+                         w.block_size, 0, w.out_features,
+                         kernels::FloatType::kFloat32, values.data(),
+                         w.in_features, parallel_for);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 int64_t SlabTensor::num_elements() const {
@@ -137,7 +163,8 @@ SlabLayout MakeBlockLayout(const ModelDescription& model,
   const std::vector<LinearShape> linears = BlockLinears(model);
   for (const LinearShape& l : linears) {
     builder.Add(absl::StrCat(l.name, ".weight"),
-                {l.out_features, l.in_features}, options.linear);
+                {l.out_features, l.in_features}, options.linear,
+                options.nf4_values);
   }
   for (const LinearShape& l : linears) {
     if (!l.bias) continue;
@@ -196,7 +223,7 @@ OuterWeights ViewOuter(const ModelDescription& model, const SlabLayout& layout,
 
 absl::Status ReadIntoSlab(const SafetensorsReader& reader,
                           const std::string& prefix, const SlabTensor& tensor,
-                          int block_size,
+                          const SlabOptions& options,
                           const kernels::ParallelFor& parallel_for,
                           std::span<uint8_t> out) {
   std::vector<float> values(tensor.num_elements());
@@ -208,6 +235,9 @@ absl::Status ReadIntoSlab(const SafetensorsReader& reader,
                      " of the model has values that are not finite; get the "
                      "model's files again"));
   }
+  if (tensor.nf4_values) {
+    RETURN_IF_ERROR(RoundToNf4(tensor, options, parallel_for, values));
+  }
   std::ranges::fill(out, 0);
   switch (tensor.format) {
     case WeightFormat::kFloat32:
@@ -218,7 +248,8 @@ absl::Status ReadIntoSlab(const SafetensorsReader& reader,
                              ToBfloat16);
       return absl::OkStatus();
     case WeightFormat::kNf4:
-      return Quantize(values, tensor, block_size, parallel_for, out.data());
+      return Quantize(values, tensor, options.block_size, parallel_for,
+                      out.data());
   }
   return absl::InternalError("unknown weight format");
 }

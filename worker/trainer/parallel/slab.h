@@ -33,8 +33,11 @@ struct SlabOptions {
   // Format of embedding, head and, without quantization, linear layers.
   WeightFormat dense = WeightFormat::kFloat32;
   int block_size = 64;
-  // Nested scales; kNf4 only.
+  // Nested scales; of NF4 only.
   bool double_quant = true;
+  // The linear layers are dense, with the values that NF4 keeps: for decoding,
+  // which would dequantize every weight for each token.
+  bool nf4_values = false;
 };
 
 // One tensor: bytes [begin, end) of the slab.
@@ -50,6 +53,8 @@ struct SlabTensor {
   int64_t absmax_codes = 0;
   int64_t absmax_scale = 0;
   int64_t offset = 0;
+  // Dense, of the values that NF4 keeps.
+  bool nf4_values = false;
 
   int64_t num_elements() const;
 };
@@ -79,11 +84,11 @@ OuterWeights ViewOuter(const ModelDescription& model, const SlabLayout& layout,
                        const uint8_t* slab);
 
 // Reads `prefix + tensor.name` whole and writes its bytes [begin, end) as they
-// stand in the slab, quantized where the layout says so. CheckModelTensor
-// (common/spec/model_files.h) must have passed.
+// stand in the slab, quantized where the layout says so; options are those of
+// the layout. CheckModelTensor (common/spec/model_files.h) must have passed.
 absl::Status ReadIntoSlab(const SafetensorsReader& reader,
                           const std::string& prefix, const SlabTensor& tensor,
-                          int block_size,
+                          const SlabOptions& options,
                           const kernels::ParallelFor& parallel_for,
                           std::span<uint8_t> out);
 

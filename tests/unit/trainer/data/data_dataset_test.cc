@@ -320,7 +320,7 @@ TEST_F(DatasetTest, BadRecords_FailWithFileLineAndCount) {
                     "{\"messages\":[{\"role\":\"user\"}]}\n"
                     "{\"messages\":[{\"content\":\"a\"}]}\n")});
   const std::string error = Error(options);
-  EXPECT_THAT(error, HasSubstr("6 of 7 records are bad"));
+  EXPECT_THAT(error, HasSubstr("6 bad records of 7: "));
   EXPECT_THAT(error, HasSubstr("bad.jsonl:2: not valid JSON: parse error at "
                                "line 1, column 15"));
   EXPECT_THAT(error, HasSubstr("bad.jsonl:4: lacks \"messages\" (it has "
@@ -403,7 +403,7 @@ TEST_F(DatasetTest, BadTokens_AreNamed) {
   EXPECT_THAT(error(R"({"input_ids":[1,2.5]})"), HasSubstr("is 2.5"));
   EXPECT_THAT(error(R"({"input_ids":"x"})"), HasSubstr("not an array"));
   EXPECT_THAT(error(R"({"input_ids":[1,2],"labels":[1]})"),
-              HasSubstr("2 input_ids but 1 labels"));
+              HasSubstr("2 tokens in input_ids but 1 label"));
   EXPECT_THAT(error(R"({"input_ids":[1,2],"labels":[-100,-100]})"),
               HasSubstr("no token of it is trained"));
   EXPECT_THAT(error(R"({"input_ids":[7]})"), HasSubstr("no token"));
@@ -423,12 +423,17 @@ TEST_F(DatasetTest, AnswerBehindMaxSeqLen_IsABadRecord) {
 }
 
 TEST_F(DatasetTest, EmptyMissingAndBrokenFiles_AreNamed) {
-  EXPECT_THAT(Error(Options({File("e.jsonl", DataFormat::kTokens, "")})),
-              HasSubstr("no record to use"));
+  EXPECT_EQ(Error(Options({File("e.jsonl", DataFormat::kTokens, "")})),
+            "data file e.jsonl is empty: add records to it, or take it out of "
+            "the job file");
   EXPECT_THAT(Error(Options({File("e.txt", DataFormat::kText, "")})),
-              HasSubstr("no record to use"));
+              HasSubstr("data file e.txt is empty or has a single token: add"));
   EXPECT_THAT(Error(Options({File("e.json", DataFormat::kTokens, "[]")})),
-              HasSubstr("no record to use"));
+              HasSubstr("data file e.json is empty"));
+  EXPECT_THAT(Error(Options({File("k.jsonl", DataFormat::kTokens,
+                                  "{\"input_ids\":[1,2]}"),
+                             File("e.jsonl", DataFormat::kTokens, "\n \n")})),
+              HasSubstr("data file e.jsonl is empty"));
   EXPECT_THAT(Error(Options({File("e.json", DataFormat::kAlpaca, "[{},\n")})),
               HasSubstr("e.json: not valid JSON: parse error at line 2"));
   const auto missing = LoadData(
@@ -445,6 +450,39 @@ TEST_F(DatasetTest, EmptyMissingAndBrokenFiles_AreNamed) {
               HasSubstr("not a regular file"));
   EXPECT_THAT(Error(Options({File("u.txt", DataFormat::kText, "ab\xff")})),
               HasSubstr("u.txt:1: the text is not UTF-8 at byte 2"));
+}
+
+TEST_F(DatasetTest, FileWithoutARecordToUse_IsNamedWithTheRemedy) {
+  DataOptions options =
+      Options({File("k.jsonl", DataFormat::kTokens, "{\"input_ids\":[1,2]}"),
+               File("f.jsonl", DataFormat::kTokens,
+                    "{\"input_ids\":[1,2,3,4,5]}\n{}\n")});
+  options.max_seq_len = 4;
+  options.on_bad_record = OnBadRecord::kSkip;
+  options.on_too_long = OnTooLong::kDrop;
+  EXPECT_EQ(Error(options),
+            "data file f.jsonl has no record to use: 2 read, 1 bad (skipped), "
+            "1 longer than data.max_seq_len (dropped); correct the bad ones: "
+            "f.jsonl:2: lacks \"input_ids\" (it has no keys); correct the "
+            "record or data.train[].format; raise data.max_seq_len (4), or "
+            "set data.on_too_long to truncate or split");
+  options.on_bad_record = OnBadRecord::kFail;
+  EXPECT_THAT(Error(options), HasSubstr("1 bad record of 3: f.jsonl:2: "));
+}
+
+TEST_F(DatasetTest, EvalFraction_NeverTakesEverythingAway) {
+  DataOptions options =
+      Options({File("k.jsonl", DataFormat::kTokens,
+                    "{\"input_ids\":[1,2]}\n{\"input_ids\":[3,4]}")});
+  options.eval_fraction = 0.99;
+  EXPECT_EQ(Load(options).train.size(), 1);
+  EXPECT_EQ(Load(options).eval.size(), 1);
+  options.train = {
+      File("one.jsonl", DataFormat::kTokens, "{\"input_ids\":[1,2]}")};
+  EXPECT_EQ(Error(options),
+            "data.eval_fraction needs at least 2 records to divide, and "
+            "one.jsonl has 1 to use: add records, or take data.eval_fraction "
+            "out");
 }
 
 TEST_F(DatasetTest, FilesThatWouldNotFitInMemory_AreRefusedWithTheRemedy) {

@@ -231,7 +231,7 @@ TEST(RealData, WrongFormat_SaysWhatTheRecordHas) {
   const auto data =
       LoadData(Options("gsm8k_test.jsonl", DataFormat::kChat, text), &text);
   EXPECT_THAT(std::string(data.status().message()),
-              StartsWith("1319 of 1319 records are bad: gsm8k_test.jsonl:1: "
+              StartsWith("1319 bad records of 1319: gsm8k_test.jsonl:1: "
                          "lacks \"messages\" (it has \"question\", "
                          "\"answer\")"));
 }
