@@ -2,8 +2,11 @@
 
 #include <cstdlib>
 #include <iostream>
+#include <limits>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "client/errors.h"
 #include "common/base/status_macros.h"
 
@@ -35,6 +38,18 @@ absl::StatusOr<int> RunChosen(const Cli& cli) {
   return code;
 }
 
+// A number that is not within the bounds, or none at all.
+CLI::Validator Bounded(double low, double high, const std::string& allowed) {
+  const auto check = [=](const std::string& text) -> std::string {
+    double value = 0;
+    if (absl::SimpleAtod(text, &value) && value >= low && value <= high) {
+      return "";
+    }
+    return absl::StrCat("must be ", allowed, ", not ", text);
+  };
+  return CLI::Validator(check, allowed);
+}
+
 // The verb that was meant, for the hint: the deepest one that was parsed.
 std::string CommandName(const CLI::App& app) {
   const std::vector<CLI::App*> chosen = app.get_subcommands();
@@ -43,21 +58,51 @@ std::string CommandName(const CLI::App& app) {
              : absl::StrCat(app.get_name(), " ", CommandName(*chosen.front()));
 }
 
+absl::Status WithHelp(absl::Status status, const CLI::App& app) {
+  return WithHint(std::move(status), absl::StrCat(CommandName(app), " --help"));
+}
+
 // CLI11 speaks of a missing verb where there is a misspelled one.
 absl::Status WrongLine(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> unknown = app.remaining(/*recurse=*/true);
   const std::string message =
       unknown.empty() ? error.what()
                       : absl::StrCat("unknown command or flag ", unknown[0]);
-  return WithHint(UsageError(message),
-                  absl::StrCat(CommandName(app), " --help"));
+  return WithHelp(UsageError(message), app);
 }
 
 }  // namespace
 
+CLI::Validator AtLeast(double low) {
+  return Bounded(low, std::numeric_limits<double>::max(),
+                 absl::StrFormat("%.15g or more", low));
+}
+
+CLI::Validator Between(double low, double high) {
+  return Bounded(low, high, absl::StrFormat("%.15g to %.15g", low, high));
+}
+
+CLI::Option* AddTimeout(CLI::App* verb, absl::Duration* timeout,
+                        const std::string& help) {
+  const auto parse = [timeout](const std::string& text) {
+    double seconds = 0;
+    const bool plain = absl::SimpleAtod(text, &seconds) && seconds >= 0;
+    if (plain) *timeout = absl::Seconds(seconds);
+    if (!plain && (!absl::ParseDuration(text, timeout) ||
+                   *timeout < absl::ZeroDuration())) {
+      throw CLI::ValidationError(
+          "--timeout",
+          absl::StrCat("must be a time such as 90s, 5m or 1h30m, not ", text));
+    }
+  };
+  return verb->add_option_function<std::string>("--timeout", parse, help)
+      ->type_name("DURATION");
+}
+
 Cli::Cli() : app_("Fine-tunes models on your own machines.", "qloractl") {
   app_.require_subcommand(1);
   app_.fallthrough();
+  app_.footer("-o, --endpoint, --context and --project go with every verb.");
   app_.option_defaults()->always_capture_default(false);
   app_.add_option("--endpoint", flags_.endpoint,
                   "Coordinator, host:port (over QLORA_ENDPOINT and the current "
@@ -99,8 +144,11 @@ int RunCli(int argc, char** argv) {
   }
   const absl::StatusOr<int> code = RunChosen(cli);
   if (code.ok()) return *code;
-  std::cerr << FormatError(code.status());
-  return ExitCodeFor(code.status());
+  absl::Status status = code.status();
+  const int exit_code = ExitCodeFor(status);
+  if (exit_code == kExitUsage) status = WithHelp(std::move(status), cli.app());
+  std::cerr << FormatError(status);
+  return exit_code;
 }
 
 }  // namespace qlora::client

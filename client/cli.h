@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "client/session.h"
 
 namespace qlora::client {
@@ -43,6 +44,14 @@ class Cli {
   Action chosen_;
 };
 
+// Checks of a number, whose errors say what is allowed.
+CLI::Validator AtLeast(double low);
+CLI::Validator Between(double low, double high);
+
+// Adds --timeout: "90s", "1h30m" or plain seconds.
+CLI::Option* AddTimeout(CLI::App* verb, absl::Duration* timeout,
+                        const std::string& help);
+
 // Each adds some verbs; called by Cli's constructor.
 void AddJobVerbs(Cli& cli);
 void AddResultVerbs(Cli& cli);
@@ -52,8 +61,9 @@ void AddSetupVerbs(Cli& cli);
 // Every command with its flags, one a line, sorted: what scripts may rely on.
 std::string ListFlags(const CLI::App& app);
 
-// A bash completion script for the app's verbs and flags.
-std::string BashCompletion(const CLI::App& app);
+// A script that teaches a shell ("bash", "zsh" or "fish") the app's verbs and
+// flags.
+std::string Completion(const CLI::App& app, const std::string& shell);
 
 // Parses and runs; prints errors. Returns the exit code.
 int RunCli(int argc, char** argv);

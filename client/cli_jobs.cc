@@ -1,9 +1,6 @@
 // Flags of the verbs for jobs on their way.
-#include "absl/strings/str_cat.h"
 #include "client/cli.h"
-#include "client/errors.h"
 #include "client/verbs.h"
-#include "common/base/status_macros.h"
 
 namespace qlora::client {
 namespace {
@@ -27,6 +24,9 @@ void AddSubmit(Cli& cli) {
   verb->add_flag("--detach", options->detach,
                  "Return once the job is queued (the default)")
       ->excludes(follow);
+  AddTimeout(verb, &options->timeout,
+             "With --follow: stay at most so long; the job goes on")
+      ->needs(follow);
   verb->add_flag("--dry-run", options->dry_run,
                  "Let the server check everything, but queue nothing");
   cli.Do(verb, [options](Session& s) { return Submit(s, *options); });
@@ -41,7 +41,7 @@ void AddList(Cli& cli) {
                    "Only with KEY=VALUE; repeatable")
       ->allow_extra_args(false);
   verb->add_option("--limit", options->limit, "At most so many; 0 is all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(AtLeast(0));
   cli.DoSimple(verb, [options](Session& s) { return ListJobs(s, *options); });
 }
 
@@ -57,24 +57,33 @@ void AddJobVerb(Cli& cli, CLI::App& parent, const std::string& name,
   });
 }
 
+void AddFollow(CLI::App* verb, bool* follow, absl::Duration* timeout) {
+  CLI::Option* flag = verb->add_flag(
+      "-f,--follow", *follow,
+      "Stay until the job ends, over restarts of the coordinator");
+  AddTimeout(verb, timeout,
+             "With --follow: stay at most so long, then exit with 101")
+      ->needs(flag);
+}
+
 void AddLogs(Cli& cli) {
   auto options = std::make_shared<LogsOptions>();
   CLI::App* verb = cli.app().add_subcommand("logs", "What the ranks logged");
   verb->add_option("JOB", options->job, kJobHelp)->required();
-  verb->add_flag("-f,--follow", options->follow, "Stay until the job ends");
+  AddFollow(verb, &options->follow, &options->timeout);
   verb->add_option("--rank", options->rank, "Only this rank")
-      ->check(CLI::NonNegativeNumber);
+      ->check(AtLeast(0));
   verb->add_option("--tail", options->tail, "Only the last lines; 0 is all")
-      ->check(CLI::NonNegativeNumber);
-  cli.DoSimple(verb, [options](Session& s) { return Logs(s, *options); });
+      ->check(AtLeast(0));
+  cli.Do(verb, [options](Session& s) { return Logs(s, *options); });
 }
 
 void AddEvents(Cli& cli) {
   auto options = std::make_shared<EventsOptions>();
   CLI::App* verb = cli.app().add_subcommand("events", "What happened to a job");
   verb->add_option("JOB", options->job, kJobHelp)->required();
-  verb->add_flag("-f,--follow", options->follow, "Stay until the job ends");
-  cli.DoSimple(verb, [options](Session& s) { return Events(s, *options); });
+  AddFollow(verb, &options->follow, &options->timeout);
+  cli.Do(verb, [options](Session& s) { return Events(s, *options); });
 }
 
 void AddMetrics(Cli& cli) {
@@ -87,7 +96,7 @@ void AddMetrics(Cli& cli) {
       ->default_val("table");
   verb->add_option("--max-points", options->max_points,
                    "Thin to so many; 0 is all")
-      ->check(CLI::NonNegativeNumber);
+      ->check(AtLeast(0));
   cli.DoSimple(verb, [options](Session& s) { return Metrics(s, *options); });
 }
 
@@ -133,7 +142,7 @@ void AddDelete(Cli& cli) {
 void AddWait(Cli& cli) {
   struct Options {
     std::string job;
-    std::string timeout;
+    absl::Duration timeout = absl::InfiniteDuration();
   };
   auto options = std::make_shared<Options>();
   CLI::App* verb = cli.app().add_subcommand(
@@ -141,16 +150,9 @@ void AddWait(Cli& cli) {
       "Wait for a job's end; exits with 0 if it succeeded, 100 if it "
       "failed, 101 if it is not finished, 103 if it was cancelled");
   verb->add_option("JOB", options->job, kJobHelp)->required();
-  verb->add_option("--timeout", options->timeout,
-                   "At most so long: 90s, 5m, 1h30m");
-  cli.Do(verb, [options](Session& s) -> absl::StatusOr<int> {
-    absl::Duration timeout = absl::InfiniteDuration();
-    if (!options->timeout.empty() &&
-        !absl::ParseDuration(options->timeout, &timeout)) {
-      return UsageError(absl::StrCat("--timeout ", options->timeout,
-                                     ": not a duration such as 90s or 5m"));
-    }
-    return Wait(s, options->job, timeout);
+  AddTimeout(verb, &options->timeout, "At most so long: 90s, 5m, 1h30m");
+  cli.Do(verb, [options](Session& s) {
+    return Wait(s, options->job, options->timeout);
   });
 }
 

@@ -25,19 +25,16 @@ void AddDataset(Cli& cli) {
   CLI::App* dataset =
       cli.app().add_subcommand("dataset", "Uploaded data, by name");
   dataset->require_subcommand(1);
-  struct Options {
-    std::string file;
-    std::string name;
-  };
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<DatasetPushOptions>();
   CLI::App* push = dataset->add_subcommand(
       "push", "Upload a file; a job file says dataset:NAME for it");
   push->add_option("FILE", options->file, "Data file")->required();
   push->add_option("--name", options->name,
                    "Name to register; default: the file's without its end");
-  cli.DoSimple(push, [options](Session& s) {
-    return DatasetPush(s, options->file, options->name);
-  });
+  push->add_flag("--replace", options->replace,
+                 "Let a name that means other content mean this from now on");
+  cli.DoSimple(push,
+               [options](Session& s) { return DatasetPush(s, *options); });
   AddRegistry(cli, *dataset, "dataset", DatasetList, DatasetInspect,
               DatasetDelete);
 }

@@ -54,12 +54,12 @@ void AddGenerate(Cli& cli) {
                  "A prompt is what a user says in a chat");
   verb->add_option("--max-new-tokens", options->max_new_tokens,
                    "Longest answer")
-      ->check(CLI::Range(1, 1 << 20));
+      ->check(Between(1, 1 << 20));
   verb->add_option("--temperature", options->temperature, "0 is greedy")
-      ->check(CLI::NonNegativeNumber);
+      ->check(Between(0, 100));
   verb->add_option("--top-p", options->top_p,
                    "Choose among the likeliest of this share; 1 is all")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(Between(0, 1));
   verb->add_option("--seed", options->seed, "Of the random choice");
   cli.DoSimple(verb, [options](Session& s) { return Generate(s, *options); });
 }

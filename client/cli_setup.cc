@@ -66,7 +66,7 @@ void AddLocalStart(Cli& cli, CLI::App& local) {
   verb->add_option("--cpu-ranks", options->cpu_ranks,
                    "Devices that the processor offers; default: the worker "
                    "decides")
-      ->check(CLI::Range(1, 256));
+      ->check(Between(1, 256));
   verb->add_option("--data-dir", options->data_dir, kDataDirHelp);
   verb->add_option("--model-root", options->model_roots,
                    "Directory with models that jobs may name; repeatable; "
@@ -84,7 +84,7 @@ void AddLocal(Cli& cli) {
   AddLocalStart(cli, *local);
   struct Options {
     std::string data_dir;
-    int timeout = 30;
+    absl::Duration timeout = absl::Seconds(30);
     bool follow = false;
   };
   auto options = std::make_shared<Options>();
@@ -98,11 +98,9 @@ void AddLocal(Cli& cli) {
       "End what start started; a running job saves and goes on at the "
       "next start");
   stop->add_option("--data-dir", options->data_dir, kDataDirHelp);
-  stop->add_option("--timeout", options->timeout,
-                   "Seconds until a daemon is killed")
-      ->check(CLI::NonNegativeNumber);
+  AddTimeout(stop, &options->timeout, "Until a daemon is killed; default: 30s");
   cli.DoSimple(stop, [options](Session& s) {
-    return LocalStop(s, options->data_dir, absl::Seconds(options->timeout));
+    return LocalStop(s, options->data_dir, options->timeout);
   });
   CLI::App* logs = local->add_subcommand("logs", "What the daemons logged");
   logs->add_option("--data-dir", options->data_dir, kDataDirHelp);
@@ -115,13 +113,15 @@ void AddLocal(Cli& cli) {
 void AddCompletion(Cli& cli) {
   auto shell = std::make_shared<std::string>();
   CLI::App* verb = cli.app().add_subcommand(
-      "completion", "A completion script: source <(qloractl completion bash)");
-  verb->add_option("SHELL", *shell, "bash")
+      "completion",
+      "A completion script: source <(qloractl completion bash), or zsh; for "
+      "fish: qloractl completion fish | source");
+  verb->add_option("SHELL", *shell, "bash, zsh or fish")
       ->required()
-      ->check(CLI::IsMember({"bash"}));
+      ->check(CLI::IsMember({"bash", "zsh", "fish"}));
   // The option writes into shell, so the action keeps it alive.
   cli.DoSimple(verb, [&cli, shell](Session& s) {
-    *s.output.out << BashCompletion(cli.app());
+    *s.output.out << Completion(cli.app(), *shell);
     return absl::OkStatus();
   });
 }
@@ -133,7 +133,8 @@ void AddSetupVerbs(Cli& cli) {
   AddInit(cli);
   AddContext(cli);
   AddLocal(cli);
-  cli.DoSimple(cli.app().add_subcommand("version", "This program's version"),
+  cli.DoSimple(cli.app().add_subcommand(
+                   "version", "Versions of this program and the coordinator"),
                [](Session& s) { return Version(s); });
   AddCompletion(cli);
 }

@@ -1,14 +1,19 @@
 #include "client/config.h"
 
-#include <yaml-cpp/yaml.h>
+#include <yaml-cpp/emitter.h>
 
 #include <cstdlib>
 #include <filesystem>
+#include <utility>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "client/errors.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
+#include "common/formats/yaml_tree.h"
 
 namespace qlora::client {
 namespace {
@@ -27,63 +32,52 @@ absl::StatusOr<std::string> XdgDirectory(const char* variable,
   return absl::StrCat(home, "/", below_home);
 }
 
-absl::Status ErrorAt(const std::string& source_name, const YAML::Mark& mark,
+absl::Status ErrorAt(const std::string& source_name, int line, int column,
                      const std::string& message) {
-  return WithWhat(absl::InvalidArgumentError(
-                      absl::StrCat(source_name, ":", mark.line + 1, ":",
-                                   mark.column + 1, ": ", message)),
+  return WithWhat(absl::InvalidArgumentError(absl::StrCat(
+                      source_name, ":", line, ":", column, ": ", message)),
                   "the client's configuration is not valid");
 }
 
-absl::StatusOr<Context> ParseContext(const YAML::Node& node,
+absl::Status SetText(const YamlNode::Entry& entry,
+                     const std::string& source_name, std::string* text) {
+  if (!entry.value.is_scalar()) {
+    return ErrorAt(source_name, entry.line, entry.column,
+                   absl::StrCat(entry.key, " is no text"));
+  }
+  *text = entry.value.text;
+  return absl::OkStatus();
+}
+
+absl::Status UnknownKey(const YamlNode::Entry& entry,
+                        const std::string& source_name,
+                        const std::string& known) {
+  return ErrorAt(source_name, entry.line, entry.column,
+                 absl::StrCat("unknown key ", entry.key, "; known: ", known));
+}
+
+absl::StatusOr<Context> ParseContext(const YamlNode& node,
                                      const std::string& name,
                                      const std::string& source_name) {
-  if (!node.IsMap()) {
-    return ErrorAt(source_name, node.Mark(),
+  if (!node.is_map()) {
+    return ErrorAt(source_name, node.line, node.column,
                    absl::StrCat("context ", name, " is no mapping"));
   }
   Context context;
-  for (const auto& entry : node) {
-    const std::string key = entry.first.as<std::string>();
-    if (key == "endpoint") {
-      context.endpoint = entry.second.as<std::string>();
-    } else if (key == "data_dir") {
-      context.data_dir = entry.second.as<std::string>();
+  for (const YamlNode::Entry& entry : node.entries) {
+    if (entry.key == "endpoint") {
+      RETURN_IF_ERROR(SetText(entry, source_name, &context.endpoint));
+    } else if (entry.key == "data_dir") {
+      RETURN_IF_ERROR(SetText(entry, source_name, &context.data_dir));
     } else {
-      return ErrorAt(
-          source_name, entry.first.Mark(),
-          absl::StrCat("unknown key ", key, "; known: endpoint, data_dir"));
+      return UnknownKey(entry, source_name, "endpoint, data_dir");
     }
   }
   if (context.endpoint.empty()) {
-    return ErrorAt(source_name, node.Mark(),
+    return ErrorAt(source_name, node.line, node.column,
                    absl::StrCat("context ", name, " has no endpoint"));
   }
   return context;
-}
-
-absl::StatusOr<Config> ParseRoot(const YAML::Node& root,
-                                 const std::string& source_name) {
-  Config config;
-  if (root.IsNull()) return config;
-  if (!root.IsMap()) return ErrorAt(source_name, root.Mark(), "no mapping");
-  for (const auto& entry : root) {
-    const std::string key = entry.first.as<std::string>();
-    if (key == "current") {
-      config.current = entry.second.as<std::string>();
-    } else if (key == "contexts") {
-      for (const auto& context : entry.second) {
-        const std::string name = context.first.as<std::string>();
-        ASSIGN_OR_RETURN(config.contexts[name],
-                         ParseContext(context.second, name, source_name));
-      }
-    } else {
-      return ErrorAt(
-          source_name, entry.first.Mark(),
-          absl::StrCat("unknown key ", key, "; known: current, contexts"));
-    }
-  }
-  return config;
 }
 
 absl::Status NoSuchContext(const std::string& name) {
@@ -107,11 +101,32 @@ absl::StatusOr<std::string> DefaultLocalDirectory() {
 
 absl::StatusOr<Config> ParseConfig(const std::string& yaml,
                                    const std::string& source_name) {
-  try {
-    return ParseRoot(YAML::Load(yaml), source_name);
-  } catch (const YAML::Exception& e) {
-    return ErrorAt(source_name, e.mark, e.msg);
+  const YamlDocument document = ParseYaml(yaml);
+  if (!document.errors.empty()) {
+    const YamlError& error = document.errors[0];
+    return ErrorAt(source_name, error.line, error.column, error.message);
   }
+  const YamlNode& root = document.root;
+  Config config;
+  if (root.is_null()) return config;
+  if (!root.is_map()) {
+    return ErrorAt(source_name, root.line, root.column, "no mapping");
+  }
+  for (const YamlNode::Entry& entry : root.entries) {
+    if (entry.key == "current") {
+      RETURN_IF_ERROR(SetText(entry, source_name, &config.current));
+    } else if (entry.key == "previous") {
+      RETURN_IF_ERROR(SetText(entry, source_name, &config.previous));
+    } else if (entry.key == "contexts") {
+      for (const YamlNode::Entry& context : entry.value.entries) {
+        ASSIGN_OR_RETURN(config.contexts[context.key],
+                         ParseContext(context.value, context.key, source_name));
+      }
+    } else {
+      return UnknownKey(entry, source_name, "current, previous, contexts");
+    }
+  }
+  return config;
 }
 
 absl::StatusOr<Config> LoadConfig(const std::string& path) {
@@ -126,6 +141,9 @@ std::string FormatConfig(const Config& config) {
   out << YAML::BeginMap;
   if (!config.current.empty()) {
     out << YAML::Key << "current" << YAML::Value << config.current;
+  }
+  if (!config.previous.empty()) {
+    out << YAML::Key << "previous" << YAML::Value << config.previous;
   }
   out << YAML::Key << "contexts" << YAML::Value << YAML::BeginMap;
   for (const auto& [name, context] : config.contexts) {
@@ -148,18 +166,68 @@ absl::Status SaveConfig(const std::string& path, const Config& config) {
   return WriteFileAtomically(path, FormatConfig(config));
 }
 
+absl::StatusOr<std::string> ParseEndpoint(const std::string& text,
+                                          const std::string& where) {
+  const auto refuse = [&](const std::string& why) {
+    return UsageError(absl::StrCat(where, " ", text, ": ", why));
+  };
+  if (absl::StartsWith(text, "https://")) {
+    return refuse("there is no TLS yet; give HOST:PORT of a tunnel's near end");
+  }
+  absl::string_view address = absl::StripPrefix(text, "http://");
+  address = absl::StripSuffix(address, "/");
+  const size_t colon = address.rfind(':');
+  const absl::string_view host = address.substr(0, colon);
+  int port = 0;
+  // An IPv6 address stands in brackets.
+  const bool bare_v6 =
+      absl::StrContains(host, ":") && !absl::EndsWith(host, "]");
+  if (colon == absl::string_view::npos || host.empty() || bare_v6 ||
+      absl::StrContains(address, "/") ||
+      !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 1 ||
+      port > 65535) {
+    return refuse("must be HOST:PORT, for instance 127.0.0.1:7070");
+  }
+  return std::string(address);
+}
+
 absl::StatusOr<std::string> ResolveEndpoint(const EndpointChoice& choice,
                                             const Config& config) {
-  if (!choice.endpoint_flag.empty()) return choice.endpoint_flag;
+  if (!choice.endpoint_flag.empty()) {
+    return ParseEndpoint(choice.endpoint_flag, "--endpoint");
+  }
   std::string name = choice.context_flag;
   if (name.empty()) {
-    if (!choice.environment.empty()) return choice.environment;
+    if (!choice.environment.empty()) {
+      return ParseEndpoint(choice.environment, "QLORA_ENDPOINT");
+    }
     name = config.current;
   }
   if (name.empty()) return std::string(kDefaultEndpoint);
   const auto it = config.contexts.find(name);
   if (it == config.contexts.end()) return NoSuchContext(name);
-  return it->second.endpoint;
+  return ParseEndpoint(it->second.endpoint,
+                       absl::StrCat("context ", name, ": endpoint"));
+}
+
+void UseLocalContext(Config& config, const std::string& endpoint,
+                     const std::string& data_dir) {
+  if (config.current != kLocalContext) config.previous = config.current;
+  config.contexts[kLocalContext] = {endpoint, data_dir};
+  config.current = kLocalContext;
+}
+
+bool DropLocalContext(Config& config, const std::string& data_dir) {
+  const auto it = config.contexts.find(kLocalContext);
+  if (it == config.contexts.end() || it->second.data_dir != data_dir) {
+    return false;
+  }
+  config.contexts.erase(it);
+  const std::string previous = std::exchange(config.previous, "");
+  if (config.current == kLocalContext) {
+    config.current = config.contexts.contains(previous) ? previous : "";
+  }
+  return true;
 }
 
 }  // namespace qlora::client

@@ -2,6 +2,7 @@
 // $XDG_CONFIG_HOME/qlora/config.yaml (default ~/.config/qlora/config.yaml).
 //
 //   current: local
+//   previous: lab
 //   contexts:
 //     local: {endpoint: "127.0.0.1:7070", data_dir: /home/me/.local/state/...}
 //     lab: {endpoint: "10.0.0.5:7070"}
@@ -27,11 +28,15 @@ struct Context {
 struct Config {
   // Name of the current context; empty without one.
   std::string current;
+  // Was current before `local start` made `local` so; empty without one.
+  std::string previous;
   std::map<std::string, Context> contexts;
 };
 
 // Used when neither a flag, nor the environment, nor the file names one.
 inline constexpr char kDefaultEndpoint[] = "127.0.0.1:7070";
+// The context that `local start` makes.
+inline constexpr char kLocalContext[] = "local";
 
 // $XDG_CONFIG_HOME/qlora/config.yaml. FailedPrecondition if neither that
 // variable nor HOME is set.
@@ -57,8 +62,22 @@ struct EndpointChoice {
   std::string environment;
 };
 
-// NotFound if a named context does not exist.
+// host:port as gRPC takes it; "http://" before and a slash behind are taken
+// off. A usage error that begins with `where` for anything else.
+absl::StatusOr<std::string> ParseEndpoint(const std::string& text,
+                                          const std::string& where);
+
+// NotFound if a named context does not exist; ParseEndpoint's errors.
 absl::StatusOr<std::string> ResolveEndpoint(const EndpointChoice& choice,
                                             const Config& config);
+
+// Makes `local` the current context and notes which one was.
+void UseLocalContext(Config& config, const std::string& endpoint,
+                     const std::string& data_dir);
+
+// Takes `local` out, as nothing listens there any more, and makes the one
+// before it current again. False, and nothing is changed, unless `local` means
+// the instance in data_dir.
+bool DropLocalContext(Config& config, const std::string& data_dir);
 
 }  // namespace qlora::client

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <random>
+#include <string_view>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -30,13 +31,15 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& endpoint) {
                                    args);
 }
 
-// gRPC wraps the reason that matters: keep what stands behind "last error".
-std::string ConnectionCause(const std::string& message) {
-  const size_t at = message.find("last error: ");
-  if (at == std::string::npos) return message;
-  std::string cause = message.substr(at + 12);
-  if (absl::StartsWith(cause, "UNKNOWN: ")) cause = cause.substr(9);
-  return cause;
+// gRPC wraps the reason that matters: keep what stands behind the last of
+// these.
+std::string ConnectionCause(std::string message) {
+  for (const std::string_view before :
+       {"last error: ", "UNKNOWN: ", "Failed to connect to remote host: "}) {
+    const size_t at = message.find(before);
+    if (at != std::string::npos) message.erase(0, at + before.size());
+  }
+  return message;
 }
 
 // The message, and each violation of a BadRequest that it does not repeat.
@@ -72,7 +75,9 @@ std::string NewRequestId() {
 }
 
 bool IsConnectionLoss(const grpc::Status& status) {
-  return status.error_code() == grpc::StatusCode::UNAVAILABLE;
+  // CANCELLED: a server that shuts down ends the calls that are left.
+  return status.error_code() == grpc::StatusCode::UNAVAILABLE ||
+         status.error_code() == grpc::StatusCode::CANCELLED;
 }
 
 Connection::Connection(const std::string& endpoint)
@@ -83,7 +88,8 @@ Connection::Connection(const std::string& endpoint)
       checkpoints_(v1::CheckpointService::NewStub(channel_)),
       datasets_(v1::DatasetService::NewStub(channel_)),
       models_(v1::ModelService::NewStub(channel_)),
-      nodes_(v1::NodeService::NewStub(channel_)) {}
+      nodes_(v1::NodeService::NewStub(channel_)),
+      server_(v1::ServerService::NewStub(channel_)) {}
 
 bool Connection::is_local() const {
   return absl::StartsWith(endpoint_, "127.") ||
@@ -102,7 +108,7 @@ absl::Status Connection::ToStatus(const grpc::Status& status) const {
         WithWhat(
             absl::DeadlineExceededError("no answer within the deadline"),
             absl::StrCat("the coordinator at ", endpoint_, " does not answer")),
-        "qloractl local status");
+        is_local() ? "qloractl local status" : "qloractl context list");
   }
   if (code == absl::StatusCode::kUnavailable &&
       (absl::StrContains(message, "failed to connect") ||

@@ -19,6 +19,7 @@
 #include "qlora/v1/job.grpc.pb.h"
 #include "qlora/v1/model.grpc.pb.h"
 #include "qlora/v1/node.grpc.pb.h"
+#include "qlora/v1/server.grpc.pb.h"
 
 namespace qlora::client {
 
@@ -46,6 +47,7 @@ class Connection {
   v1::DatasetService::Stub& datasets() { return *datasets_; }
   v1::ModelService::Stub& models() { return *models_; }
   v1::NodeService::Stub& nodes() { return *nodes_; }
+  v1::ServerService::Stub& server() { return *server_; }
 
   // One unary call. Tries again, with the same request, while the answer is
   // UNAVAILABLE and the retries (about a second) last.
@@ -83,7 +85,15 @@ class Connection {
   const std::unique_ptr<v1::DatasetService::Stub> datasets_;
   const std::unique_ptr<v1::ModelService::Stub> models_;
   const std::unique_ptr<v1::NodeService::Stub> nodes_;
+  const std::unique_ptr<v1::ServerService::Stub> server_;
 };
+
+// Between two attempts to come back to a stream that broke off.
+inline constexpr absl::Duration kReconnectPause = absl::Milliseconds(500);
+// What a command that follows something says meanwhile.
+inline constexpr char kAwayNote[] =
+    "the coordinator is away; trying again until it is back (Ctrl-C ends this)";
+inline constexpr char kBackNote[] = "the coordinator is back";
 
 // True for an answer that came from the connection, not from the server: worth
 // another attempt later.

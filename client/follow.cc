@@ -10,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "client/follower.h"
 #include "client/interrupt.h"
+#include "client/job_calls.h"
 #include "client/render.h"
 #include "common/base/plural.h"
 
@@ -57,8 +58,7 @@ class FollowView {
     }
     if (update.connected != connected_) {
       connected_ = update.connected;
-      Note(connected_ ? "the coordinator is back"
-                      : "the coordinator is away; trying again");
+      Note(connected_ ? kBackNote : kAwayNote);
     }
     if (live_ && job_ && !IsTerminal(job_->state())) {
       progress_.Show(ProgressText(*job_, last_point_ ? &*last_point_ : nullptr,
@@ -69,6 +69,12 @@ class FollowView {
   void Line(const std::string& text) {
     progress_.Clear();
     *output_.out << text << std::endl;
+  }
+
+  // The last state stays readable.
+  void Detach() {
+    progress_.Clear();
+    if (job_) Note(StateLine(*job_));
   }
 
   // What is no result goes to standard error.
@@ -150,6 +156,10 @@ std::string OutcomeText(const v1::Job& job, double first_loss) {
                     ", loss ");
     if (first_loss > 0) absl::StrAppendFormat(&text, "%.4f -> ", first_loss);
     absl::StrAppendFormat(&text, "%.4f", job.progress().loss());
+    if (job.progress().has_eval_loss()) {
+      absl::StrAppendFormat(&text, ", evaluation loss %.4f",
+                            job.progress().eval_loss());
+    }
   }
   if (job.state() != v1::JOB_STATE_CANCELLED) {
     absl::StrAppend(&text, "\nnext: ", NextCommand(job));
@@ -159,7 +169,7 @@ std::string OutcomeText(const v1::Job& job, double first_loss) {
 
 std::string ProgressText(const v1::Job& job, const v1::MetricPoint* point,
                          bool connected, bool utf8) {
-  if (!connected) return "the coordinator is away; trying again";
+  if (!connected) return kAwayNote;
   if (point == nullptr || job.state() != v1::JOB_STATE_RUNNING) {
     return StateLine(job);
   }
@@ -194,14 +204,9 @@ absl::StatusOr<int> FollowJob(Session& session, const std::string& job,
                         !IsTerminal(view.job()->state()))) {
       break;
     }
-    if (InterruptScope::Interrupted()) {
-      view.Note(absl::StrCat(
-          "\ndetached; the job goes on\nnext: qloractl wait ", job));
-      return kExitJobNotFinished;
-    }
-    if (absl::Now() >= end) {
-      view.Note(absl::StrCat("not finished: ",
-                             view.job() ? StateLine(*view.job()) : "unknown"));
+    if (InterruptScope::Interrupted() || absl::Now() >= end) {
+      view.Detach();
+      NoteDetached(job, InterruptScope::Interrupted() ? "Ctrl-C" : "--timeout");
       return kExitJobNotFinished;
     }
   }

@@ -9,7 +9,6 @@
 namespace qlora::client {
 namespace {
 
-constexpr absl::Duration kReconnectPause = absl::Milliseconds(500);
 // How long the last metrics may come in after the job's end.
 constexpr absl::Duration kMetricsGrace = absl::Seconds(3);
 
@@ -74,14 +73,15 @@ grpc::Status JobFollower::Close(grpc::Status status,
   return status;
 }
 
-bool JobFollower::Again(const grpc::Status& status) {
+bool JobFollower::Again(const grpc::Status& status, bool watch) {
   MutexLock lock(&mu_);
   if (stopping_) return false;
   if (!status.ok() && !IsConnectionLoss(status)) {
     news_.error = connection_.ToStatus(status);
     return false;
   }
-  news_.connected = status.ok();
+  // One stream speaks for both: its first message always comes at once.
+  if (watch) news_.connected = status.ok();
   has_news_ = true;
   changed_.SignalAll();
   const absl::Time resume = absl::Now() + kReconnectPause;
@@ -114,7 +114,7 @@ void JobFollower::WatchLoop() {
       changed_.SignalAll();
     }
     const grpc::Status status = Close(reader->Finish(), &watch_context_);
-    if (job_ended() || !Again(status)) break;
+    if (job_ended() || !Again(status, /*watch=*/true)) break;
   }
   MutexLock lock(&mu_);
   watch_over_ = true;
@@ -133,7 +133,7 @@ void JobFollower::MetricsLoop() {
     const auto reader = connection_.jobs().StreamMetrics(&context, request);
     v1::MetricPoint point;
     while (reader->Read(&point)) {
-      request.set_after_step(point.step());
+      request.set_from_offset(point.next_offset());
       MutexLock lock(&mu_);
       news_.points.push_back(point);
       has_news_ = true;
@@ -141,7 +141,7 @@ void JobFollower::MetricsLoop() {
     }
     const grpc::Status status = Close(reader->Finish(), &metrics_context_);
     // The stream's orderly end is the job's.
-    if (status.ok() || !Again(status)) break;
+    if (status.ok() || !Again(status, /*watch=*/false)) break;
   }
   MutexLock lock(&mu_);
   metrics_over_ = true;

@@ -55,7 +55,7 @@ class JobFollower {
   // The context is about to go: the destructor must not find it. Gives status.
   grpc::Status Close(grpc::Status status, grpc::ClientContext** slot);
   // Notes how a stream ended. True if it is to be opened again, after a pause.
-  bool Again(const grpc::Status& status);
+  bool Again(const grpc::Status& status, bool watch);
   bool job_ended();
 
   Connection& connection_;

@@ -1,6 +1,11 @@
 #include "client/job_calls.h"
 
+#include <filesystem>
+#include <iostream>
+
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "client/errors.h"
 
 namespace qlora::client {
@@ -12,6 +17,28 @@ absl::Status JobError(absl::Status status, const std::string& what) {
   return WithWhat(std::move(status), what);
 }
 
+absl::Status WithRootHint(Session& session, absl::Status status,
+                          const std::vector<std::string>& paths) {
+  namespace fs = std::filesystem;
+  if (!session.connection().is_local()) return status;
+  for (const fs::path path : paths) {
+    const fs::path named = path.has_filename() ? path : path.parent_path();
+    if (!absl::StrContains(status.message(),
+                           absl::StrCat(named.string(),
+                                        " is under none of the model roots"))) {
+      continue;
+    }
+    std::error_code error;
+    const fs::path root =
+        fs::is_regular_file(named, error) ? named.parent_path() : named;
+    return WithHint(std::move(status),
+                    absl::StrCat("qloractl local stop; qloractl local start "
+                                 "--model-root ",
+                                 root.string()));
+  }
+  return status;
+}
+
 absl::StatusOr<v1::Job> FetchJob(Session& session, const std::string& job) {
   v1::GetJobRequest request;
   request.set_job(job);
@@ -20,6 +47,33 @@ absl::StatusOr<v1::Job> FetchJob(Session& session, const std::string& job) {
       session.connection().jobs(), &v1::JobService::Stub::GetJob, request);
   if (found.ok()) return found;
   return JobError(found.status(), absl::StrCat("cannot get job ", job));
+}
+
+absl::Status AwaitCoordinator(Session& session, const std::string& job_id,
+                              absl::Time end) {
+  std::cerr << kAwayNote << std::endl;
+  v1::GetJobRequest request;
+  request.set_job(job_id);
+  request.set_project(session.project);
+  while (absl::Now() < end) {
+    const absl::StatusOr<v1::Job> job = session.connection().Call(
+        session.connection().jobs(), &v1::JobService::Stub::GetJob, request);
+    if (job.ok()) {
+      std::cerr << kBackNote << std::endl;
+      return absl::OkStatus();
+    }
+    if (!absl::IsUnavailable(job.status()) &&
+        !absl::IsDeadlineExceeded(job.status())) {
+      return job.status();
+    }
+    absl::SleepFor(kReconnectPause);
+  }
+  return absl::OkStatus();
+}
+
+void NoteDetached(const std::string& job_id, const std::string& why) {
+  std::cerr << "detached (" << why << "); the job goes on\nnext: qloractl wait "
+            << job_id << std::endl;
 }
 
 absl::StatusOr<std::vector<v1::MetricPoint>> FetchMetrics(

@@ -18,6 +18,10 @@ namespace {
 constexpr size_t kMaxJobFileBytes = 256 << 10;
 
 absl::StatusOr<std::string> ReadText(const std::string& file) {
+  std::error_code error;
+  if (fs::is_directory(file, error)) {
+    return UsageError("it is a directory; name the job file in it");
+  }
   if (file != "-") return ReadFile(file);
   return std::string(std::istreambuf_iterator<char>(std::cin), {});
 }
@@ -32,13 +36,25 @@ std::string ExplainCommand(const SpecError& error) {
   return absl::StrCat("qloractl explain", path.empty() ? "" : " ", path);
 }
 
+std::string NameAssignment(const std::string& name) {
+  return absl::StrCat("name=", name);
+}
+
 absl::StatusOr<JobSpec> Check(const std::string& yaml,
+                              const std::vector<std::string>& assignments,
+                              const std::string& name,
                               const std::string& source_name) {
-  ParsedJob parsed = ParseJobFile(yaml);
+  ParsedJob parsed = ParseJobFile(yaml, assignments);
   if (parsed.errors.empty()) return parsed.spec;
-  absl::Status status =
-      WithWhat(SpecErrorsToStatus(parsed.errors, source_name),
-               absl::StrCat(source_name, " is not a valid job file"));
+  for (SpecError& error : parsed.errors) {
+    if (!name.empty() && error.flag == SetFlag(NameAssignment(name))) {
+      error.flag = absl::StrCat("--name ", name);
+    }
+  }
+  absl::Status status = WithWhat(
+      SpecErrorsToStatus(parsed.errors, source_name),
+      absl::StrCat(source_name, assignments.empty() ? "" : " with these flags",
+                   " is not a valid job file"));
   return WithHint(std::move(status), ExplainCommand(parsed.errors[0]));
 }
 
@@ -84,12 +100,15 @@ absl::StatusOr<JobInput> ReadJob(const std::string& file,
                                  const std::string& name) {
   const absl::StatusOr<std::string> text = ReadText(file);
   if (!text.ok()) {
-    return WithHint(WithWhat(text.status(), "cannot read the job file"),
+    return WithHint(WithWhat(text.status(),
+                             absl::StrCat("cannot read the job file ", file)),
                     "qloractl init");
   }
   if (text->size() > kMaxJobFileBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(file, ": larger than 256 KiB: is this a job file?"));
+    return WithHint(
+        WithWhat(absl::InvalidArgumentError("it is larger than 256 KiB"),
+                 absl::StrCat(file, " is no job file")),
+        "qloractl init");
   }
   JobInput job;
   job.directory =
@@ -97,12 +116,10 @@ absl::StatusOr<JobInput> ReadJob(const std::string& file,
           ? fs::current_path().string()
           : fs::absolute(file).parent_path().lexically_normal().string();
   std::vector<std::string> assignments = set;
-  if (!name.empty()) assignments.push_back(absl::StrCat("name=", name));
+  if (!name.empty()) assignments.push_back(NameAssignment(name));
   const std::string source = file == "-" ? "standard input" : file;
-  // Checked as written first, so that lines and columns are the user's.
-  if (assignments.empty()) RETURN_IF_ERROR(Check(*text, source).status());
+  ASSIGN_OR_RETURN(job.spec, Check(*text, assignments, name, source));
   ASSIGN_OR_RETURN(job.yaml, ApplyOverrides(*text, assignments));
-  ASSIGN_OR_RETURN(job.spec, Check(job.yaml, source));
   const fs::path base = fs::path(job.directory) / job.spec.model.base;
   std::error_code error;
   if (!fs::path(job.spec.model.base).is_absolute() &&
@@ -115,6 +132,12 @@ absl::StatusOr<JobInput> ReadJob(const std::string& file,
   }
   RETURN_IF_ERROR(CheckDataFiles(job));
   return job;
+}
+
+std::vector<std::string> ServerPaths(const JobSpec& spec) {
+  std::vector<std::string> paths = NamedPaths(spec);
+  paths.push_back(spec.model.base);
+  return paths;
 }
 
 absl::StatusOr<std::vector<v1::UploadedInput>> UploadInputs(

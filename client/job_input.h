@@ -29,6 +29,9 @@ absl::StatusOr<JobInput> ReadJob(const std::string& file,
                                  const std::vector<std::string>& set,
                                  const std::string& name);
 
+// Paths that the daemons must be able to read, as far as the client knows.
+std::vector<std::string> ServerPaths(const JobSpec& spec);
+
 // Uploads the files that the job file names and that exist here. An absolute
 // path below a root of a registered worker is left to the worker, but for a
 // chat template.

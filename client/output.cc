@@ -55,6 +55,12 @@ void EmitYaml(const Json& value, YAML::Emitter& out) {
   }
 }
 
+std::string YamlText(const Json& value) {
+  YAML::Emitter out;
+  EmitYaml(value, out);
+  return absl::StrCat(out.c_str(), "\n");
+}
+
 }  // namespace
 
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& text) {
@@ -86,9 +92,24 @@ absl::StatusOr<std::string> ToJson(const google::protobuf::Message& message,
 
 absl::StatusOr<std::string> ToYaml(const google::protobuf::Message& message) {
   ASSIGN_OR_RETURN(const std::string json, ToJson(message, /*one_line=*/true));
-  YAML::Emitter out;
-  EmitYaml(Json::parse(json), out);
-  return absl::StrCat(out.c_str(), "\n");
+  return YamlText(Json::parse(json));
+}
+
+absl::Status PrintJson(const Output& output, const std::string& json) {
+  const Json value = Json::parse(json);
+  switch (output.format) {
+    case OutputFormat::kYaml:
+      *output.out << YamlText(value);
+      return absl::OkStatus();
+    case OutputFormat::kJsonl:
+      *output.out << value.dump() << "\n";
+      return absl::OkStatus();
+    case OutputFormat::kName:
+      return UsageError("-o name: nothing here has a name");
+    default:
+      *output.out << value.dump(2) << "\n";
+      return absl::OkStatus();
+  }
 }
 
 std::string Table::Format(bool color) const {

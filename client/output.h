@@ -32,6 +32,10 @@ absl::StatusOr<std::string> ToJson(const google::protobuf::Message& message,
 // The same content as YAML; long texts as blocks.
 absl::StatusOr<std::string> ToYaml(const google::protobuf::Message& message);
 
+// Prints one JSON document (text) as -o asks for: json, jsonl or yaml; name is
+// a usage error.
+absl::Status PrintJson(const Output& output, const std::string& json);
+
 // Cells in columns two blanks apart, as wide as needed. Trailing blanks are
 // cut.
 class Table {

@@ -36,20 +36,22 @@ bool IsFinite(const std::pair<double, double>& point) {
 // A grid of dots, several to a character cell.
 class Canvas {
  public:
-  Canvas(int columns, int rows, const PlotStyle& style)
-      : style_(style),
+  // braille: four by two dots a cell; otherwise the curve's mark.
+  Canvas(int columns, int rows, bool braille, bool color)
+      : braille_(braille),
+        color_(color),
         columns_(columns),
         rows_(rows),
-        dots_x_(style.utf8 ? 2 : 1),
-        dots_y_(style.utf8 ? 4 : 1),
+        dots_x_(braille ? 2 : 1),
+        dots_y_(braille ? 4 : 1),
         dots_(static_cast<size_t>(columns) * rows, 0),
-        colors_(dots_.size(), 0) {}
+        curves_(dots_.size(), nullptr) {}
 
   int width() const { return columns_ * dots_x_; }
   int height() const { return rows_ * dots_y_; }
 
   // From the left, from the bottom.
-  void Set(int x, int y, int color) {
+  void Set(int x, int y, const Series& curve) {
     const int from_top = height() - 1 - y;
     const size_t cell =
         static_cast<size_t>(from_top / dots_y_) * columns_ + x / dots_x_;
@@ -57,15 +59,15 @@ class Canvas {
     static constexpr uint8_t kDot[2][4] = {{0x01, 0x02, 0x04, 0x40},
                                            {0x08, 0x10, 0x20, 0x80}};
     dots_[cell] |= kDot[x % dots_x_][from_top % dots_y_];
-    colors_[cell] = color;
+    curves_[cell] = &curve;
   }
 
-  void Line(int x0, int y0, int x1, int y1, int color) {
+  void Line(int x0, int y0, int x1, int y1, const Series& curve) {
     const int steps = std::max({std::abs(x1 - x0), std::abs(y1 - y0), 1});
     for (int i = 0; i <= steps; ++i) {
       const double t = static_cast<double>(i) / steps;
       Set(static_cast<int>(std::lround(x0 + t * (x1 - x0))),
-          static_cast<int>(std::lround(y0 + t * (y1 - y0))), color);
+          static_cast<int>(std::lround(y0 + t * (y1 - y0))), curve);
     }
   }
 
@@ -73,9 +75,10 @@ class Canvas {
     std::string text;
     for (int column = 0; column < columns_; ++column) {
       const size_t cell = static_cast<size_t>(row) * columns_ + column;
-      const std::string glyph = Glyph(dots_[cell]);
-      if (style_.color && dots_[cell] != 0) {
-        absl::StrAppendFormat(&text, "\x1b[%dm%s\x1b[0m", colors_[cell], glyph);
+      const std::string glyph = Glyph(cell);
+      if (color_ && curves_[cell] != nullptr) {
+        absl::StrAppendFormat(&text, "\x1b[%dm%s\x1b[0m", curves_[cell]->color,
+                              glyph);
       } else {
         text += glyph;
       }
@@ -84,22 +87,25 @@ class Canvas {
   }
 
  private:
-  std::string Glyph(uint8_t dots) const {
+  std::string Glyph(size_t cell) const {
+    const uint8_t dots = dots_[cell];
     if (dots == 0) return " ";
-    if (!style_.utf8) return "*";
+    if (!braille_) return std::string(1, curves_[cell]->mark);
     // U+2800 + dots in UTF-8.
     const char bytes[] = {'\xE2', static_cast<char>(0xA0 | (dots >> 6)),
                           static_cast<char>(0x80 | (dots & 0x3F))};
     return std::string(bytes, sizeof(bytes));
   }
 
-  const PlotStyle& style_;
+  const bool braille_;
+  const bool color_;
   const int columns_;
   const int rows_;
   const int dots_x_;
   const int dots_y_;
   std::vector<uint8_t> dots_;
-  std::vector<int> colors_;
+  // Drawn last in a cell.
+  std::vector<const Series*> curves_;
 };
 
 void DrawSeries(const Series& series, const Range& xs, const Range& ys,
@@ -116,8 +122,7 @@ void DrawSeries(const Series& series, const Range& xs, const Range& ys,
         std::lround(xs.Fraction(point.first) * (canvas.width() - 1)));
     const int y = static_cast<int>(
         std::lround(ys.Fraction(point.second) * (canvas.height() - 1)));
-    canvas.Line(pen_down ? last_x : x, pen_down ? last_y : y, x, y,
-                series.color);
+    canvas.Line(pen_down ? last_x : x, pen_down ? last_y : y, x, y, series);
     last_x = x;
     last_y = y;
     pen_down = true;
@@ -142,11 +147,11 @@ std::string XAxis(const Range& xs, int columns, const PlotStyle& style) {
 }
 
 std::string Title(const std::string& title, const std::vector<Series>& series,
-                  const PlotStyle& style) {
+                  bool braille, const PlotStyle& style) {
   std::string text = title;
   if (series.size() > 1) {
     for (const Series& s : series) {
-      const std::string mark = style.utf8 ? "⠶" : "*";
+      const std::string mark = braille ? "⠶" : std::string(1, s.mark);
       absl::StrAppend(&text, "  ",
                       style.color
                           ? absl::StrFormat("\x1b[%dm%s\x1b[0m", s.color, mark)
@@ -174,9 +179,10 @@ std::string DrawChart(const std::string& title,
   if (xs.empty()) return absl::StrCat(title, ": nothing to draw yet\n");
   const int columns = std::max(style.width - kLabelWidth - 3, kMinCells);
   const int rows = std::max(style.height - 3, 2);
-  Canvas canvas(columns, rows, style);
+  const bool braille = style.utf8 && (style.color || series.size() == 1);
+  Canvas canvas(columns, rows, braille, style.color);
   for (const Series& s : series) DrawSeries(s, xs, ys, canvas);
-  std::string text = Title(title, series, style);
+  std::string text = Title(title, series, braille, style);
   for (int row = 0; row < rows; ++row) {
     std::string line =
         absl::StrFormat("%*s %s%s", kLabelWidth, RowLabel(row, rows, ys),
@@ -190,7 +196,7 @@ std::string DrawChart(const std::string& title,
 std::string DrawMetrics(const std::vector<v1::MetricPoint>& points,
                         const PlotStyle& style) {
   Series loss{"loss", {}, 36};
-  Series eval{"evaluation loss", {}, 33};
+  Series eval{"evaluation loss", {}, 33, 'o'};
   Series rate{"learning rate", {}, 32};
   for (const v1::MetricPoint& point : points) {
     const auto step = static_cast<double>(point.step());

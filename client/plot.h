@@ -16,13 +16,16 @@ struct Series {
   std::vector<std::pair<double, double>> points;
   // An ANSI colour, 31 to 36.
   int color = 36;
+  // Tells it from others where there is no colour; a character of ASCII.
+  char mark = '*';
 };
 
 struct PlotStyle {
   // Of the whole chart, in characters.
   int width = 80;
   int height = 12;
-  // Braille; otherwise '*' on a plain grid.
+  // Braille; otherwise each curve's mark on a plain grid. Several curves
+  // without colour are always drawn with their marks.
   bool utf8 = true;
   bool color = false;
 };

@@ -263,7 +263,8 @@ std::string FormatLogLine(const v1::LogLine& line, bool with_rank) {
 }
 
 std::string FormatEvent(const v1::JobEvent& event) {
-  return absl::StrFormat("%s  %-18s %s\n",
+  // The longest type is CheckpointCommitted.
+  return absl::StrFormat("%s  %-19s  %s\n",
                          FormatTime(event.has_time(), event.time()),
                          event.type(), event.message());
 }

@@ -98,7 +98,8 @@ int DisplayWidth(const std::string& text) {
 
 void ProgressLine::Show(const std::string& text) {
   if (!enabled_) return;
-  const std::string line = CutToWidth(text, DetectTerminal().width - 1);
+  const std::string line =
+      CutToWidth(prefix_ + text, DetectTerminal().width - 1);
   absl::FPrintF(stderr, "\r\x1b[K%s", line);
   std::fflush(stderr);
   shown_ = true;
@@ -123,18 +124,6 @@ std::string Bar(double fraction, int cells, bool utf8) {
     }
   }
   return absl::StrCat("[", bar, "]");
-}
-
-std::string FormatBytes(int64_t bytes) {
-  static constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
-  double value = static_cast<double>(bytes);
-  size_t unit = 0;
-  while (value >= 1024 && unit + 1 < std::size(kUnits)) {
-    value /= 1024;
-    ++unit;
-  }
-  if (unit == 0) return absl::StrCat(bytes, " B");
-  return absl::StrFormat("%.1f %s", value, kUnits[unit]);
 }
 
 std::string ShortDuration(absl::Duration duration) {

@@ -3,8 +3,10 @@
 
 #include <cstdio>
 #include <string>
+#include <utility>
 
 #include "absl/time/time.h"
+#include "common/base/format.h"
 
 namespace qlora::client {
 
@@ -37,21 +39,22 @@ class ProgressLine {
   ProgressLine& operator=(const ProgressLine&) = delete;
 
   bool enabled() const { return enabled_; }
-  // Cut to the terminal's width.
+  // The prefix, then the text; cut to the terminal's width.
   void Show(const std::string& text);
+  // Stands before each line from now on: "2/5 ".
+  void SetPrefix(std::string prefix) { prefix_ = std::move(prefix); }
   // Removes the line, so that other output can follow.
   void Clear();
 
  private:
   const bool enabled_;
+  std::string prefix_;
   bool shown_ = false;
 };
 
 // "[#####.....]" or with block characters, `cells` wide; fraction is clamped.
 std::string Bar(double fraction, int cells, bool utf8);
 
-// "1.5 MiB", "812 B".
-std::string FormatBytes(int64_t bytes);
 // "1h02m", "3m20s", "12s".
 std::string ShortDuration(absl::Duration duration);
 // Significant digits without trailing zeros: "2e-04", "0.0312", "1.843".

@@ -19,15 +19,33 @@ namespace {
 constexpr int64_t kChunk = 1 << 20;
 constexpr int kTransferAttempts = 5;
 
-void ShowProgress(ProgressLine& progress, const std::string& verb,
-                  const std::string& name, int64_t done, int64_t total) {
-  if (!progress.enabled()) return;
-  const double fraction =
-      total == 0 ? 1 : static_cast<double>(done) / static_cast<double>(total);
-  progress.Show(absl::StrFormat("%s %s %s %s of %s", verb, name,
-                                Bar(fraction, 20, DetectTerminal().utf8),
-                                FormatBytes(done), FormatBytes(total)));
-}
+// A file on its way: bar, speed and the time that is left.
+class TransferBar {
+ public:
+  TransferBar(ProgressLine& line, std::string title, int64_t total)
+      : line_(line), title_(std::move(title)), total_(total) {}
+
+  void Show(int64_t done) {
+    const absl::Time now = absl::Now();
+    // A terminal need not see each of a thousand chunks.
+    if (!line_.enabled() || now < next_) return;
+    next_ = now + kRedraw;
+    if (first_ < 0) first_ = done;
+    line_.Show(TransferText(title_, done, total_, done - first_, now - start_,
+                            DetectTerminal().utf8));
+  }
+
+ private:
+  static constexpr absl::Duration kRedraw = absl::Milliseconds(100);
+
+  ProgressLine& line_;
+  const std::string title_;
+  const int64_t total_;
+  const absl::Time start_ = absl::Now();
+  absl::Time next_ = absl::InfinitePast();
+  // Bytes that were there before this attempt.
+  int64_t first_ = -1;
+};
 
 // Sends the file from `offset` on. Sets *status to how the call ended.
 absl::Status SendFrom(Connection& connection, const std::string& path,
@@ -44,6 +62,8 @@ absl::Status SendFrom(Connection& connection, const std::string& path,
   request.set_sha256(file.sha256());
   request.set_total_bytes(file.size_bytes());
   std::string chunk;
+  TransferBar bar(progress, absl::StrCat("uploading ", file.path()),
+                  file.size_bytes());
   do {
     chunk.resize(std::min(kChunk, file.size_bytes() - offset));
     if (!in.read(chunk.data(), static_cast<std::streamsize>(chunk.size()))) {
@@ -57,7 +77,7 @@ absl::Status SendFrom(Connection& connection, const std::string& path,
     if (!writer->Write(request)) break;
     request.Clear();
     offset += static_cast<int64_t>(chunk.size());
-    ShowProgress(progress, "uploading", file.path(), offset, file.size_bytes());
+    bar.Show(offset);
   } while (offset < file.size_bytes());
   writer->WritesDone();
   *status = writer->Finish();
@@ -75,6 +95,8 @@ grpc::Status ReceiveFrom(Connection& connection, const v1::ArtifactFile& file,
   const auto reader =
       connection.artifacts().DownloadArtifact(&context, request);
   v1::DownloadArtifactResponse response;
+  TransferBar bar(progress, absl::StrCat("downloading ", file.path()),
+                  file.size_bytes());
   while (reader->Read(&response)) {
     const std::string& data = response.data();
     if (response.offset() != *offset ||
@@ -90,8 +112,7 @@ grpc::Status ReceiveFrom(Connection& connection, const v1::ArtifactFile& file,
     }
     digest.Update(data);
     *offset += static_cast<int64_t>(data.size());
-    ShowProgress(progress, "downloading", file.path(), *offset,
-                 file.size_bytes());
+    bar.Show(*offset);
   }
   return reader->Finish();
 }
@@ -106,7 +127,9 @@ absl::Status FillDirectory(Connection& connection,
                            const std::string& directory,
                            ProgressLine& progress) {
   bool has_sums = false;
+  int number = 0;
   for (const v1::ArtifactFile& file : files) {
+    progress.SetPrefix(absl::StrCat(++number, "/", files.size(), " "));
     if (!IsSafeRelativePath(file.path())) {
       return absl::DataLossError(absl::StrCat(
           "the server names a file outside of the directory: ", file.path()));
@@ -116,6 +139,7 @@ absl::Status FillDirectory(Connection& connection,
     RETURN_IF_ERROR(DownloadFile(connection, file, path.string(), progress));
     has_sums = has_sums || file.path() == "SHA256SUMS";
   }
+  progress.SetPrefix("");
   return has_sums ? VerifySums(directory) : absl::OkStatus();
 }
 
@@ -138,6 +162,23 @@ absl::Status ReplaceDirectory(const std::string& from, const std::string& to) {
 
 }  // namespace
 
+std::string TransferText(const std::string& title, int64_t done, int64_t total,
+                         int64_t moved, absl::Duration elapsed, bool utf8) {
+  const double fraction =
+      total == 0 ? 1 : static_cast<double>(done) / static_cast<double>(total);
+  std::string text =
+      absl::StrFormat("%s %s %s of %s", title, Bar(fraction, 20, utf8),
+                      FormatBytes(done), FormatBytes(total));
+  const double seconds = absl::ToDoubleSeconds(elapsed);
+  // A speed measured over less says nothing.
+  if (seconds < 1 || moved <= 0) return text;
+  const double speed = static_cast<double>(moved) / seconds;
+  absl::StrAppendFormat(
+      &text, "  %s/s  ETA %s", FormatBytes(static_cast<int64_t>(speed)),
+      ShortDuration(absl::Seconds(static_cast<double>(total - done) / speed)));
+  return text;
+}
+
 absl::StatusOr<v1::ArtifactFile> UploadFile(Connection& connection,
                                             const std::string& path,
                                             const std::string& name,
@@ -146,9 +187,19 @@ absl::StatusOr<v1::ArtifactFile> UploadFile(Connection& connection,
   std::error_code error;
   file.set_path(name);
   file.set_size_bytes(static_cast<int64_t>(fs::file_size(path, error)));
-  if (error) return ErrnoToStatus(error.value(), path);
-  progress.Show(absl::StrCat("reading ", name));
-  ASSIGN_OR_RETURN(*file.mutable_sha256(), Sha256OfFile(path));
+  if (error) {
+    return WithWhat(ErrnoToStatus(error.value(), path),
+                    absl::StrCat("cannot upload ", path));
+  }
+  TransferBar bar(progress, absl::StrCat("reading ", name), file.size_bytes());
+  int64_t read = 0;
+  // Asked before each MiB.
+  const auto cancelled = [&] {
+    bar.Show(read);
+    read = std::min(read + kChunk, file.size_bytes());
+    return false;
+  };
+  ASSIGN_OR_RETURN(*file.mutable_sha256(), Sha256OfFile(path, cancelled));
   v1::StatArtifactRequest stat;
   stat.set_sha256(file.sha256());
   for (int attempt = 1;; ++attempt) {
@@ -185,11 +236,14 @@ absl::StatusOr<std::vector<v1::ArtifactFile>> UploadDirectory(
     const std::vector<std::string>& relative_paths, ProgressLine& progress) {
   std::vector<v1::ArtifactFile> files;
   for (const std::string& relative : relative_paths) {
+    progress.SetPrefix(
+        absl::StrCat(files.size() + 1, "/", relative_paths.size(), " "));
     ASSIGN_OR_RETURN(
         files.emplace_back(),
         UploadFile(connection, absl::StrCat(directory, "/", relative), relative,
                    progress));
   }
+  progress.SetPrefix("");
   return files;
 }
 

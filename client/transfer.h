@@ -2,6 +2,7 @@
 // that go on where a broken transfer stopped.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,11 @@
 #include "qlora/v1/job.pb.h"
 
 namespace qlora::client {
+
+// "uploading a.bin [####....] 1.2 GiB of 4.0 GiB  85.0 MiB/s  ETA 33s". `moved`
+// of the `done` bytes took `elapsed`; the rest was there before.
+std::string TransferText(const std::string& title, int64_t done, int64_t total,
+                         int64_t moved, absl::Duration elapsed, bool utf8);
 
 // Uploads a file unless the server has its content, and says how it is called
 // there. `name` becomes ArtifactFile.path. NotFound if there is no such file;

@@ -21,6 +21,8 @@ struct SubmitOptions {
   bool follow = false;
   bool detach = false;
   bool dry_run = false;
+  // With follow.
+  absl::Duration timeout = absl::InfiniteDuration();
 };
 absl::StatusOr<int> Submit(Session& session, const SubmitOptions& options);
 
@@ -40,14 +42,16 @@ struct LogsOptions {
   // -1: every rank.
   int rank = -1;
   int64_t tail = 0;
+  absl::Duration timeout = absl::InfiniteDuration();
 };
-absl::Status Logs(Session& session, const LogsOptions& options);
+absl::StatusOr<int> Logs(Session& session, const LogsOptions& options);
 
 struct EventsOptions {
   std::string job;
   bool follow = false;
+  absl::Duration timeout = absl::InfiniteDuration();
 };
-absl::Status Events(Session& session, const EventsOptions& options);
+absl::StatusOr<int> Events(Session& session, const EventsOptions& options);
 
 struct MetricsOptions {
   std::string job;
@@ -56,6 +60,9 @@ struct MetricsOptions {
   int max_points = 0;
 };
 absl::Status Metrics(Session& session, const MetricsOptions& options);
+// The points in one of the formats of -o; for `plot` too.
+absl::Status PrintMetrics(Session& session, const std::string& job,
+                          const Output& output, int max_points);
 
 struct PlotOptions {
   std::string job;
@@ -108,8 +115,14 @@ absl::Status ModelInspect(Session& session, const std::string& name);
 absl::Status ModelDelete(Session& session, const std::string& name);
 absl::Status ModelPull(Session& session, const PullOptions& options);
 
-absl::Status DatasetPush(Session& session, const std::string& file,
-                         const std::string& name);
+struct DatasetPushOptions {
+  std::string file;
+  // Empty: made of the file's.
+  std::string name;
+  // A name that means other content may mean this from now on.
+  bool replace = false;
+};
+absl::Status DatasetPush(Session& session, const DatasetPushOptions& options);
 absl::Status DatasetList(Session& session);
 absl::Status DatasetInspect(Session& session, const std::string& name);
 absl::Status DatasetDelete(Session& session, const std::string& name);

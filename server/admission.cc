@@ -24,6 +24,8 @@ namespace {
 constexpr size_t kMaxJobFile = 256 << 10;
 constexpr char kDatasetPrefix[] = "dataset:";
 constexpr char kAdapterPrefix[] = "adapter:";
+constexpr char kAllowRoot[] =
+    "coordinator and workers allow what they are started with as --model-root";
 
 std::string NewJobId() {
   static constexpr char kDigits[] = "0123456789abcdefghjkmnpqrstvwxyz";
@@ -220,6 +222,8 @@ absl::Status Admission::ResolveInput(const JobSpec& spec,
       const auto& more = node.record.node().model_roots();
       roots.insert(roots.end(), more.begin(), more.end());
     }
+    std::sort(roots.begin(), roots.end());
+    roots.erase(std::unique(roots.begin(), roots.end()), roots.end());
     if (absl::StartsWith(path, kDatasetPrefix)) {
       const auto it =
           state.datasets.find(path.substr(sizeof(kDatasetPrefix) - 1));
@@ -261,7 +265,7 @@ absl::Status Admission::ResolveInput(const JobSpec& spec,
         field, absl::StrCat(path,
                             " was not uploaded (qloractl sees no such file) "
                             "and is under none of the model roots (",
-                            absl::StrJoin(roots, ", "), ")"));
+                            absl::StrJoin(roots, ", "), "); ", kAllowRoot));
   }
   return FieldError(field, absl::StrCat(path,
                                         " was not uploaded: no such file "
@@ -283,9 +287,9 @@ absl::Status Admission::CheckDirectory(const std::string& directory) const {
         absl::StrCat(directory, ": no such directory"));
   }
   if (IsBeneathOneOf(path, model_roots_)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      directory, " is under none of the allowed model roots (", roots,
-      "); start the coordinator with --model-root to allow another"));
+  return absl::InvalidArgumentError(
+      absl::StrCat(directory, " is under none of the model roots (", roots,
+                   "); ", kAllowRoot));
 }
 
 absl::StatusOr<ResolvedModel> Admission::ResolveDirectory(

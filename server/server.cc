@@ -41,6 +41,12 @@ absl::Status CannotListen(const std::string& address) {
       "another with --listen, port 0 for any free one"));
 }
 
+// "/a/b" for "/a/./b/".
+std::string WithoutSlash(const std::filesystem::path& path) {
+  const std::filesystem::path normal = path.lexically_normal();
+  return (normal.has_filename() ? normal : normal.parent_path()).string();
+}
+
 }  // namespace
 
 // Built and destroyed in this order and its reverse.
@@ -128,7 +134,7 @@ absl::Status Server::Parts::Open() {
   std::vector<std::string> roots;
   for (const std::string& root : options.model_roots) {
     roots.push_back(std::filesystem::canonical(root).string());
-    const std::string given = std::filesystem::absolute(root).string();
+    const std::string given = WithoutSlash(std::filesystem::absolute(root));
     if (given != roots.back()) roots.push_back(given);
   }
   admission = std::make_unique<Admission>(coordinator.get(), artifacts.get(),
@@ -147,6 +153,7 @@ absl::Status Server::Parts::Listen() {
   services.push_back(std::make_unique<DatasetService>(context));
   services.push_back(std::make_unique<NodeService>(context));
   services.push_back(std::make_unique<CheckpointService>(context));
+  services.push_back(std::make_unique<ServerService>());
   services.push_back(std::make_unique<WorkerService>(context, &streams));
 
   grpc::EnableDefaultHealthCheckService(true);

@@ -2,6 +2,8 @@
 
 #include <filesystem>
 
+#include "common/base/status_macros.h"
+
 namespace qlora::client {
 
 absl::StatusOr<std::string> LocalDataDir(const Session& session,
@@ -16,6 +18,17 @@ absl::StatusOr<std::string> LocalDataDir(const Session& session,
     if (std::filesystem::exists(noted + "/local.json", error)) return noted;
   }
   return DefaultLocalDirectory();
+}
+
+absl::Status ForgetLocal(Session& session, const std::string& data_dir) {
+  Config& config = session.config;
+  if (!DropLocalContext(config, data_dir)) return absl::OkStatus();
+  RETURN_IF_ERROR(SaveConfig(session.config_path, config));
+  if (!config.current.empty()) {
+    *session.output.out << "now talking to " << config.current << " at "
+                        << config.contexts[config.current].endpoint << "\n";
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace qlora::client

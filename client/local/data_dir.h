@@ -13,4 +13,8 @@ namespace qlora::client {
 absl::StatusOr<std::string> LocalDataDir(const Session& session,
                                          const std::string& flag);
 
+// After the instance in data_dir was stopped: no context points at it any more.
+// Says which one is current again.
+absl::Status ForgetLocal(Session& session, const std::string& data_dir);
+
 }  // namespace qlora::client

@@ -33,7 +33,9 @@ absl::Status ContextUse(Session& session, const std::string& name) {
 
 absl::Status ContextSet(Session& session, const std::string& name,
                         const std::string& endpoint) {
-  session.config.contexts[name] = {endpoint, ""};
+  ASSIGN_OR_RETURN(const std::string address,
+                   ParseEndpoint(endpoint, "context set: address"));
+  session.config.contexts[name] = {address, ""};
   if (session.config.current.empty()) session.config.current = name;
   return SaveConfig(session.config_path, session.config);
 }

@@ -1,6 +1,8 @@
 #include <filesystem>
+#include <iostream>
 
 #include "absl/strings/str_cat.h"
+#include "client/names.h"
 #include "client/render.h"
 #include "client/transfer.h"
 #include "client/verbs.h"
@@ -17,28 +19,57 @@ absl::Status DatasetError(absl::Status status, const std::string& what) {
   return WithWhat(std::move(status), what);
 }
 
+absl::StatusOr<v1::Dataset> Find(Session& session, const std::string& name) {
+  v1::GetDatasetRequest request;
+  request.set_name(name);
+  return session.connection().Call(session.connection().datasets(),
+                                   &v1::DatasetService::Stub::GetDataset,
+                                   request);
+}
+
+absl::Status CheckIsFile(const std::string& file) {
+  std::error_code error;
+  if (fs::is_regular_file(file, error)) return absl::OkStatus();
+  return WithHint(
+      WithWhat(fs::is_directory(file, error)
+                   ? UsageError("it is a directory; a dataset is one file")
+                   : absl::NotFoundError("no such file"),
+               absl::StrCat("cannot push ", file)),
+      "qloractl dataset push FILE --name NAME");
+}
+
 }  // namespace
 
-absl::Status DatasetPush(Session& session, const std::string& file,
-                         const std::string& name) {
-  std::error_code error;
-  if (!fs::is_regular_file(file, error)) {
-    return absl::NotFoundError(absl::StrCat("no such file: ", file));
-  }
+absl::Status DatasetPush(Session& session, const DatasetPushOptions& options) {
+  const std::string& file = options.file;
+  RETURN_IF_ERROR(CheckIsFile(file));
   ProgressLine progress(session.output.terminal.err);
   v1::PutDatasetRequest request;
   request.set_request_id(NewRequestId());
-  request.set_name(name.empty() ? fs::path(file).stem().string() : name);
+  request.set_replace(options.replace);
+  ASSIGN_OR_RETURN(*request.mutable_name(),
+                   ChooseName(options.name, fs::path(file).stem().string()));
   ASSIGN_OR_RETURN(*request.mutable_file(),
                    UploadFile(session.connection(), file,
                               fs::path(file).filename().string(), progress));
   progress.Clear();
+  const absl::StatusOr<v1::Dataset> before = Find(session, request.name());
   const absl::StatusOr<v1::Dataset> dataset = session.connection().Call(
       session.connection().datasets(), &v1::DatasetService::Stub::PutDataset,
       request, kSubmitDeadline);
+  if (absl::IsAlreadyExists(dataset.status())) {
+    return WithHint(
+        WithWhat(dataset.status(),
+                 absl::StrCat("will not replace dataset ", request.name())),
+        absl::StrCat("qloractl dataset push ", file, " --name ", request.name(),
+                     " --replace"));
+  }
   if (!dataset.ok()) {
     return WithWhat(dataset.status(),
                     absl::StrCat("cannot name dataset ", request.name()));
+  }
+  if (before.ok() && before->file().sha256() == dataset->file().sha256()) {
+    std::cerr << request.name() << " has this content already\n";
   }
   return PrintOne(session.output, *dataset, DatasetView(absl::Now()));
 }
@@ -59,11 +90,7 @@ absl::Status DatasetList(Session& session) {
 }
 
 absl::Status DatasetInspect(Session& session, const std::string& name) {
-  v1::GetDatasetRequest request;
-  request.set_name(name);
-  const absl::StatusOr<v1::Dataset> dataset =
-      session.connection().Call(session.connection().datasets(),
-                                &v1::DatasetService::Stub::GetDataset, request);
+  const absl::StatusOr<v1::Dataset> dataset = Find(session, name);
   if (!dataset.ok()) {
     return DatasetError(dataset.status(),
                         absl::StrCat("cannot get dataset ", name));

@@ -6,14 +6,13 @@
 
 namespace qlora::client {
 
-absl::Status Events(Session& session, const EventsOptions& options) {
+absl::StatusOr<int> Events(Session& session, const EventsOptions& options) {
+  // Another job may have the name by the time that a stream is opened again.
+  ASSIGN_OR_RETURN(const v1::Job job, FetchJob(session, options.job));
   v1::StreamEventsRequest request;
-  request.set_job(options.job);
+  request.set_job(job.job_id());
   request.set_project(session.project);
   request.set_follow(options.follow);
-  grpc::ClientContext context;
-  const auto reader =
-      session.connection().jobs().StreamEvents(&context, request);
   const auto print = [&](const v1::JobEvent& event) -> absl::Status {
     if (session.output.format != OutputFormat::kTable) {
       return PrintRecord(session.output, event);
@@ -21,9 +20,13 @@ absl::Status Events(Session& session, const EventsOptions& options) {
     *session.output.out << FormatEvent(event) << std::flush;
     return absl::OkStatus();
   };
-  return JobError(
-      ReadStream<v1::JobEvent>(session.connection(), context, *reader, print),
-      absl::StrCat("cannot read the events of job ", options.job));
+  absl::StatusOr<int> code =
+      StreamRecords<v1::StreamEventsRequest, v1::JobEvent>(
+          session, request, absl::Now() + options.timeout,
+          &v1::JobService::Stub::StreamEvents, print);
+  if (code.ok()) return code;
+  return JobError(code.status(),
+                  absl::StrCat("cannot read the events of job ", options.job));
 }
 
 }  // namespace qlora::client

@@ -45,9 +45,11 @@ absl::Status Run(
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + kTaskDeadline));
   const auto reader = session.connection().jobs().Generate(&context, request);
-  return JobError(ReadStream<v1::GenerateResponse>(session.connection(),
-                                                   context, *reader, piece),
-                  "cannot generate");
+  absl::Status printed;
+  const grpc::Status status =
+      ReadStream<v1::GenerateResponse>(context, *reader, piece, &printed);
+  RETURN_IF_ERROR(printed);
+  return JobError(session.connection().ToStatus(status), "cannot generate");
 }
 
 struct Answer {
@@ -121,9 +123,9 @@ void PrintText(std::ostream& out, const std::vector<std::string>& prompts,
 }
 
 // One object an answer.
-absl::Status PrintJson(const Output& output,
-                       const std::vector<std::string>& prompts,
-                       const std::vector<Variant>& variants) {
+absl::Status PrintAnswers(const Output& output,
+                          const std::vector<std::string>& prompts,
+                          const std::vector<Variant>& variants) {
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
   for (size_t i = 0; i < prompts.size(); ++i) {
     for (const Variant& variant : variants) {
@@ -136,12 +138,8 @@ absl::Status PrintJson(const Output& output,
       all.push_back(std::move(object));
     }
   }
-  if (output.format == OutputFormat::kJson) {
-    *output.out << all.dump(2) << "\n";
-    return absl::OkStatus();
-  }
   if (output.format != OutputFormat::kJsonl) {
-    return UsageError("generate: -o is table, json or jsonl");
+    return PrintJson(output, all.dump());
   }
   for (const auto& object : all) *output.out << object.dump() << "\n";
   return absl::OkStatus();
@@ -153,12 +151,16 @@ absl::Status Generate(Session& session, const GenerateOptions& options) {
   if (options.job.empty() == options.model.empty()) {
     return UsageError("generate: give either --job or --model");
   }
+  if (session.output.format == OutputFormat::kName) {
+    return UsageError("generate: -o is table, json, jsonl or yaml");
+  }
   if (options.compare && options.job.empty()) {
     return UsageError("generate: --compare needs --job");
   }
   ASSIGN_OR_RETURN(const std::vector<std::string> prompts, Prompts(options));
   std::ostream& out = *session.output.out;
-  const bool table = session.output.format == OutputFormat::kTable;
+  const bool table = session.output.format == OutputFormat::kTable ||
+                     session.output.format == OutputFormat::kWide;
   const bool live = table && prompts.size() == 1 && !options.compare;
   std::vector<Variant> variants;
   if (options.compare) {
@@ -179,7 +181,7 @@ absl::Status Generate(Session& session, const GenerateOptions& options) {
     PrintText(out, prompts, variants);
     return absl::OkStatus();
   }
-  return PrintJson(session.output, prompts, variants);
+  return PrintAnswers(session.output, prompts, variants);
 }
 
 }  // namespace qlora::client

@@ -1,5 +1,6 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "client/render.h"
 #include "client/verbs.h"
@@ -10,6 +11,15 @@ namespace {
 
 constexpr int kPageSize = 200;
 
+std::string StateNames() {
+  std::vector<std::string> names;
+  for (int state = v1::JobState_MIN + 1; state <= v1::JobState_MAX; ++state) {
+    names.push_back(
+        absl::AsciiStrToLower(StateName(static_cast<v1::JobState>(state))));
+  }
+  return absl::StrJoin(names, ", ");
+}
+
 absl::StatusOr<v1::ListJobsRequest> MakeRequest(const Session& session,
                                                 const ListOptions& options) {
   v1::ListJobsRequest request;
@@ -17,9 +27,10 @@ absl::StatusOr<v1::ListJobsRequest> MakeRequest(const Session& session,
   for (const std::string& name : options.states) {
     v1::JobState state;
     if (!v1::JobState_Parse(
-            absl::StrCat("JOB_STATE_", absl::AsciiStrToUpper(name)), &state)) {
-      return UsageError(absl::StrCat(
-          "--state ", name, ": no such state; for instance running, failed"));
+            absl::StrCat("JOB_STATE_", absl::AsciiStrToUpper(name)), &state) ||
+        state == v1::JOB_STATE_UNSPECIFIED) {
+      return UsageError(absl::StrCat("--state ", name,
+                                     ": no such state; one of ", StateNames()));
     }
     request.add_states(state);
   }

@@ -1,6 +1,7 @@
 #include <fstream>
 #include <iostream>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/local/data_dir.h"
 #include "client/local/instance.h"
@@ -15,6 +16,8 @@ class Tail {
  public:
   Tail(std::string name, const std::string& path)
       : name_(std::move(name)), in_(path) {}
+
+  bool is_open() const { return in_.is_open(); }
 
   void Print(std::ostream& out) {
     in_.clear();
@@ -43,6 +46,12 @@ absl::Status LocalLogs(Session& session, const std::string& data_dir_flag,
                    LocalDataDir(session, data_dir_flag));
   Tail coordinator("coordinator", CoordinatorLog(data_dir));
   Tail worker("worker     ", WorkerLog(data_dir));
+  if (!coordinator.is_open() && !worker.is_open()) {
+    return WithHint(
+        WithWhat(absl::NotFoundError("nothing was started there yet"),
+                 absl::StrCat("there are no logs in ", data_dir)),
+        "qloractl local start");
+  }
   do {
     coordinator.Print(*session.output.out);
     worker.Print(*session.output.out);

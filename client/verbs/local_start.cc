@@ -16,7 +16,6 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr absl::Duration kGrace = absl::Seconds(30);
-constexpr char kContext[] = "local";
 
 absl::StatusOr<std::vector<std::string>> AbsoluteRoots(
     const std::vector<std::string>& roots) {
@@ -25,20 +24,14 @@ absl::StatusOr<std::vector<std::string>> AbsoluteRoots(
     std::error_code error;
     const fs::path path = fs::canonical(root, error);
     if (error || !fs::is_directory(path, error)) {
-      return absl::NotFoundError(
-          absl::StrCat("--model-root ", root, ": no such directory"));
+      return WithWhat(absl::NotFoundError(absl::StrCat("--model-root ", root,
+                                                       ": no such directory")),
+                      "cannot start a local coordinator");
     }
     absolute.push_back(path.string());
   }
   if (absolute.empty()) absolute.push_back(fs::current_path().string());
   return absolute;
-}
-
-absl::Status UseContext(Session& session, const LocalInstance& instance,
-                        const std::string& data_dir) {
-  session.config.contexts[kContext] = {instance.endpoint, data_dir};
-  session.config.current = kContext;
-  return SaveConfig(session.config_path, session.config);
 }
 
 // An instance that runs with what was asked for is as good as a new one.
@@ -73,7 +66,12 @@ absl::Status Supervise(const std::string& data_dir,
   const std::string dead =
       IsAlive(instance.coordinator) ? "qlora-worker" : "qlora-coordinator";
   RETURN_IF_ERROR(StopInstance(data_dir, instance, kGrace).status());
-  if (failed) return absl::InternalError(absl::StrCat(dead, " ended"));
+  if (failed) {
+    return WithHint(WithWhat(absl::InternalError(absl::StrCat(
+                                 dead, " ended; its last lines are above")),
+                             "the local coordinator and worker were stopped"),
+                    "qloractl local start --foreground");
+  }
   return absl::OkStatus();
 }
 
@@ -115,7 +113,8 @@ absl::Status LocalStart(Session& session, const LocalStartOptions& options) {
   bool started = false;
   ASSIGN_OR_RETURN(const LocalInstance instance,
                    FindOrLaunch(options, data_dir, &started));
-  RETURN_IF_ERROR(UseContext(session, instance, data_dir));
+  UseLocalContext(session.config, instance.endpoint, data_dir);
+  RETURN_IF_ERROR(SaveConfig(session.config_path, session.config));
   if (!started) {
     *session.output.out << "already running at " << instance.endpoint << "\n";
     return absl::OkStatus();
@@ -129,7 +128,10 @@ absl::Status LocalStart(Session& session, const LocalStartOptions& options) {
                       << (options.foreground ? "Ctrl-C ends both"
                                              : "qloractl submit -f job.yaml")
                       << std::endl;
-  return options.foreground ? Supervise(data_dir, instance) : absl::OkStatus();
+  if (!options.foreground) return absl::OkStatus();
+  const absl::Status status = Supervise(data_dir, instance);
+  RETURN_IF_ERROR(ForgetLocal(session, data_dir));
+  return status;
 }
 
 }  // namespace qlora::client

@@ -20,7 +20,7 @@ absl::Status LocalStop(Session& session, const std::string& data_dir_flag,
                    StopInstance(data_dir, *instance, timeout));
   *session.output.out << (clean ? "stopped\n"
                                 : "stopped; something had to be killed\n");
-  return absl::OkStatus();
+  return ForgetLocal(session, data_dir);
 }
 
 }  // namespace qlora::client

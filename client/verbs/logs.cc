@@ -6,16 +6,16 @@
 
 namespace qlora::client {
 
-absl::Status Logs(Session& session, const LogsOptions& options) {
+absl::StatusOr<int> Logs(Session& session, const LogsOptions& options) {
+  // Another job may have the name by the time that a stream is opened again.
+  ASSIGN_OR_RETURN(const v1::Job job, FetchJob(session, options.job));
   v1::StreamLogsRequest request;
-  request.set_job(options.job);
+  request.set_job(job.job_id());
   request.set_project(session.project);
   request.set_follow(options.follow);
   request.set_all_ranks(options.rank < 0);
   request.set_rank(options.rank);
   request.set_tail(options.tail);
-  grpc::ClientContext context;
-  const auto reader = session.connection().jobs().StreamLogs(&context, request);
   const auto print = [&](const v1::LogLine& line) -> absl::Status {
     if (session.output.format != OutputFormat::kTable) {
       return PrintRecord(session.output, line);
@@ -23,9 +23,12 @@ absl::Status Logs(Session& session, const LogsOptions& options) {
     *session.output.out << FormatLogLine(line, options.rank < 0) << std::flush;
     return absl::OkStatus();
   };
-  return JobError(
-      ReadStream<v1::LogLine>(session.connection(), context, *reader, print),
-      absl::StrCat("cannot read the log of job ", options.job));
+  absl::StatusOr<int> code = StreamRecords<v1::StreamLogsRequest, v1::LogLine>(
+      session, request, absl::Now() + options.timeout,
+      &v1::JobService::Stub::StreamLogs, print);
+  if (code.ok()) return code;
+  return JobError(code.status(),
+                  absl::StrCat("cannot read the log of job ", options.job));
 }
 
 }  // namespace qlora::client

@@ -7,16 +7,21 @@
 namespace qlora::client {
 
 absl::Status Metrics(Session& session, const MetricsOptions& options) {
-  Output output = session.output;
-  if (options.format != "csv") {
-    ASSIGN_OR_RETURN(output.format, ParseOutputFormat(options.format));
-  }
-  ASSIGN_OR_RETURN(const std::vector<v1::MetricPoint> points,
-                   FetchMetrics(session, options.job, options.max_points));
   if (options.format == "csv") {
-    *output.out << MetricsCsv(points);
+    ASSIGN_OR_RETURN(const std::vector<v1::MetricPoint> points,
+                     FetchMetrics(session, options.job, options.max_points));
+    *session.output.out << MetricsCsv(points);
     return absl::OkStatus();
   }
+  Output output = session.output;
+  ASSIGN_OR_RETURN(output.format, ParseOutputFormat(options.format));
+  return PrintMetrics(session, options.job, output, options.max_points);
+}
+
+absl::Status PrintMetrics(Session& session, const std::string& job,
+                          const Output& output, int max_points) {
+  ASSIGN_OR_RETURN(const std::vector<v1::MetricPoint> points,
+                   FetchMetrics(session, job, max_points));
   if (output.format == OutputFormat::kJsonl) {
     *output.out << MetricsJsonl(points);
     return absl::OkStatus();

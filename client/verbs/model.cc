@@ -3,6 +3,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "client/job_calls.h"
+#include "client/names.h"
 #include "client/pull.h"
 #include "client/render.h"
 #include "client/transfer.h"
@@ -35,6 +36,19 @@ absl::Status FillFiles(Session& session, const std::string& directory,
   return absl::OkStatus();
 }
 
+// The server names an uploaded file as it is called in the directory.
+absl::Status AtUsersPath(const absl::Status& status,
+                         const v1::ImportModelRequest& request,
+                         const std::string& directory) {
+  for (const v1::ArtifactFile& file : request.files()) {
+    if (absl::StartsWith(status.message(), absl::StrCat(file.path(), ":"))) {
+      const fs::path path = fs::path(directory) / std::string(status.message());
+      return absl::Status(status.code(), path.string());
+    }
+  }
+  return status;
+}
+
 absl::Status ModelError(absl::Status status, const std::string& what) {
   if (absl::IsNotFound(status)) {
     status = WithHint(std::move(status), "qloractl model list");
@@ -45,16 +59,17 @@ absl::Status ModelError(absl::Status status, const std::string& what) {
 }  // namespace
 
 absl::Status ModelImport(Session& session, const ModelImportOptions& options) {
+  const std::string what = absl::StrCat("cannot import ", options.directory);
   std::error_code error;
   const fs::path directory = fs::canonical(options.directory, error);
   if (error || !fs::is_directory(directory, error)) {
-    return absl::NotFoundError(
-        absl::StrCat("no such directory: ", options.directory));
+    return WithHint(WithWhat(absl::NotFoundError("no such directory"), what),
+                    "qloractl model import DIR");
   }
   v1::ImportModelRequest request;
   request.set_request_id(NewRequestId());
-  request.set_name(options.name.empty() ? directory.filename().string()
-                                        : options.name);
+  ASSIGN_OR_RETURN(*request.mutable_name(),
+                   ChooseName(options.name, directory.filename().string()));
   if (options.upload || !session.connection().is_local()) {
     RETURN_IF_ERROR(FillFiles(session, directory.string(), &request));
   } else {
@@ -63,9 +78,17 @@ absl::Status ModelImport(Session& session, const ModelImportOptions& options) {
   const absl::StatusOr<v1::Model> model = session.connection().Call(
       session.connection().models(), &v1::ModelService::Stub::ImportModel,
       request, kSubmitDeadline);
+  if (absl::IsAlreadyExists(model.status())) {
+    return WithHint(WithWhat(model.status(), what),
+                    absl::StrCat("qloractl model import ", options.directory,
+                                 " --name ANOTHER"));
+  }
   if (!model.ok()) {
-    return WithWhat(model.status(),
-                    absl::StrCat("cannot import ", options.directory));
+    return WithWhat(
+        WithRootHint(session,
+                     AtUsersPath(model.status(), request, options.directory),
+                     {directory.string()}),
+        what);
   }
   return PrintOne(session.output, *model, ModelView(absl::Now()));
 }

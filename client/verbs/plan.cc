@@ -1,3 +1,4 @@
+#include "client/job_calls.h"
 #include "client/job_input.h"
 #include "client/render.h"
 #include "client/verbs.h"
@@ -19,7 +20,10 @@ absl::Status Plan(Session& session, const std::string& file,
       session.connection().jobs(), &v1::JobService::Stub::PlanJob, request,
       kTaskDeadline);
   progress.Clear();
-  if (!plan.ok()) return WithWhat(plan.status(), "cannot plan this job");
+  if (!plan.ok()) {
+    return WithWhat(WithRootHint(session, plan.status(), ServerPaths(job.spec)),
+                    "cannot plan this job");
+  }
   switch (session.output.format) {
     case OutputFormat::kJson:
     case OutputFormat::kJsonl: {

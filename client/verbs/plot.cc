@@ -55,10 +55,13 @@ absl::Status WatchPlot(Session& session, const v1::Job& job) {
 }  // namespace
 
 absl::Status Plot(Session& session, const PlotOptions& options) {
-  if (options.watch && !session.output.terminal.out) {
+  const bool drawn = session.output.format == OutputFormat::kTable ||
+                     session.output.format == OutputFormat::kWide;
+  if (options.watch && (!drawn || !session.output.terminal.out)) {
     return UsageError(
         "plot -w draws on a terminal; without -w it can be piped");
   }
+  if (!drawn) return PrintMetrics(session, options.job, session.output, 0);
   ASSIGN_OR_RETURN(const v1::Job job, FetchJob(session, options.job));
   if (options.watch && !IsTerminal(job.state())) return WatchPlot(session, job);
   ASSIGN_OR_RETURN(const std::vector<v1::MetricPoint> points,

@@ -25,7 +25,8 @@ absl::StatusOr<v1::Job> CreateJob(Session& session, const JobInput& input,
       session.connection().jobs(), &v1::JobService::Stub::CreateJob, request,
       kSubmitDeadline);
   if (job.ok()) return job;
-  return WithWhat(job.status(), "the job was not accepted");
+  return WithWhat(WithRootHint(session, job.status(), ServerPaths(input.spec)),
+                  "the job was not accepted");
 }
 
 }  // namespace
@@ -51,7 +52,9 @@ absl::StatusOr<int> Submit(Session& session, const SubmitOptions& options) {
                 << (job.name().empty() ? "" : " (" + job.name() + ")")
                 << std::endl;
   }
-  if (options.follow) return FollowJob(session, job.job_id(), {});
+  if (options.follow) {
+    return FollowJob(session, job.job_id(), {.timeout = options.timeout});
+  }
   if (output.format == OutputFormat::kTable && output.terminal.out) {
     *output.out << "next: qloractl wait " << job.job_id() << "\n";
   }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
 #include "absl/strings/ascii.h"
@@ -185,6 +186,53 @@ size_t FindInvalidUtf8(std::string_view text) {
   return std::string_view::npos;
 }
 
+// yaml-cpp's message in the words of someone who writes YAML, not parsers.
+std::string PlainWords(const std::string& message) {
+  namespace yaml = YAML::ErrorMsg;
+  static const std::pair<const char*, const char*> kWords[] = {
+      {yaml::END_OF_MAP, "this line is not indented like the keys above it"},
+      {yaml::END_OF_SEQ,
+       "this line is not indented like the list above it, whose items begin "
+       "with '- '"},
+      {yaml::END_OF_MAP_FLOW, "the '{' has no '}' where it should end"},
+      {yaml::END_OF_SEQ_FLOW, "the '[' has no ']' where it should end"},
+      {yaml::FLOW_END, "a bracket is closed that was not opened"},
+      {yaml::MAP_VALUE,
+       "no 'key: value' may stand here: check the indentation, and quote a "
+       "text that has ': ' in it"},
+      {yaml::MAP_KEY, "no key may stand here; check the indentation"},
+      {yaml::BLOCK_ENTRY,
+       "no list item may stand here: begin a list on a line of its own"},
+      {yaml::EOF_IN_SCALAR, "the quote is not closed"},
+      {yaml::DOC_IN_SCALAR, "the quote is not closed"},
+      {yaml::UNKNOWN_TOKEN, "no value begins with this character; quote it"},
+      {yaml::UNKNOWN_ANCHOR, "the alias has no anchor before it"},
+  };
+  for (const auto& [theirs, ours] : kWords) {
+    if (message == theirs) return ours;
+  }
+  return message;
+}
+
+// A tab that indents one of the lines around the one where parsing failed.
+std::optional<YamlError> FindTab(std::string_view text, int failed_line) {
+  int line = 1;
+  while (!text.empty() && line <= failed_line + 1) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    const size_t indent = text.substr(0, end).find_first_not_of(" \t");
+    const size_t tab = text.substr(0, std::min(indent, end)).find('\t');
+    if (line >= failed_line - 1 && tab != std::string_view::npos &&
+        indent < end) {
+      return YamlError{line, static_cast<int>(tab) + 1,
+                       "the line is indented with a tab; YAML takes blanks "
+                       "only"};
+    }
+    text.remove_prefix(std::min(end + 1, text.size()));
+    ++line;
+  }
+  return std::nullopt;
+}
+
 void ParseEvents(std::string_view text, YamlDocument& document) {
   std::istringstream stream{std::string(text)};
   // yaml-cpp reports by exceptions; they end here.
@@ -199,8 +247,11 @@ void ParseEvents(std::string_view text, YamlDocument& document) {
           {rest.root.line, 1, "a second document follows; only one is read"});
     }
   } catch (const YAML::Exception& error) {
+    const int line = error.mark.line + 1;
     document.errors.push_back(
-        {error.mark.line + 1, error.mark.column + 1, error.msg});
+        FindTab(text, line)
+            .value_or(
+                YamlError{line, error.mark.column + 1, PlainWords(error.msg)}));
   } catch (const std::exception& error) {
     document.errors.push_back({0, 0, error.what()});
   }
@@ -318,6 +369,12 @@ YamlDocument ParseYaml(std::string_view text) {
     return document;
   }
   ParseEvents(text, document);
+  if (!document.errors.empty()) return document;
+  // yaml-cpp takes a quote that is never closed for one that ends with the
+  // file's last line break.
+  YamlDocument cut;
+  ParseEvents(text.substr(0, text.find_last_not_of("\r\n \t") + 1), cut);
+  if (!cut.errors.empty()) document.errors = std::move(cut.errors);
   return document;
 }
 

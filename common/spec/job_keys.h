@@ -116,6 +116,14 @@ struct KeyError {
 std::vector<KeyError> SetJobKey(const JobKey& key, const YamlNode& value,
                                 JobSpec& spec);
 
+// "--set KEY=VALUE", cut where it is long.
+std::string SetFlag(std::string_view assignment);
+
+// Sets KEY=VALUE pairs in a job file's tree, as ApplyOverrides does. What they
+// set has line 0. The error of the first that cannot be set.
+std::optional<SpecError> AssignKeys(
+    YamlNode& root, const std::vector<std::string>& assignments);
+
 // The key's value as YAML; nullopt where it says nothing (an empty string or
 // list, a period of never).
 std::optional<YamlNode> GetJobKey(const JobKey& key, const JobSpec& spec);

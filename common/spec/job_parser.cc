@@ -7,6 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "common/formats/yaml_tree.h"
 #include "common/spec/job_keys.h"
 #include "common/spec/job_spec.h"
@@ -25,7 +26,8 @@ class Parser {
  public:
   explicit Parser(ParsedJob& job) : job_(job), spec_(job.spec) {}
 
-  void Parse(std::string_view yaml);
+  void Parse(std::string_view yaml,
+             const std::vector<std::string>& assignments);
 
  private:
   void ReadMap(const YamlNode& map, const std::string& section);
@@ -57,12 +59,27 @@ class Parser {
   std::map<std::string, Place> given_;
 };
 
-void Parser::Parse(std::string_view yaml) {
-  const YamlDocument document = ParseYaml(yaml);
+// Whether the assignment set what the path names, or something in or around it.
+bool Sets(const std::string& assignment, const std::string& path) {
+  const auto dotted = [](const std::string& text) {
+    return absl::StrReplaceAll(text, {{"[", "."}, {"]", ""}}) + ".";
+  };
+  const std::string key = dotted(assignment.substr(0, assignment.find('=')));
+  const std::string wanted = dotted(path);
+  return absl::StartsWith(key, wanted) || absl::StartsWith(wanted, key);
+}
+
+void Parser::Parse(std::string_view yaml,
+                   const std::vector<std::string>& assignments) {
+  YamlDocument document = ParseYaml(yaml);
   for (const YamlError& error : document.errors) {
     job_.errors.push_back({"", error.line, error.column, error.message});
   }
   if (!job_.errors.empty()) return;
+  if (auto error = AssignKeys(document.root, assignments)) {
+    job_.errors.push_back(*std::move(error));
+    return;
+  }
   if (!document.root.is_map()) {
     job_.errors.push_back(
         {"", document.root.line, document.root.column,
@@ -77,6 +94,13 @@ void Parser::Parse(std::string_view yaml) {
   CheckData();
   CheckTrain();
   CheckPaths();
+  for (SpecError& error : job_.errors) {
+    for (const std::string& assignment : assignments) {
+      if (error.line == 0 && Sets(assignment, error.path)) {
+        error.flag = SetFlag(assignment);
+      }
+    }
+  }
   std::stable_sort(job_.errors.begin(), job_.errors.end(),
                    [](const SpecError& a, const SpecError& b) {
                      return std::pair(a.line, a.column) <
@@ -267,9 +291,10 @@ void Parser::CheckPaths() {
 
 }  // namespace
 
-ParsedJob ParseJobFile(std::string_view yaml) {
+ParsedJob ParseJobFile(std::string_view yaml,
+                       const std::vector<std::string>& assignments) {
   ParsedJob job;
-  Parser(job).Parse(yaml);
+  Parser(job).Parse(yaml, assignments);
   return job;
 }
 
@@ -278,7 +303,8 @@ absl::Status SpecErrorsToStatus(const std::vector<SpecError>& errors,
   if (errors.empty()) return absl::OkStatus();
   std::string text;
   for (const SpecError& error : errors) {
-    absl::StrAppend(&text, text.empty() ? "" : "\n", std::string(source_name));
+    absl::StrAppend(&text, text.empty() ? "" : "\n",
+                    error.flag.empty() ? std::string(source_name) : error.flag);
     if (error.line > 0) absl::StrAppend(&text, ":", error.line);
     if (error.line > 0 && error.column > 0) {
       absl::StrAppend(&text, ":", error.column);

@@ -164,18 +164,24 @@ struct SpecError {
   int line = 0;
   int column = 0;
   std::string message;
+  // "--set KEY=VALUE" if the value came from there; empty: from the file.
+  std::string flag = {};
 };
 
 // Parses and checks. All errors are collected (not only the first); on return
-// with a non-empty `errors` the spec is not usable. `source_name` is what
-// messages call the file.
+// with a non-empty `errors` the spec is not usable.
 struct ParsedJob {
   JobSpec spec;
   std::vector<SpecError> errors;
 };
-ParsedJob ParseJobFile(std::string_view yaml);
+// With assignments, what ApplyOverrides makes of the file is checked, but lines
+// and columns stay those of `yaml`, and what an assignment gave is told by its
+// flag.
+ParsedJob ParseJobFile(std::string_view yaml,
+                       const std::vector<std::string>& assignments = {});
 
-// InvalidArgument listing "line:column: path: message" for each error.
+// InvalidArgument listing "source_name:line:column: path: message", or
+// "--set KEY=VALUE: path: message", for each error.
 absl::Status SpecErrorsToStatus(const std::vector<SpecError>& errors,
                                 std::string_view source_name);
 

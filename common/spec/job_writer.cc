@@ -23,65 +23,85 @@ bool IsMeaningless(const JobSpec& spec, std::string_view path) {
   return false;
 }
 
-YamlNode& Child(YamlNode& map, const std::string& key) {
+YamlNode::Entry& ChildEntry(YamlNode& map, const std::string& key) {
   map.kind = YamlNode::Kind::kMap;
-  if (YamlNode* child = map.Find(key)) return *child;
-  map.entries.push_back({key, 0, 0, {}});
-  return map.entries.back().value;
+  for (YamlNode::Entry& entry : map.entries) {
+    if (entry.key == key) return entry;
+  }
+  return map.entries.emplace_back(YamlNode::Entry{key, 0, 0, {}});
 }
 
-absl::Status NoSuchPlace(std::string_view assignment, std::string_view part) {
-  return absl::InvalidArgumentError(absl::StrCat(
-      "--set ", std::string(assignment), ": there is no '", std::string(part),
-      "' to set; a list takes the index of an item or of the next"));
+YamlNode& Child(YamlNode& map, const std::string& key) {
+  return ChildEntry(map, key).value;
 }
 
-// The node that a dotted path names, made where it is not there.
-absl::StatusOr<YamlNode*> Descend(YamlNode& root, const std::string& path,
-                                  std::string_view assignment) {
+absl::Status NoSuchPlace(std::string_view part) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("there is no '", std::string(part),
+                   "' to set; a list takes the index of an item or of the "
+                   "next"));
+}
+
+// The node that a dotted path names, made where it is not there; a key at its
+// end stands nowhere in the file any more.
+absl::StatusOr<YamlNode*> Descend(YamlNode& root, const std::string& path) {
   YamlNode* node = &root;
+  YamlNode::Entry* last = nullptr;
   const std::string dotted = absl::StrReplaceAll(path, {{"[", "."}, {"]", ""}});
   for (const std::string& part :
        std::vector<std::string>(absl::StrSplit(dotted, '.'))) {
-    if (part.empty()) return NoSuchPlace(assignment, path);
+    if (part.empty()) return NoSuchPlace(path);
+    YamlNode::Entry* entry = nullptr;
     if (node->is_sequence()) {
       const std::optional<int64_t> index = ParseInteger(part);
       const auto size = static_cast<int64_t>(node->items.size());
       if (!index.has_value() || *index < 0 || *index > size) {
-        return NoSuchPlace(assignment, part);
+        return NoSuchPlace(part);
       }
       if (*index == size) node->items.emplace_back();
       node = &node->items[*index];
     } else if (node->is_scalar()) {
       // "model: NAME" is short for a map.
       if (path.rfind("model.", 0) != 0 || node != root.Find("model")) {
-        return NoSuchPlace(assignment, part);
+        return NoSuchPlace(part);
       }
       const YamlNode base = *node;
       *node = YamlNode();
-      Child(*node, "base") = base;
-      node = &Child(*node, part);
+      ChildEntry(*node, "base") = {"base", base.line, base.column, base};
+      entry = &ChildEntry(*node, part);
     } else {
-      node = &Child(*node, part);
+      entry = &ChildEntry(*node, part);
     }
+    if (entry != nullptr) node = &entry->value;
+    last = entry;
   }
+  if (last != nullptr) last->line = last->column = 0;
   return node;
+}
+
+// As if it stood nowhere.
+void ClearPlaces(YamlNode& node) {
+  node.line = node.column = 0;
+  for (YamlNode& item : node.items) ClearPlaces(item);
+  for (YamlNode::Entry& entry : node.entries) {
+    entry.line = entry.column = 0;
+    ClearPlaces(entry.value);
+  }
 }
 
 absl::Status Assign(YamlNode& root, const std::string& assignment) {
   const size_t equals = assignment.find('=');
   if (equals == std::string::npos || equals == 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--set ", assignment, ": give KEY=VALUE, as train.epochs=3"));
+    return absl::InvalidArgumentError("give KEY=VALUE, as train.epochs=3");
   }
   YamlDocument value = ParseYaml(assignment.substr(equals + 1));
   if (!value.errors.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--set ", assignment, ": ", value.errors[0].message));
+    return absl::InvalidArgumentError(value.errors[0].message);
   }
   ASSIGN_OR_RETURN(YamlNode * node,
-                   Descend(root, assignment.substr(0, equals), assignment));
+                   Descend(root, assignment.substr(0, equals)));
   *node = std::move(value.root);
+  ClearPlaces(*node);
   return absl::OkStatus();
 }
 
@@ -104,6 +124,23 @@ std::string ResolvedJobFile(const JobSpec& spec) {
   return WriteYaml(root);
 }
 
+std::string SetFlag(std::string_view assignment) {
+  constexpr size_t kShown = 200;
+  return absl::StrCat("--set ", std::string(assignment.substr(0, kShown)),
+                      assignment.size() > kShown ? "..." : "");
+}
+
+std::optional<SpecError> AssignKeys(
+    YamlNode& root, const std::vector<std::string>& assignments) {
+  for (const std::string& assignment : assignments) {
+    const absl::Status status = Assign(root, assignment);
+    if (status.ok()) continue;
+    return SpecError{"", 0, 0, std::string(status.message()),
+                     SetFlag(assignment)};
+  }
+  return std::nullopt;
+}
+
 absl::StatusOr<std::string> ApplyOverrides(
     std::string_view yaml, const std::vector<std::string>& assignments) {
   YamlDocument document = ParseYaml(yaml);
@@ -113,8 +150,8 @@ absl::StatusOr<std::string> ApplyOverrides(
         absl::StrCat(error.line, ":", error.column, ": ", error.message));
   }
   if (assignments.empty()) return std::string(yaml);
-  for (const std::string& assignment : assignments) {
-    RETURN_IF_ERROR(Assign(document.root, assignment));
+  if (const auto error = AssignKeys(document.root, assignments)) {
+    return SpecErrorsToStatus({*error}, "job file");
   }
   return WriteYaml(document.root);
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/format.h"
 #include "common/base/plural.h"
 
 namespace qlora::server {
@@ -109,10 +110,9 @@ bool FailAtRestartLimit(Draft& draft, Job& job, const AttemptRecord& attempt) {
   const int restarts =
       job.job().restarts() - job.record.restarts_before_resume();
   if (restarts < RestartLimit(job, failure_class)) return false;
-  FinishJob(
-      draft, job, JobState::JOB_STATE_FAILED, failure_class,
-      absl::StrCat("after ", Plural(restarts, "restart"), ": ",
-                   attempt.message()));
+  FinishJob(draft, job, JobState::JOB_STATE_FAILED, failure_class,
+            absl::StrCat("after ", Plural(restarts, "restart"), ": ",
+                         attempt.message()));
   return true;
 }
 
@@ -315,7 +315,7 @@ void CommitCheckpoint(Draft& draft, AttemptRecord& attempt,
   }
   ExpireCheckpoints(draft, job);
   draft.Tell(attempt.job_id(), "CheckpointCommitted",
-             absl::StrCat("step ", first.step(), ", ", bytes, " bytes"),
+             absl::StrCat("step ", first.step(), ", ", FormatBytes(bytes)),
              attempt.attempt());
   draft.Emit(
       CheckpointCommitted{attempt.job_id(), bytes, draft.now - first_staged});

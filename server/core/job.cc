@@ -347,7 +347,8 @@ void StartAttempt(Draft& draft, const std::string& job_id,
   }
   draft.Tell(
       job_id, "Placed",
-      absl::StrCat(Plural(ranks.size(), "rank"), " on ", absl::StrJoin(names, ", "),
+      absl::StrCat(Plural(ranks.size(), "rank"), " on ",
+                   absl::StrJoin(names, ", "),
                    attempt.resume_step() > 0
                        ? absl::StrCat(", from step ", attempt.resume_step())
                        : ""),

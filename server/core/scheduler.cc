@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "common/base/format.h"
 #include "common/base/plural.h"
 #include "common/spec/memory_plan.h"
 #include "server/core/attempt.h"
@@ -44,9 +45,10 @@ absl::Status CheckMemory(const Job& job, const Device& device) {
   const JobSpec& spec = job.plan->spec;
   if (device.memory_bytes() == 0) return absl::OkStatus();
   if (spec.resources.min_device_memory > device.memory_bytes()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "resources.min_device_memory is ", spec.resources.min_device_memory,
-        " bytes, the device has ", device.memory_bytes()));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("resources.min_device_memory is ",
+                     FormatBytes(spec.resources.min_device_memory),
+                     ", the device has ", FormatBytes(device.memory_bytes())));
   }
   if (!job.plan->model) return absl::OkStatus();
   return PlanMemory({.model = &*job.plan->model,

@@ -1,7 +1,9 @@
 // The server streams of JobService that follow a job.
 #include <google/protobuf/util/json_util.h>
 
+#include <algorithm>
 #include <deque>
+#include <functional>
 #include <memory>
 
 #include "absl/time/clock.h"
@@ -20,23 +22,30 @@ template <typename Message>
 class LogCursor {
  public:
   LogCursor(const JobLog* log, std::string job_id, LogKind kind, int64_t offset)
-      : log_(log), job_id_(std::move(job_id)), kind_(kind), offset_(offset) {}
+      : log_(log),
+        job_id_(std::move(job_id)),
+        kind_(kind),
+        offset_(offset),
+        end_(offset) {}
 
-  // The next message; false at the end for now.
+  // The next message, with its next_offset; false at the end for now.
   absl::StatusOr<bool> Next(Message* message) {
     while (true) {
       while (!lines_.empty()) {
         const std::string line = std::move(lines_.front());
         lines_.pop_front();
+        offset_ += static_cast<int64_t>(line.size()) + 1;
         message->Clear();
         if (google::protobuf::util::JsonStringToMessage(line, message).ok()) {
+          message->set_next_offset(offset_);
           return true;
         }
       }
+      offset_ = end_;
       ASSIGN_OR_RETURN(JobLog::Chunk chunk,
                        log_->Read(job_id_, kind_, offset_));
       if (chunk.next_offset == offset_) return false;
-      offset_ = chunk.next_offset;
+      end_ = chunk.next_offset;
       lines_ = {std::make_move_iterator(chunk.lines.begin()),
                 std::make_move_iterator(chunk.lines.end())};
     }
@@ -46,7 +55,9 @@ class LogCursor {
   const JobLog* const log_;
   const std::string job_id_;
   const LogKind kind_;
+  // Where the first of lines_ begins, and what follows the last.
   int64_t offset_;
+  int64_t end_;
   std::deque<std::string> lines_;
 };
 
@@ -84,7 +95,10 @@ grpc::ServerWriteReactor<Message>* Follow(
       });
 }
 
-absl::StatusOr<int64_t> FromTheStart(const std::string&) { return 0; }
+std::function<absl::StatusOr<int64_t>(const std::string&)> From(
+    int64_t offset) {
+  return [offset](const std::string&) { return std::max<int64_t>(offset, 0); };
+}
 bool AtOnce(const qlora::v1::Job&) { return true; }
 
 }  // namespace
@@ -117,8 +131,9 @@ grpc::ServerWriteReactor<qlora::v1::LogLine>* JobService::StreamLogs(
   };
   const int64_t tail = request->tail();
   const JobLog* log = services_.log;
+  const int64_t from = request->from_offset();
   const auto start = [=](const std::string& job_id) -> absl::StatusOr<int64_t> {
-    if (tail <= 0) return 0;
+    if (from > 0 || tail <= 0) return std::max<int64_t>(from, 0);
     return log->TailOffset(
         job_id, LogKind::kLogs, tail, [&](const std::string& text) {
           qlora::v1::LogLine line;
@@ -143,7 +158,7 @@ grpc::ServerWriteReactor<qlora::v1::JobEvent>* JobService::StreamEvents(
         *last = event.type();
         return true;
       },
-      FromTheStart,
+      From(request->from_offset()),
       [last](const qlora::v1::Job& job) {
         return *last == "Succeeded" || *last == "Failed" ||
                *last == "Cancelled" ||
@@ -159,7 +174,7 @@ grpc::ServerWriteReactor<qlora::v1::MetricPoint>* JobService::StreamMetrics(
       [after = request->after_step()](const qlora::v1::MetricPoint& point) {
         return point.step() > after;
       },
-      FromTheStart, AtOnce);
+      From(request->from_offset()), AtOnce);
 }
 
 }  // namespace qlora::server

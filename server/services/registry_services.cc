@@ -5,6 +5,7 @@
 #include <map>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/format.h"
 #include "common/base/status_macros.h"
 #include "server/model_registry.h"
 
@@ -97,6 +98,13 @@ absl::StatusOr<std::string> EraseModel(Draft& draft, const std::string& name) {
   return std::string();
 }
 
+absl::Status NameTaken(const Dataset& dataset) {
+  return absl::AlreadyExistsError(absl::StrCat(
+      "\"", dataset.name(), "\" means other content (", dataset.file().path(),
+      ", ", FormatBytes(dataset.file().size_bytes()),
+      "); choose another name, or say that it is to be replaced"));
+}
+
 absl::Status Put(const ServiceContext& services,
                  const qlora::v1::PutDatasetRequest& request,
                  Dataset* response) {
@@ -108,6 +116,15 @@ absl::Status Put(const ServiceContext& services,
                    services.coordinator->Mutate(
                        request.request_id(), RequestDigest(request),
                        [&](Draft& draft) -> absl::StatusOr<std::string> {
+                         const Dataset* known =
+                             draft.datasets.Find(request.name());
+                         if (known != nullptr && known->file().sha256() ==
+                                                     request.file().sha256()) {
+                           return known->SerializeAsString();
+                         }
+                         if (known != nullptr && !request.replace()) {
+                           return NameTaken(*known);
+                         }
                          Dataset dataset;
                          dataset.set_name(request.name());
                          *dataset.mutable_file() = request.file();
@@ -249,6 +266,15 @@ grpc::ServerUnaryReactor* CheckpointService::ListCheckpoints(
     });
     return absl::OkStatus();
   });
+}
+
+grpc::ServerUnaryReactor* ServerService::GetVersion(
+    grpc::CallbackServerContext* context, const qlora::v1::GetVersionRequest*,
+    qlora::v1::GetVersionResponse* response) {
+  response->set_version(QLORA_VERSION);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(grpc::Status::OK);
+  return reactor;
 }
 
 }  // namespace qlora::server

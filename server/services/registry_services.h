@@ -1,10 +1,12 @@
-// ModelService, DatasetService, NodeService and CheckpointService.
+// ModelService, DatasetService, NodeService, CheckpointService and
+// ServerService.
 #pragma once
 
 #include "qlora/v1/checkpoint.grpc.pb.h"
 #include "qlora/v1/dataset.grpc.pb.h"
 #include "qlora/v1/model.grpc.pb.h"
 #include "qlora/v1/node.grpc.pb.h"
+#include "qlora/v1/server.grpc.pb.h"
 #include "server/services/context.h"
 
 namespace qlora::server {
@@ -77,6 +79,14 @@ class CheckpointService : public qlora::v1::CheckpointService::CallbackService {
 
  private:
   const ServiceContext services_;
+};
+
+class ServerService : public qlora::v1::ServerService::CallbackService {
+ public:
+  grpc::ServerUnaryReactor* GetVersion(
+      grpc::CallbackServerContext* context,
+      const qlora::v1::GetVersionRequest* request,
+      qlora::v1::GetVersionResponse* response) override;
 };
 
 }  // namespace qlora::server

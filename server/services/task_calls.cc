@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/format.h"
 #include "common/base/mutex.h"
 #include "common/base/plural.h"
 #include "common/base/status_macros.h"
@@ -187,7 +188,7 @@ absl::Status FinishPlan(const ServiceContext& services,
     response->set_does_not_fit(absl::StrCat(
         "needs ", Plural(parsed.spec.resources.nodes, "node"), " with ",
         Plural(parsed.spec.resources.devices_per_node, "device"), " of ",
-        response->memory_bytes_per_rank(), " bytes each; ",
+        FormatBytes(response->memory_bytes_per_rank()), " each; ",
         response->fits_on_size(), " of the registered nodes have that"));
   }
   return absl::OkStatus();

@@ -96,6 +96,8 @@ class CliTest(unittest.TestCase):
                  self.ctl("metrics", name, "-o", "jsonl").splitlines()]
         self.assertEqual(steps, [1, 2, 3, 4, 5, 6])
         self.assertIn("learning rate", self.ctl("plot", name))
+        self.assertEqual(self.ctl("plot", name, "-o", "json"),
+                         self.ctl("metrics", name, "-o", "json"))
         self.assertIn(name, self.ctl("adapter", "list"))
         self.assertIn("STEP", self.ctl("checkpoint", "list", name))
         self.ctl("wait", name)
@@ -146,6 +148,44 @@ class CliTest(unittest.TestCase):
         self.ctl("model", "delete", "tiny")
         self.refused("model", "inspect", "tiny", code=3, error="tiny")
         self.assertIn("READY", self.ctl("node", "list"))
+
+    def test_dataset_names_are_not_replaced_by_accident(self):
+        self.local.write("Words.jsonl", ROWS)
+        self.assertRegex(self.ctl("dataset", "push", "Words.jsonl"), r"\nwords ")
+        self.assertIn("words has this content already",
+                      self.ctl("dataset", "push", "Words.jsonl"))
+        self.local.write("Words.jsonl", ROWS + ROWS)
+        self.refused("dataset", "push", "Words.jsonl", code=7,
+                     error="will not replace dataset words", hint="--replace")
+        self.ctl("dataset", "push", "Words.jsonl", "--replace")
+        self.refused("dataset", "push", ".", code=2, error="cannot push .")
+        self.refused("dataset", "push", "rows.jsonl", "--name", "Bad Name",
+                     code=2, error="for instance bad-name", hint="--help")
+        self.refused("dataset", "push", "none.jsonl", code=3,
+                     error="cannot push none.jsonl")
+
+    def test_model_directories_as_people_call_them(self):
+        model = self.local.directory / "My Tiny-Model"
+        shutil.copytree(cluster.ROOT / "examples/base/model", model)
+        self.assertIn("my-tiny-model", self.ctl(
+            "model", "import", "My Tiny-Model", "--upload"))
+        # Below none of the roots: what to type to allow it.
+        self.refused("model", "import", "My Tiny-Model", code=6,
+                     error="under none of the model roots",
+                     hint=f"qloractl local start --model-root {model}")
+        (model / "model.safetensors").write_bytes(b"\x7f" * 8 + b"{}")
+        text = self.ctl("model", "import", "My Tiny-Model", "--name", "broken",
+                        "--upload", code=6)
+        self.assertIn("cause: My Tiny-Model/model.safetensors: ", text)
+        self.assertNotIn("artifacts", text)
+
+    def test_version_of_both_sides(self):
+        text = self.ctl("version")
+        self.assertRegex(text, r"client +[0-9.]+\ncoordinator +[0-9.]+ \(127\.")
+        versions = json.loads(self.ctl("version", "-o", "json"))
+        self.assertEqual(versions["client"], versions["coordinator"])
+        alone = self.ctl("version", "--endpoint", "127.0.0.1:1")
+        self.assertIn("coordinator  unknown: ", alone)
 
     # -- how jobs end --------------------------------------------------------
 
@@ -249,7 +289,8 @@ class CliTest(unittest.TestCase):
         self.local.write("attached.yaml", job("attached", LONG))
         code, text = self.follow_on_a_terminal("attached.yaml")
         self.assertEqual(code, 101, text)
-        self.assertIn("detached", text)
+        self.assertIn("detached (Ctrl-C); the job goes on", text)
+        self.assertRegex(text, r"next: qloractl wait j-\w{12}")
         self.assertRegex(text, r"\[.*\] \d+/\d+  loss .*tok/s  ETA ")
         self.await_state("attached", "RUNNING")
         self.ctl("cancel", "attached")
@@ -290,6 +331,8 @@ class CliTest(unittest.TestCase):
     def test_job_files_that_are_wrong(self):
         wrong = {
             "train: {epochs: 1": (6, "wrong.yaml:"),
+            "train:\n\tepochs: 1\n": (6, "wrong.yaml:2:1: the line is "
+                                       "indented with a tab"),
             job("w", 1).replace("rank: 4", "rnk: 4"): (
                 6, "wrong.yaml:5:8: lora.rnk: unknown key; did you mean "
                    "'lora.rank'"),
@@ -316,8 +359,32 @@ class CliTest(unittest.TestCase):
                 self.assertIn(error, found)
         self.assertNotIn("j-", self.ctl("list", "--label", "a=b"))
 
+    def test_errors_of_overrides_name_the_flag(self):
+        self.local.write("set.yaml", "# A comment.\n\n" + job("set", 1))
+        self.refused("submit", "-f", "set.yaml", "--set", "lora.rank=four",
+                     code=6, error="cause: --set lora.rank=four: lora.rank: ",
+                     hint="qloractl explain lora.rank")
+        self.refused("submit", "-f", "set.yaml", "--name", "no name", code=6,
+                     error="cause: --name no name: name: ")
+        self.refused("plan", "-f", "set.yaml", "--set", "train", code=6,
+                     error="--set train: give KEY=VALUE")
+        self.local.write("set.yaml", "# A comment.\n\n" + job("set", 1).replace(
+            "rank: 4", "rnk: 4"))
+        self.refused("submit", "-f", "set.yaml", "--set", "priority=60", code=6,
+                     error="cause: set.yaml:7:8: lora.rnk: unknown key")
+
     def test_command_lines_that_are_wrong(self):
         self.refused("submt", code=2, error="submt", hint="qloractl --help")
+        self.refused("submit", "-f", ".", code=2, error="it is a directory",
+                     hint="qloractl init")
+        self.refused("list", "--endpoint", "https://h:1", code=2,
+                     error="there is no TLS yet")
+        self.refused("list", "--state", "bogus", code=2, error="running, ")
+        self.refused("generate", "--job", "j", "--temperature", "-1", "x",
+                     code=2, error="--temperature: must be 0 to 100, not -1")
+        self.refused("wait", "j", "--timeout", "soon", code=2,
+                     error="such as 90s, 5m or 1h30m",
+                     hint="qloractl wait --help")
         self.refused("submit", code=2, error="--file",
                      hint="qloractl submit --help")
         self.refused("list", "-o", "xml", code=2, error="xml", hint="")
@@ -334,6 +401,9 @@ class CliTest(unittest.TestCase):
         self.refused("--endpoint", "127.0.0.1:1", "list", code=5,
                      error="cannot reach the coordinator at 127.0.0.1:1",
                      hint="qloractl local start")
+        self.assertIn("READY", self.ctl(
+            "--endpoint", f"http://{self.local.local['endpoint']}/", "node",
+            "list"))
 
     def test_init_writes_a_job_file_that_is_valid(self):
         self.ctl("init", "--name", "mine", "first.yaml")

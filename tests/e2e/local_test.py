@@ -121,14 +121,47 @@ class LocalTest(unittest.TestCase):
         state_now = self.state()
         self.assertNotEqual(state_now["coordinator"]["pid"], os.getpid())
 
-    def test_killed_daemon_is_reported_and_replaced(self):
+    def test_killed_daemon_is_reported_and_it_alone_is_revived(self):
         self.start("--cpu-ranks", "1")
-        state = self.state()
-        os.kill(state["worker"]["pid"], signal.SIGKILL)
-        time.sleep(0.3)
-        self.assertIn("ended", self.ctl("local", "status", code=5))
-        self.assertIn("worker ready", self.start("--cpu-ranks", "1"))
-        self.assertNotEqual(self.state()["worker"], state["worker"])
+        for dead, other in (("worker", "coordinator"),
+                            ("coordinator", "worker")):
+            with self.subTest(dead):
+                before = self.state()
+                os.kill(before[dead]["pid"], signal.SIGKILL)
+                self.await_end(before[dead]["pid"])
+                self.assertRegex(self.ctl("local", "status", code=5),
+                                 f"{dead} +ended")
+                # Without flags: what runs says how it was started.
+                self.assertIn("worker ready", self.start())
+                after = self.state()
+                self.assertNotEqual(after[dead], before[dead])
+                self.assertEqual(after[other], before[other])
+                # The one that lived on looks for it there.
+                self.assertEqual(after["endpoint"], before["endpoint"])
+                self.assertEqual(after["cpu_ranks"], 1)
+                self.assertIn("READY", self.ctl("node", "list"))
+
+    @staticmethod
+    def await_end(pid):
+        for _ in range(200):
+            try:
+                stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+            except OSError:
+                return
+            if ") Z " in stat:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{pid} still runs")
+
+    def test_stop_makes_the_context_before_current_again(self):
+        self.ctl("context", "set", "lab", "http://lab.example:7070/")
+        self.start("--cpu-ranks", "1")
+        self.assertRegex(self.ctl("context", "list"), r"\* +local")
+        self.assertIn("now talking to lab at lab.example:7070",
+                      self.ctl("local", "stop"))
+        contexts = self.ctl("context", "list")
+        self.assertRegex(contexts, r"\* +lab")
+        self.assertNotIn("local", contexts)
 
     def test_second_coordinator_on_the_same_data_is_refused(self):
         self.start("--cpu-ranks", "1")

@@ -271,16 +271,15 @@ void TrainTask::ReportStart() {
     RemoveRecursively(absl::StrCat(directory, "/", step)).IgnoreError();
   });
   const DatasetStats& stats = data_.train.stats();
-  link_.Log("info",
-            absl::StrCat("training ", loaded_->layout().total,
-                         " parameters in ", state_.compute_dtype, " on ",
-                         Plural(state_.world_size, "rank"), ", ",
-                         Plural(data_.train.size(), "row"), ", ",
-                         stats.trained_tokens, " trained of ",
-                         Plural(stats.total_tokens, "token"), ", steps ",
-                         state_.step + 1, " to ", state_.total_steps,
-                         ", micro-batches of ",
-                         Plural(plan_.micro_batch_size, "row")));
+  link_.Log("info", absl::StrCat("training ", loaded_->layout().total,
+                                 " parameters in ", state_.compute_dtype,
+                                 " on ", Plural(state_.world_size, "rank"),
+                                 ", ", Plural(data_.train.size(), "row"), ", ",
+                                 stats.trained_tokens, " trained of ",
+                                 Plural(stats.total_tokens, "token"),
+                                 ", steps ", state_.step + 1, " to ",
+                                 state_.total_steps, ", micro-batches of ",
+                                 Plural(plan_.micro_batch_size, "row")));
   const DatasetStats records = data_.records();
   link_.Log("info", absl::StrCat("records: ", RecordsText(records)));
   for (const std::string& message : records.bad_messages) {

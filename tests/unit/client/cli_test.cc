@@ -3,10 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <utility>
+
+#include "absl/time/time.h"
 #include "common/base/files.h"
 
 namespace qlora::client {
 namespace {
+
+using testing::HasSubstr;
 
 // What scripts rely on. After a deliberate change:
 //   QLORA_UPDATE_GOLDEN=1 build/dev/bin/client_test
@@ -23,11 +28,58 @@ TEST(ListFlags, Golden_Unchanged) {
   EXPECT_EQ(flags, *golden);
 }
 
-TEST(BashCompletion, KnowsVerbsAndFlags) {
+TEST(Completion, EachShell_KnowsVerbsAndFlags) {
   Cli cli;
-  const std::string script = BashCompletion(cli.app());
-  EXPECT_THAT(script, testing::HasSubstr("\"qloractl local\") words=\"start "));
-  EXPECT_THAT(script, testing::HasSubstr("--cpu-ranks"));
+  for (const char* shell : {"bash", "zsh"}) {
+    const std::string script = Completion(cli.app(), shell);
+    EXPECT_THAT(script, HasSubstr("\"qloractl local\") offers=\"start "));
+    EXPECT_THAT(script, HasSubstr("--cpu-ranks"));
+  }
+  const std::string fish = Completion(cli.app(), "fish");
+  EXPECT_THAT(fish, HasSubstr("'__qloractl_at qloractl local' -f -a 'start "));
+  EXPECT_THAT(fish,
+              HasSubstr("'__qloractl_at qloractl submit' -s f -l file\n"));
+}
+
+// What the command prints that it does not understand; empty if it does.
+std::string Complaint(const std::string& line) {
+  Cli cli;
+  try {
+    cli.app().parse(line, /*program_name_included=*/true);
+  } catch (const CLI::ParseError& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(Cli, NumbersOutOfBounds_NameFlagBoundsAndValue) {
+  EXPECT_EQ(Complaint("qloractl generate --job j --temperature -1 x"),
+            "--temperature: must be 0 to 100, not -1");
+  EXPECT_EQ(Complaint("qloractl generate --job j --temperature nan x"),
+            "--temperature: must be 0 to 100, not nan");
+  EXPECT_EQ(Complaint("qloractl generate --job j --top-p 1.5 x"),
+            "--top-p: must be 0 to 1, not 1.5");
+  EXPECT_EQ(Complaint("qloractl generate --job j --max-new-tokens 0 x"),
+            "--max-new-tokens: must be 1 to 1048576, not 0");
+  EXPECT_EQ(Complaint("qloractl list --limit -3"),
+            "--limit: must be 0 or more, not -3");
+  EXPECT_EQ(Complaint("qloractl wait j --timeout soon"),
+            "--timeout: must be a time such as 90s, 5m or 1h30m, not soon");
+  EXPECT_NE(Complaint("qloractl wait j --timeout -5s"), "");
+  EXPECT_NE(Complaint("qloractl wait j --timeout nan"), "");
+}
+
+TEST(AddTimeout, PlainSecondsAndUnits) {
+  for (const auto& [text, expected] : {std::pair("7", absl::Seconds(7)),
+                                       {"0.5", absl::Milliseconds(500)},
+                                       {"1h30m", absl::Minutes(90)},
+                                       {"0", absl::ZeroDuration()}}) {
+    CLI::App app;
+    absl::Duration timeout;
+    AddTimeout(&app, &timeout, "");
+    app.parse(std::string("--timeout ") + text);
+    EXPECT_EQ(timeout, expected) << text;
+  }
 }
 
 int Parse(const std::string& line, bool* has_action) {
@@ -87,6 +139,11 @@ TEST(Cli, EveryVerb_ParsesAndHasAnAction) {
            "qloractl local logs -f",
            "qloractl version",
            "qloractl completion bash",
+           "qloractl completion fish",
+           "qloractl logs -f j-1 --timeout 1h",
+           "qloractl events -f j-1 --timeout 30",
+           "qloractl submit -f job.yaml --follow --timeout 5m",
+           "qloractl dataset push f --replace",
        }) {
     bool has_action = false;
     EXPECT_EQ(Parse(line, &has_action), 0) << line;
@@ -106,7 +163,8 @@ TEST(Cli, WrongLines_AreRefused) {
            "qloractl generate --job a --model b x",
            "qloractl generate --job a --compare --no-adapter x",
            "qloractl local start --cpu-ranks 0",
-           "qloractl completion fish",
+           "qloractl completion tcsh",
+           "qloractl logs j-1 --timeout 1h",
            "qloractl frobnicate",
            "qloractl list --frobnicate",
        }) {

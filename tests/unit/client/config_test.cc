@@ -41,6 +41,7 @@ TEST(ParseConfig, Mistakes_NameFileLineAndColumn) {
       {"contexts:\n  a: 1\n", "f:2:6: context a is no mapping"},
       {"[1, 2]\n", "f:1:1: no mapping"},
       {"a: [1\n", "f:2:1"},
+      {"current: [a]\n", "f:1:1: current is no text"},
   };
   for (const auto& c : kCases) {
     const auto parsed = ParseConfig(c.yaml, "f");
@@ -66,6 +67,49 @@ TEST(ResolveEndpoint, UnknownContext_NotFoundWithHint) {
   EXPECT_EQ(ExitCodeFor(endpoint.status()), kExitNotFound);
   EXPECT_THAT(FormatError(endpoint.status()),
               HasSubstr("hint: qloractl context list"));
+}
+
+TEST(ParseEndpoint, HostAndPort_WithOrWithoutScheme) {
+  for (const char* text : {"h:1", "http://h:1", "http://h:1/", "h:1/"}) {
+    EXPECT_EQ(*ParseEndpoint(text, "--endpoint"), "h:1") << text;
+  }
+  EXPECT_EQ(*ParseEndpoint("[::1]:7070", "x"), "[::1]:7070");
+}
+
+TEST(ParseEndpoint, AnythingElse_NamesFlagAndForm) {
+  for (const char* text : {"h", "h:", ":1", "h:x", "h:0", "h:70000",
+                           "ftp://h:1", "h:1/path", "::1:7070"}) {
+    const absl::Status status = ParseEndpoint(text, "--endpoint").status();
+    EXPECT_EQ(ExitCodeFor(status), kExitUsage) << text;
+    EXPECT_THAT(
+        std::string(status.message()),
+        HasSubstr(std::string("--endpoint ") + text + ": must be HOST:PORT"));
+  }
+  EXPECT_THAT(std::string(ParseEndpoint("https://h:1", "-").status().message()),
+              HasSubstr("there is no TLS yet"));
+}
+
+TEST(LocalContext, StartAndStop_LeaveTheOneBeforeCurrent) {
+  Config config;
+  config.current = "lab";
+  config.contexts["lab"] = {"h:1", ""};
+  UseLocalContext(config, "127.0.0.1:1", "/a");
+  UseLocalContext(config, "127.0.0.1:2", "/a");
+  EXPECT_EQ(config.current, "local");
+  EXPECT_EQ(ParseConfig(FormatConfig(config), "f")->previous, "lab");
+  EXPECT_FALSE(DropLocalContext(config, "/another"));
+  EXPECT_TRUE(DropLocalContext(config, "/a"));
+  EXPECT_EQ(config.current, "lab");
+  EXPECT_EQ(FormatConfig(config).find("local"), std::string::npos);
+}
+
+TEST(LocalContext, OtherChosenMeanwhile_Stays) {
+  Config config;
+  UseLocalContext(config, "127.0.0.1:1", "/a");
+  config.contexts["lab"] = {"h:1", ""};
+  config.current = "lab";
+  EXPECT_TRUE(DropLocalContext(config, "/a"));
+  EXPECT_EQ(config.current, "lab");
 }
 
 class Directories : public testing::Test {

@@ -110,8 +110,8 @@ class FakeArtifacts final : public v1::ArtifactService::Service {
   size_t largest_chunk_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
-// One job that runs for `points` steps. The streams break off `breaks` times
-// after their first message.
+// One job, j-1, that runs for `points` steps, logs a line and has an event at
+// each. The streams break off `breaks` times after a message.
 class FakeJobs final : public v1::JobService::Service {
  public:
   grpc::Status CancelJob(grpc::ServerContext*,
@@ -128,6 +128,19 @@ class FakeJobs final : public v1::JobService::Service {
     return grpc::Status::OK;
   }
 
+  grpc::Status GetJob(grpc::ServerContext*, const v1::GetJobRequest* request,
+                      v1::Job* response) override {
+    if (request->job() != "j-1" && request->job() != "@last") {
+      return {grpc::StatusCode::NOT_FOUND, "no job " + request->job()};
+    }
+    if (broken_ && away-- > 0) {
+      return {grpc::StatusCode::UNAVAILABLE, "restarting"};
+    }
+    response->set_job_id("j-1");
+    response->set_state(v1::JOB_STATE_RUNNING);
+    return grpc::Status::OK;
+  }
+
   grpc::Status WatchJob(grpc::ServerContext*, const v1::WatchJobRequest*,
                         grpc::ServerWriter<v1::Job>* writer) override {
     v1::Job job;
@@ -137,24 +150,38 @@ class FakeJobs final : public v1::JobService::Service {
     if (watch_breaks-- > 0) {
       return {grpc::StatusCode::UNAVAILABLE, "restarting"};
     }
-    job.set_state(v1::JOB_STATE_SUCCEEDED);
-    writer->Write(job);
+    writer->Write(last);
     return grpc::Status::OK;
+  }
+
+  grpc::Status StreamLogs(grpc::ServerContext*,
+                          const v1::StreamLogsRequest* request,
+                          grpc::ServerWriter<v1::LogLine>* writer) override {
+    return Records<v1::LogLine>(
+        *request, *writer, [](int64_t step, v1::LogLine& line) {
+          line.set_text("line " + std::to_string(step) + ";");
+        });
+  }
+
+  grpc::Status StreamEvents(grpc::ServerContext*,
+                            const v1::StreamEventsRequest* request,
+                            grpc::ServerWriter<v1::JobEvent>* writer) override {
+    return Records<v1::JobEvent>(
+        *request, *writer, [](int64_t step, v1::JobEvent& event) {
+          event.set_message("event " + std::to_string(step) + ";");
+        });
   }
 
   grpc::Status StreamMetrics(
       grpc::ServerContext*, const v1::StreamMetricsRequest* request,
       grpc::ServerWriter<v1::MetricPoint>* writer) override {
-    for (int64_t step = request->after_step() + 1; step <= points; ++step) {
-      v1::MetricPoint point;
-      point.set_step(step);
-      writer->Write(point);
-      if (metric_breaks-- > 0) {
-        return {grpc::StatusCode::UNAVAILABLE, "restarting"};
-      }
+    const grpc::Status status = Records<v1::MetricPoint>(
+        *request, *writer,
+        [](int64_t step, v1::MetricPoint& point) { point.set_step(step); });
+    if (status.ok() && !metrics_readable) {
+      return {grpc::StatusCode::INTERNAL, "damaged"};
     }
-    if (!metrics_readable) return {grpc::StatusCode::INTERNAL, "damaged"};
-    return grpc::Status::OK;
+    return status;
   }
 
   void LoseResponses(int count) {
@@ -166,12 +193,41 @@ class FakeJobs final : public v1::JobService::Service {
     return request_ids_;
   }
 
+  FakeJobs() {
+    last.set_job_id("j-1");
+    last.set_state(v1::JOB_STATE_SUCCEEDED);
+  }
+
   int64_t points = 5;
+  // How the job ends, or rests.
+  v1::Job last;
   std::atomic<int> watch_breaks = 0;
-  std::atomic<int> metric_breaks = 0;
   bool metrics_readable = true;
+  // Of the streams of records, each with this status.
+  std::atomic<int> record_breaks = 0;
+  std::atomic<grpc::StatusCode> broken_with = grpc::StatusCode::UNAVAILABLE;
+  // Calls of GetJob that fail, once a stream of records broke off.
+  std::atomic<int> away = 0;
 
  private:
+  // The records behind from_offset, ten bytes each.
+  template <typename Record, typename Request, typename Fill>
+  grpc::Status Records(const Request& request,
+                       grpc::ServerWriter<Record>& writer, Fill fill) {
+    for (int64_t step = request.from_offset() / 10 + 1; step <= points;
+         ++step) {
+      Record record;
+      fill(step, record);
+      record.set_next_offset(step * 10);
+      writer.Write(record);
+      if (record_breaks-- <= 0) continue;
+      broken_ = true;
+      return {broken_with.load(), "restarting"};
+    }
+    return grpc::Status::OK;
+  }
+
+  std::atomic<bool> broken_ = false;
   Mutex mu_;
   int lose_responses_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<std::string> request_ids_ ABSL_GUARDED_BY(mu_);

@@ -45,7 +45,7 @@ TEST(JobFollower, JobEnds_AllPointsCame) {
 TEST(JobFollower, StreamsBreak_NothingIsMissedOrRepeated) {
   FakeServer server;
   server.jobs.watch_breaks = 2;
-  server.jobs.metric_breaks = 2;
+  server.jobs.record_breaks = 2;
   Connection connection(server.endpoint);
   JobFollower follower(connection, "j-1", "", true);
   const Seen seen = FollowToTheEnd(follower);
@@ -73,7 +73,7 @@ TEST(JobFollower, DestroyedWhileStreamsEnd_CancelsNoneThatIsGone) {
   Connection connection(server.endpoint);
   for (int i = 0; i < 100; ++i) {
     server.jobs.watch_breaks = i % 2;
-    server.jobs.metric_breaks = i % 3;
+    server.jobs.record_breaks = i % 3;
     JobFollower follower(connection, "j-1", "", true);
     follower.Next(absl::Microseconds(50 * i));
   }

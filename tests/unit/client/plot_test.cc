@@ -73,6 +73,23 @@ TEST(DrawChart, Color_PaintsEachSeries) {
   EXPECT_THAT(text, HasSubstr("\x1b[33m"));
 }
 
+TEST(DrawChart, SeveralCurvesWithoutColor_HaveMarksOfTheirOwn) {
+  for (const bool utf8 : {true, false}) {
+    PlotStyle style = Ascii(40, 8);
+    style.utf8 = utf8;
+    const std::string text = DrawChart(
+        "t", {{"a", {{0, 0}, {1, 0}}}, {"b", {{0, 1}, {1, 1}}, 33, 'o'}},
+        style);
+    const std::vector<std::string> lines = Lines(text);
+    EXPECT_EQ(lines[0], "t  * a  o b");
+    EXPECT_THAT(lines[1], testing::AllOf(HasSubstr("oooo"),
+                                         testing::Not(HasSubstr("*"))));
+    EXPECT_THAT(
+        lines[lines.size() - 3],
+        testing::AllOf(HasSubstr("****"), testing::Not(HasSubstr("o"))));
+  }
+}
+
 TEST(DrawMetrics, ShowsEvaluationOnlyWhenThere) {
   std::vector<v1::MetricPoint> points(2);
   points[0].set_step(1);

@@ -197,6 +197,10 @@ TEST(Outcome, EachState_HasItsExitCodeAndNextCommand) {
   EXPECT_THAT(OutcomeText(job, 3.25),
               HasSubstr("12 steps, loss 3.2500 -> 1.8432\nnext: qloractl "
                         "adapter pull j-0123456789ab --to support-bot"));
+  job.mutable_progress()->set_has_eval_loss(true);
+  job.mutable_progress()->set_eval_loss(1.5);
+  EXPECT_THAT(OutcomeText(job, 3.25),
+              HasSubstr("loss 3.2500 -> 1.8432, evaluation loss 1.5000\n"));
   job.set_method("full");
   EXPECT_THAT(OutcomeText(job, 3.25), HasSubstr("qloractl model pull"));
   job.set_state(v1::JOB_STATE_FAILED);
@@ -221,6 +225,15 @@ TEST(ProgressText, Running_ShowsStepLossRateSpeedAndEta) {
             "  ETA 1m54s");
   EXPECT_THAT(ProgressText(RunningJob(), &point, false, false),
               HasSubstr("away"));
+}
+
+TEST(FormatEvent, LongestType_KeepsTheColumns) {
+  v1::JobEvent event;
+  event.set_type("Running");
+  event.set_message("m");
+  const size_t column = FormatEvent(event).find(" m\n");
+  event.set_type("CheckpointCommitted");
+  EXPECT_EQ(FormatEvent(event).find(" m\n"), column);
 }
 
 TEST(Terminal, TextsAreMeasuredInColumns) {

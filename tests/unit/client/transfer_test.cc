@@ -59,6 +59,18 @@ class Transfer : public testing::Test {
   std::string directory_;
 };
 
+TEST(TransferText, ShowsSpeedAndWhatIsLeftOnceThereIsATimeToMeasure) {
+  const int64_t mib = 1 << 20;
+  EXPECT_EQ(TransferText("uploading a", mib, 4 * mib, mib,
+                         absl::Milliseconds(200), false),
+            "uploading a [#####...............] 1.0 MiB of 4.0 MiB");
+  // A third of what is there was there before.
+  EXPECT_EQ(TransferText("uploading a", 3 * mib, 4 * mib, 2 * mib,
+                         absl::Seconds(4), false),
+            "uploading a [###############.....] 3.0 MiB of 4.0 MiB  512.0 "
+            "KiB/s  ETA 2s");
+}
+
 TEST_F(Transfer, Upload_ThreeMegabytes_InChunksOfOneAtMost) {
   const std::string content = Bytes(3 * (1 << 20) + 17);
   const auto file =

@@ -16,6 +16,7 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
+using ::testing::StartsWith;
 
 constexpr char kMinimal[] =
     "apiVersion: qlora/v1\n"
@@ -303,9 +304,42 @@ TEST(JobSpecTest, ApplyOverrides_SetsAndKeeps) {
                           "a..b=1", "a=[", "data.train.x=1"}) {
     EXPECT_FALSE(ApplyOverrides(kMinimal, {bad}).ok()) << bad;
   }
+  EXPECT_EQ(ApplyOverrides(kMinimal, {"train"}).status().message(),
+            "--set train: give KEY=VALUE, as train.epochs=3");
   // An unknown key is the parser's to refuse, which also suggests.
   EXPECT_THAT(Messages(*ApplyOverrides(kMinimal, {"train.epoch=3"})),
               HasSubstr("did you mean 'train.epochs'"));
+}
+
+std::string MessagesWith(const std::string& yaml,
+                         const std::vector<std::string>& assignments) {
+  return std::string(
+      SpecErrorsToStatus(ParseJobFile(yaml, assignments).errors, "job.yaml")
+          .message());
+}
+
+TEST(JobSpecTest, ParseWithAssignments_ErrorsNameTheFlagOrTheFilesOwnLine) {
+  // The value of a flag, whether the file has the key or not.
+  EXPECT_THAT(MessagesWith(With("train: {epochs: 3}\n"), {"train.epochs=many"}),
+              StartsWith("--set train.epochs=many: train.epochs: "));
+  EXPECT_THAT(MessagesWith(kMinimal, {"lora.rank=4", "lora.rnk=8"}),
+              StartsWith("--set lora.rnk=8: lora.rnk: unknown key"));
+  EXPECT_THAT(MessagesWith(kMinimal, {"lora={rank: four}"}),
+              StartsWith("--set lora={rank: four}: lora.rank: "));
+  EXPECT_THAT(MessagesWith(kMinimal, {"data.train.0.format=cat"}),
+              StartsWith("--set data.train.0.format=cat: data.train[0]"));
+  EXPECT_THAT(MessagesWith(kMinimal, {"model.init=random"}),
+              StartsWith("--set model.init=random: model.init: "));
+  EXPECT_THAT(MessagesWith(kMinimal, {"a=["}), StartsWith("--set a=[: "));
+  // What stands in the file keeps its line and column, blank lines and comments
+  // included.
+  EXPECT_THAT(
+      MessagesWith(With("# a comment\n\nlora: {rnk: 4}\n"), {"train.epochs=5"}),
+      StartsWith("job.yaml:7:8: lora.rnk: unknown key"));
+  EXPECT_THAT(MessagesWith("name: a\nmodel: tiny\n", {"model.init=pretrained"}),
+              Not(HasSubstr("--set")));
+  EXPECT_EQ(MessagesWith(kMinimal, {"train.epochs=5"}), "");
+  EXPECT_EQ(ParseJobFile(kMinimal, {"train.epochs=5"}).spec.train.epochs, 5);
 }
 
 TEST(JobSpecTest, NamedPaths_SkipsWhatTheServerHas) {

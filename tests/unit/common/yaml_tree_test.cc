@@ -49,7 +49,7 @@ TEST(YamlTreeTest, Parse_Hostile_IsRefused) {
   }
   EXPECT_THAT(Error(bomb), HasSubstr("aliases expand to too much"));
   EXPECT_THAT(Error("a: &a [*a]"), HasSubstr("inside its own anchor"));
-  EXPECT_THAT(Error("a: *nobody"), HasSubstr("not defined"));
+  EXPECT_THAT(Error("a: *nobody"), HasSubstr("no anchor"));
   EXPECT_NE(Error(std::string(200'000, '[')), "");
   EXPECT_NE(Error(std::string(200'000, '{')), "");
   EXPECT_THAT(Error(std::string(40, '[') + std::string(40, ']')),
@@ -65,6 +65,27 @@ TEST(YamlTreeTest, Parse_Hostile_IsRefused) {
   EXPECT_NE(Error("a: [1\nb: 2"), "");
   EXPECT_NE(Error("a: b: c"), "");
   EXPECT_EQ(Error(""), "");
+}
+
+TEST(YamlTreeTest, Parse_IndentedWithATab_SaysSoAndWhere) {
+  for (const auto& [text, line, column] :
+       {std::tuple("a:\n\tb: 1\n", 2, 1), {"a:\n  b: 1\n \tc: 2\n", 3, 2}}) {
+    const YamlDocument document = ParseYaml(text);
+    ASSERT_EQ(document.errors.size(), 1u) << text;
+    EXPECT_THAT(document.errors[0].message, HasSubstr("with a tab"));
+    EXPECT_EQ(document.errors[0].line, line);
+    EXPECT_EQ(document.errors[0].column, column);
+  }
+  // Where a tab is allowed it is no error.
+  EXPECT_EQ(Error("a: {b: 1,\n\tc: 2}\n"), "");
+}
+
+TEST(YamlTreeTest, Parse_Mistakes_AreToldInTheWordsOfOneWhoWritesYaml) {
+  EXPECT_THAT(Error("a: [1\nb: 2"), HasSubstr("'[' has no ']'"));
+  EXPECT_THAT(Error("a: {b: 1\nc: 2"), HasSubstr("'{' has no '}'"));
+  EXPECT_THAT(Error("a: b: c"), HasSubstr("quote a text that has ': ' in it"));
+  EXPECT_THAT(Error("a: 'x\n"), HasSubstr("the quote is not closed"));
+  EXPECT_THAT(Error("a:\n  b: 1\n c: 2\n"), HasSubstr("indented"));
 }
 
 TEST(YamlTreeTest, Write_AnyTree_ParsesBackTheSame) {

@@ -20,6 +20,7 @@
 #include "qlora/v1/dataset.grpc.pb.h"
 #include "qlora/v1/job.grpc.pb.h"
 #include "qlora/v1/model.grpc.pb.h"
+#include "qlora/v1/server.grpc.pb.h"
 
 namespace qlora::server {
 namespace {
@@ -261,6 +262,70 @@ TEST_F(ServerTest, LogsAndEvents_AreFollowedToTheEnd) {
   v1::LogLine line;
   while (stream->Read(&line)) lines.push_back(line.text());
   EXPECT_THAT(lines, ElementsAre("line 2", "line 4"));
+}
+
+// The first record of a stream, which is then given up. False without one.
+template <typename Record, typename Open>
+bool First(Record* record, Open open) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() +
+                       std::chrono::seconds(20));
+  const auto stream = open(&context);
+  const bool read = stream->Read(record);
+  context.TryCancel();
+  stream->Finish();
+  return read;
+}
+
+TEST_F(ServerTest, Records_FromAnOffset_GoOnBehindIt) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  const std::string id = RunJob(worker, "r1");
+  for (int i = 0; i < 5; ++i) {
+    worker.Send(id, 1, [&](auto& e) {
+      e.mutable_log()->set_text("line " + std::to_string(i));
+    });
+    worker.AwaitAck(SendPoint(worker, id, i + 1));
+  }
+  FinishJob(worker, id);
+  v1::StreamLogsRequest logs;
+  logs.set_job(id);
+  logs.set_all_ranks(true);
+  // A tail means the first opening only.
+  logs.set_tail(4);
+  v1::StreamMetricsRequest metrics;
+  metrics.set_job(id);
+  v1::StreamEventsRequest events;
+  events.set_job(id);
+  v1::LogLine line;
+  v1::MetricPoint point;
+  std::vector<std::string> lines, types;
+  std::vector<int64_t> steps;
+  // Each stream is opened anew for each of its records.
+  for (int i = 0; i < 4; ++i) {
+    ASSERT_TRUE(First(&line, [&](grpc::ClientContext* context) {
+      return jobs_->StreamLogs(context, logs);
+    }));
+    logs.set_from_offset(line.next_offset());
+    lines.push_back(line.text());
+    ASSERT_TRUE(First(&point, [&](grpc::ClientContext* context) {
+      return jobs_->StreamMetrics(context, metrics);
+    }));
+    metrics.set_from_offset(point.next_offset());
+    steps.push_back(point.step());
+  }
+  EXPECT_THAT(lines, ElementsAre("line 1", "line 2", "line 3", "line 4"));
+  EXPECT_THAT(steps, ElementsAre(1, 2, 3, 4));
+  v1::JobEvent event;
+  while (First(&event, [&](grpc::ClientContext* context) {
+    return jobs_->StreamEvents(context, events);
+  })) {
+    events.set_from_offset(event.next_offset());
+    types.push_back(event.type());
+  }
+  EXPECT_THAT(types, ElementsAre("Queued", "Placed", "Running",
+                                 "CheckpointCommitted", "Succeeded"));
 }
 
 TEST_F(ServerTest, SameRequestId_ActsOnce) {
@@ -507,6 +572,54 @@ TEST_F(ServerTest, Dataset_MeansItsFile) {
   put.set_request_id("r3");
   EXPECT_EQ(datasets_->PutDataset(Deadline().get(), put, &dataset).error_code(),
             grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(ServerTest, DatasetNameThatIsTaken_MeansOtherContentOnlyWhenAsked) {
+  const auto put = [&](const std::string& id, const std::string& content,
+                       bool replace, v1::Dataset* dataset) {
+    v1::PutDatasetRequest request;
+    request.set_request_id(id);
+    request.set_name("d");
+    request.set_replace(replace);
+    *request.mutable_file() = Upload("a.jsonl", content);
+    return datasets_->PutDataset(Deadline().get(), request, dataset);
+  };
+  v1::Dataset first, second;
+  ASSERT_TRUE(put("r1", "one", false, &first).ok());
+  ASSERT_TRUE(put("r2", "one", false, &second).ok());
+  EXPECT_EQ(second.SerializeAsString(), first.SerializeAsString());
+  const grpc::Status status = put("r3", "two", false, &second);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::ALREADY_EXISTS);
+  EXPECT_THAT(status.error_message(),
+              HasSubstr("\"d\" means other content (a.jsonl, 3 B)"));
+  ASSERT_TRUE(put("r4", "two", true, &second).ok());
+  EXPECT_EQ(second.file().sha256(), Sha256Hex("two"));
+}
+
+TEST_F(ServerTest, UploadedModelThatIsBroken_IsNamedAsItsOwnerNamedIt) {
+  v1::ImportModelRequest request;
+  request.set_request_id("r1");
+  request.set_name("m");
+  *request.add_files() = Upload("config.json", kModelConfig);
+  *request.add_files() =
+      Upload("model.safetensors", std::string(8, '\x7f') + "{}");
+  v1::Model model;
+  const grpc::Status status =
+      models_->ImportModel(Deadline().get(), request, &model);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(),
+              ::testing::StartsWith("model.safetensors: "));
+  EXPECT_EQ(status.error_message().find(dir_.path()), std::string::npos);
+}
+
+TEST_F(ServerTest, GetVersion_IsTheBuilds) {
+  const auto stub = v1::ServerService::NewStub(grpc::CreateChannel(
+      server_->grpc_address(), grpc::InsecureChannelCredentials()));
+  v1::GetVersionResponse version;
+  ASSERT_TRUE(
+      stub->GetVersion(Deadline().get(), v1::GetVersionRequest(), &version)
+          .ok());
+  EXPECT_THAT(version.version(), ::testing::MatchesRegex("[0-9.]+"));
 }
 
 TEST_F(ServerTest, Restart_KeepsTheAttemptAndRepeatsNothing) {

@@ -1,0 +1,123 @@
+// The verbs that stay with a job: over breaks of their streams, until they end.
+#include "client/follow.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <sstream>
+
+#include "client/verbs.h"
+#include "tests/unit/client/fake_server.h"
+
+namespace qlora::client {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+class Follow : public testing::Test {
+ protected:
+  Follow() {
+    session_.endpoint = server_.endpoint;
+    session_.output.out = &out_;
+  }
+
+  // What the verb wrote to standard error goes to err_.
+  template <typename F>
+  int Run(F verb) {
+    testing::internal::CaptureStderr();
+    const absl::StatusOr<int> code = verb();
+    err_ = testing::internal::GetCapturedStderr();
+    EXPECT_TRUE(code.ok()) << code.status();
+    return code.value_or(-1);
+  }
+  std::string Lines(const std::string& what) const {
+    std::string lines;
+    std::istringstream text(out_.str());
+    for (std::string line; std::getline(text, line);) {
+      const size_t at = line.find(what);
+      if (at != std::string::npos) lines += line.substr(at + what.size());
+    }
+    return lines;
+  }
+
+  FakeServer server_;
+  std::ostringstream out_;
+  std::string err_;
+  Session session_;
+};
+
+TEST_F(Follow, Logs_StreamBreaks_EachLineOnceAndANote) {
+  server_.jobs.record_breaks = 3;
+  server_.jobs.away = 2;
+  LogsOptions options{.job = "@last", .follow = true};
+  EXPECT_EQ(Run([&] { return Logs(session_, options); }), kExitOk);
+  EXPECT_EQ(Lines("line "), "1;2;3;4;5;");
+  EXPECT_THAT(err_, HasSubstr(kAwayNote));
+  EXPECT_THAT(err_, HasSubstr(kBackNote));
+}
+
+TEST_F(Follow, Events_ServerThatShutsDownCancels_GoesOn) {
+  server_.jobs.record_breaks = 2;
+  server_.jobs.broken_with = grpc::StatusCode::CANCELLED;
+  EventsOptions options{.job = "j-1", .follow = true};
+  EXPECT_EQ(Run([&] { return Events(session_, options); }), kExitOk);
+  EXPECT_EQ(Lines("event "), "1;2;3;4;5;");
+}
+
+TEST_F(Follow, Logs_WithoutFollow_ABreakIsAnError) {
+  server_.jobs.record_breaks = 1;
+  const absl::StatusOr<int> code = Logs(session_, {.job = "j-1"});
+  EXPECT_EQ(ExitCodeFor(code.status()), kExitUnavailable);
+}
+
+TEST_F(Follow, Logs_TimeoutWhileTheCoordinatorIsAway_SaysHowToComeBack) {
+  server_.jobs.record_breaks = 1'000'000;
+  server_.jobs.points = 1'000'000;
+  LogsOptions options{.job = "j-1", .follow = true};
+  options.timeout = absl::Milliseconds(300);
+  EXPECT_EQ(Run([&] { return Logs(session_, options); }), kExitJobNotFinished);
+  EXPECT_THAT(err_, HasSubstr("the job goes on\nnext: qloractl wait j-1\n"));
+}
+
+TEST_F(Follow, Json_HasNoOffsets) {
+  session_.output.format = OutputFormat::kJsonl;
+  EXPECT_EQ(Run([&] { return Logs(session_, {.job = "j-1"}); }), kExitOk);
+  EXPECT_THAT(out_.str(), HasSubstr("line 5;"));
+  EXPECT_THAT(out_.str(), Not(HasSubstr("nextOffset")));
+}
+
+TEST_F(Follow, JobHeld_EndsWithReasonAndWhatToType) {
+  server_.jobs.last.set_state(v1::JOB_STATE_HELD);
+  server_.jobs.last.set_failure_class(v1::FAILURE_CLASS_NUMERICAL);
+  server_.jobs.last.set_reason("the loss of step 3 is not finite");
+  EXPECT_EQ(Run([&] { return FollowJob(session_, "j-1", {}); }),
+            kExitJobNotFinished);
+  EXPECT_THAT(out_.str(),
+              HasSubstr("HELD j-1 (NUMERICAL): the loss of step 3 is not "
+                        "finite\nnext: qloractl resume j-1\n"));
+  out_.str("");
+  EXPECT_EQ(
+      Run([&] { return Wait(session_, "@last", absl::InfiniteDuration()); }),
+      kExitJobNotFinished);
+  EXPECT_THAT(out_.str(), HasSubstr("HELD j-1 (NUMERICAL): the loss"));
+}
+
+TEST_F(Follow, Timeout_DetachesAndTheJobGoesOn) {
+  server_.jobs.watch_breaks = 1'000'000;
+  FollowOptions options;
+  options.timeout = absl::Milliseconds(200);
+  EXPECT_EQ(Run([&] { return FollowJob(session_, "j-1", options); }),
+            kExitJobNotFinished);
+  EXPECT_THAT(err_, HasSubstr("RUNNING\ndetached (--timeout); the job goes on\n"
+                              "next: qloractl wait j-1\n"));
+}
+
+TEST_F(Follow, Version_ServerThatDoesNotSay_IsNoError) {
+  EXPECT_TRUE(Version(session_).ok());
+  EXPECT_THAT(out_.str(), testing::ContainsRegex("client +[0-9.]+\n"));
+  EXPECT_THAT(out_.str(), HasSubstr("coordinator  unknown: "));
+}
+
+}  // namespace
+}  // namespace qlora::client
