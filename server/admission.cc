@@ -93,6 +93,18 @@ bool NeedsTokenizer(const JobSpec& spec) {
          std::any_of(spec.data.eval.begin(), spec.data.eval.end(), needs);
 }
 
+// InvalidArgument if a worker could not be told to prepare the job.
+absl::Status CheckSize(const Job& job) {
+  size_t bytes =
+      job.job().resolved_job_file().size() + job.record.model().ByteSizeLong();
+  for (const auto& input : job.record.inputs()) bytes += input.ByteSizeLong();
+  if (bytes <= kMaxJobBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the job file and the names of the files that it needs take ", bytes,
+      " bytes; at most ", kMaxJobBytes,
+      " can be sent to a worker: put the data into fewer files"));
+}
+
 }  // namespace
 
 absl::StatusOr<Job> Admission::Admit(const std::string& job_file,
@@ -116,6 +128,7 @@ absl::StatusOr<Job> Admission::Admit(const std::string& job_file,
   ASSIGN_OR_RETURN(job.plan, MakePlan(job.record));
   RETURN_IF_ERROR(CheckTargetModules(*job.plan));
   RETURN_IF_ERROR(CheckTokenizerOf(*job.plan, job.record.model()));
+  RETURN_IF_ERROR(CheckSize(job));
   return job;
 }
 

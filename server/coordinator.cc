@@ -16,6 +16,9 @@
 namespace qlora::server {
 namespace {
 
+// Less is the clock being kept right.
+constexpr absl::Duration kClockJump = absl::Seconds(1);
+
 bool Newer(const Job& a, const Job& b) {
   const auto age = [](const Job& job) {
     return std::make_tuple(job.job().create_time().seconds(),
@@ -39,18 +42,20 @@ bool Matches(const JobFilter& filter, const Job& job) {
       });
 }
 
-// Plans of all jobs. One that this version cannot read is left without the
-// model and with what could be read, and HELD by the caller's log.
-absl::Status FillPlans(State& state) {
+// Plans of all jobs. One that this version cannot read must not keep the others
+// waiting: the scheduler holds it.
+void FillPlans(State& state) {
   for (auto& [id, job] : state.jobs) {
     auto plan = MakePlan(job.record);
-    if (!plan.ok()) {
-      if (!IsTerminal(job.job().state())) return plan.status();
-      plan = std::make_shared<const JobPlan>();
+    if (plan.ok()) {
+      job.plan = *std::move(plan);
+      continue;
     }
-    job.plan = *std::move(plan);
+    LogWarning("job cannot be read", {{"job", id}, {"error", plan.status()}});
+    auto unreadable = std::make_shared<JobPlan>();
+    unreadable->error = plan.status();
+    job.plan = std::move(unreadable);
   }
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -60,7 +65,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Create(
   ASSIGN_OR_RETURN(State state, store->Load());
   state.timings = timings;
   state.start_time = clock->Now();
-  RETURN_IF_ERROR(FillPlans(state));
+  FillPlans(state);
   std::unique_ptr<Coordinator> coordinator(
       new Coordinator(std::move(state), store, sink, clock));
   RETURN_IF_ERROR(coordinator->Change([](Draft& draft) {
@@ -79,11 +84,24 @@ Coordinator::Coordinator(State state, Store* store, EffectSink* sink,
       cluster_id_(state.cluster_id),
       term_(state.term),
       state_(std::move(state)),
-      random_(std::random_device{}()) {}
+      random_(std::random_device{}()),
+      last_now_(clock->Now()),
+      last_steady_(clock->Steady()) {}
 
 Draft Coordinator::NewDraft() {
-  return Draft(state_, clock_->Now(),
-               std::uniform_real_distribution<double>()(random_));
+  const absl::Time now = clock_->Now();
+  const absl::Duration ran = clock_->Steady() - last_steady_;
+  absl::Duration shift = now - last_now_ - ran;
+  // Who did not run heard nobody: silence of that time is nobody's.
+  if (ran > state_.timings.lease) shift += ran;
+  if (absl::AbsDuration(shift) > kClockJump) {
+    LogWarning("the clock jumped, or this process stood still; leases move on",
+               {{"by", absl::FormatDuration(shift)}});
+    ShiftWaits(state_, shift);
+  }
+  last_now_ = now;
+  last_steady_ += ran;
+  return Draft(state_, now, std::uniform_real_distribution<double>()(random_));
 }
 
 absl::Status Coordinator::CommitLocked(Draft& draft,
@@ -293,6 +311,15 @@ absl::Status Coordinator::CheckStreamLocked(const std::string& node,
   return absl::OkStatus();
 }
 
+bool Coordinator::HasPartLocked(const std::string& node,
+                                const qlora::v1::WorkerEvent& event) const {
+  const auto it = state_.attempts.find({event.job_id(), event.attempt()});
+  return state_.jobs.contains(event.job_id()) && it != state_.attempts.end() &&
+         it->second.term() == event.term() &&
+         std::any_of(it->second.parts().begin(), it->second.parts().end(),
+                     [&](const auto& part) { return part.node() == node; });
+}
+
 uint64_t Coordinator::LastEventLocked(const std::string& node) const {
   const auto pending = events_.find(node);
   if (pending != events_.end()) return pending->second;
@@ -326,7 +353,7 @@ absl::Status Coordinator::Event(const std::string& node, uint64_t stream,
     if (event.number() <= LastEventLocked(node)) return absl::OkStatus();
     Draft draft = NewDraft();
     OnAttemptEvent(draft, node, event);
-    if (event.has_notice() && state_.jobs.contains(event.job_id())) {
+    if (event.has_notice() && HasPartLocked(node, event)) {
       draft.Tell(event.job_id(), event.notice().type(),
                  event.notice().message(), event.attempt());
     }
@@ -356,7 +383,7 @@ absl::StatusOr<bool> Coordinator::AcceptEvent(
   RETURN_IF_ERROR(CheckStreamLocked(node, stream));
   if (event.number() <= LastEventLocked(node)) return false;
   events_[node] = event.number();
-  return true;
+  return event.has_task_output() || HasPartLocked(node, event);
 }
 
 absl::Status Coordinator::AckCommands(const std::string& node, uint64_t stream,
@@ -400,9 +427,23 @@ std::vector<Command> Coordinator::CommandsAfter(const std::string& node,
 
 absl::Status Coordinator::SendCommand(const std::string& node,
                                       qlora::v1::WorkerCommand command) {
+  // With room for what is around it.
+  constexpr size_t kMaxCommandBytes = kMaxMessageBytes - 1024;
+  if (command.ByteSizeLong() > kMaxCommandBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the request makes a message of ", command.ByteSizeLong(),
+                     " bytes to the worker; at most ", kMaxCommandBytes,
+                     " are sent: shorten its texts or name fewer files"));
+  }
   return Change([&](Draft& draft) -> absl::Status {
-    if (draft.nodes.Find(node) == nullptr) {
+    const Node* found = draft.nodes.Find(node);
+    if (found == nullptr) {
       return absl::NotFoundError(absl::StrCat("no node ", node));
+    }
+    // What goes from here on is told to the task that is on its way.
+    if (command.has_run_task() && !found->schedulable()) {
+      return absl::UnavailableError(
+          absl::StrCat("node ", node, " has just gone; try again"));
     }
     draft.Send(node, command);
     return absl::OkStatus();

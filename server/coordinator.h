@@ -84,7 +84,8 @@ class Coordinator {
   absl::Status Event(const std::string& node, uint64_t stream,
                      const qlora::v1::WorkerEvent& event);
   // An event that changes no state (metrics, logs, task output). True if it is
-  // new. It counts as stored, and is acknowledged, at the next Flush.
+  // new and the node's to report: its job and attempt exist. It counts as
+  // stored, and is acknowledged, at the next Tick.
   absl::StatusOr<bool> AcceptEvent(const std::string& node, uint64_t stream,
                                    const qlora::v1::WorkerEvent& event);
   absl::Status AckCommands(const std::string& node, uint64_t stream,
@@ -93,7 +94,8 @@ class Coordinator {
   // The node's commands after that number, oldest first, at most `limit`.
   std::vector<Command> CommandsAfter(const std::string& node, uint64_t number,
                                      size_t limit) const;
-  // Sends a command that belongs to no attempt.
+  // Sends a command that belongs to no attempt. InvalidArgument: too large for
+  // a message; Unavailable: a task for a node that takes none now.
   absl::Status SendCommand(const std::string& node,
                            qlora::v1::WorkerCommand command);
 
@@ -113,6 +115,8 @@ class Coordinator {
  private:
   Coordinator(State state, Store* store, EffectSink* sink, Clock* clock);
 
+  // Leases and waits are kept in the time that people read: where that jumped
+  // they jump with it.
   Draft NewDraft() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CommitLocked(Draft& draft,
                             std::optional<RequestResult> request = {})
@@ -121,6 +125,10 @@ class Coordinator {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<std::optional<std::string>> FindResultLocked(
       const std::string& request_id, const std::string& digest)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The event is of an attempt that the node has, or had, a part in.
+  bool HasPartLocked(const std::string& node,
+                     const qlora::v1::WorkerEvent& event) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   uint64_t LastEventLocked(const std::string& node) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -140,6 +148,10 @@ class Coordinator {
   mutable Mutex mu_;
   State state_ ABSL_GUARDED_BY(mu_);
   std::minstd_rand random_ ABSL_GUARDED_BY(mu_);
+  // Of the newest draft, by the clock on the wall and by the one that is
+  // steady.
+  absl::Time last_now_ ABSL_GUARDED_BY(mu_);
+  absl::Time last_steady_ ABSL_GUARDED_BY(mu_);
   // Taken in, not stored yet, by node.
   std::map<std::string, uint64_t> events_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, uint64_t> command_acks_ ABSL_GUARDED_BY(mu_);

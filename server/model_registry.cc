@@ -1,6 +1,7 @@
 #include "server/model_registry.h"
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -67,6 +68,12 @@ absl::Status Describe(const ModelTexts& texts, const FindTensor& find,
   RETURN_IF_ERROR(CheckModelTensors(description, find));
   if (texts.tokenizer.empty()) return absl::OkStatus();
   return CheckTokenizer(texts.tokenizer, description);
+}
+
+// Without "..", which past a link leads elsewhere than its text says: what is
+// checked must be what is read and kept.
+std::string Lexical(const std::string& directory) {
+  return std::filesystem::path(directory).lexically_normal().string();
 }
 
 absl::Status InspectDirectory(const std::string& directory,
@@ -190,7 +197,7 @@ absl::StatusOr<qlora::v1::Model> InspectModel(
   model.set_name(request.name());
   const absl::Status status =
       request.files().empty()
-          ? InspectDirectory(request.directory(), admission, model)
+          ? InspectDirectory(Lexical(request.directory()), admission, model)
           : InspectFiles(request, admission, artifacts, model);
   if (absl::IsNotFound(status) || absl::IsUnimplemented(status)) {
     return absl::InvalidArgumentError(status.message());

@@ -30,7 +30,6 @@ namespace qlora::server {
 namespace {
 
 constexpr int kPoolThreads = 8;
-constexpr int kMaxReceiveBytes = 4 << 20;
 constexpr absl::Duration kTick = absl::Milliseconds(200);
 constexpr absl::Duration kSyncLogs = absl::Seconds(5);
 
@@ -159,7 +158,7 @@ absl::Status Server::Parts::Listen() {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
-  builder.SetMaxReceiveMessageSize(kMaxReceiveBytes);
+  builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   // Else a second coordinator would share the port without a word.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
@@ -213,7 +212,7 @@ void Server::Parts::KeepTime() {
     if (absl::Status status = coordinator->Tick(); !status.ok()) {
       LogWarning("tick failed", {{"error", status}});
     }
-    Housekeeping(absl::Now());
+    Housekeeping(SteadyNow());
   }
 }
 
@@ -229,7 +228,8 @@ void Server::Parts::Housekeeping(absl::Time now) {
     std::set<std::string> used;
     coordinator->Read(
         [&](const State& state) { used = ReferencedArtifacts(state); });
-    const int removed = artifacts->Collect(used, now - options.artifact_grace);
+    const int removed =
+        artifacts->Collect(used, absl::Now() - options.artifact_grace);
     if (removed > 0) LogInfo("artifacts removed", {{"count", removed}});
   }
 }
@@ -269,9 +269,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(
   RETURN_IF_ERROR(parts->Open());
   RETURN_IF_ERROR(parts->Listen());
   RETURN_IF_ERROR(parts->Publish());
-  parts->next_sync = absl::Now();
+  parts->next_sync = SteadyNow();
   // Workers that were cut off have staged what no event names yet.
-  parts->next_collection = absl::Now() + options.artifact_grace;
+  parts->next_collection =
+      SteadyNow() + std::max(options.artifact_grace,
+                             options.timings.startup_reschedule_after);
   parts->timer = std::thread([p = parts.get()] { p->KeepTime(); });
   LogInfo("coordinator ready", {{"grpc", parts->grpc_address},
                                 {"metrics", parts->monitoring->address()},

@@ -47,8 +47,7 @@ absl::StatusOr<std::string> Tasks::Start(qlora::v1::RunTask task,
   task.set_task_id(id);
   {
     MutexLock lock(&mu_);
-    tasks_[id] = {*node,
-                  std::make_shared<const Callbacks>(std::move(callbacks))};
+    tasks_[id] = std::make_shared<Task>(*node, std::move(callbacks));
   }
   qlora::v1::WorkerCommand command;
   *command.mutable_run_task() = std::move(task);
@@ -59,39 +58,45 @@ absl::StatusOr<std::string> Tasks::Start(qlora::v1::RunTask task,
   return id;
 }
 
-std::shared_ptr<const Tasks::Callbacks> Tasks::Take(const std::string& task_id,
-                                                    std::string* node) {
-  MutexLock lock(&mu_);
-  const auto it = tasks_.find(task_id);
-  if (it == tasks_.end()) return nullptr;
-  auto callbacks = std::move(it->second.callbacks);
-  if (node != nullptr) *node = it->second.node;
-  tasks_.erase(it);
-  return callbacks;
+std::shared_ptr<Tasks::Task> Tasks::Take(const std::string& task_id) {
+  std::shared_ptr<Task> task;
+  {
+    MutexLock lock(&mu_);
+    const auto it = tasks_.find(task_id);
+    if (it == tasks_.end()) return nullptr;
+    task = std::move(it->second);
+    tasks_.erase(it);
+  }
+  MutexLock lock(&task->mu);
+  task->done = true;
+  return task;
 }
 
 void Tasks::Cancel(const std::string& task_id) {
-  std::string node;
-  const auto callbacks = Take(task_id, &node);
-  if (callbacks == nullptr) return;
+  const auto task = Take(task_id);
+  if (task == nullptr) return;
   qlora::v1::WorkerCommand command;
   command.mutable_cancel_task()->set_task_id(task_id);
   // If it cannot be sent the worker ends the task by itself.
-  (void)coordinator_->SendCommand(node, std::move(command));
-  callbacks->on_done(absl::CancelledError("the caller went away"));
+  (void)coordinator_->SendCommand(task->node, std::move(command));
+  task->callbacks.on_done(absl::CancelledError("the caller went away"));
 }
 
 void Tasks::OnOutput(const qlora::v1::TaskOutput& output) {
-  std::shared_ptr<const Callbacks> callbacks;
+  std::shared_ptr<Task> task;
   {
     MutexLock lock(&mu_);
     const auto it = tasks_.find(output.task_id());
     if (it == tasks_.end()) return;
-    callbacks = it->second.callbacks;
+    task = it->second;
   }
-  if (output.has_event()) callbacks->on_event(output.event());
+  if (output.has_event()) {
+    // Once on_done was called, what on_event fills may be gone.
+    MutexLock lock(&task->mu);
+    if (!task->done) task->callbacks.on_event(output.event());
+  }
   if (output.done() && Take(output.task_id()) != nullptr) {
-    callbacks->on_done(TaskError(output));
+    task->callbacks.on_done(TaskError(output));
   }
 }
 
@@ -100,16 +105,16 @@ void Tasks::OnNodeGone(const std::string& node, const std::string& why) {
   {
     MutexLock lock(&mu_);
     for (const auto& [id, task] : tasks_) {
-      if (task.node == node) gone.push_back(id);
+      if (task->node == node) gone.push_back(id);
     }
   }
   for (const std::string& id : gone) {
-    const auto callbacks = Take(id);
-    if (callbacks == nullptr) continue;
+    const auto task = Take(id);
+    if (task == nullptr) continue;
     qlora::v1::WorkerCommand command;
     command.mutable_cancel_task()->set_task_id(id);
     (void)coordinator_->SendCommand(node, std::move(command));
-    callbacks->on_done(absl::UnavailableError(why));
+    task->callbacks.on_done(absl::UnavailableError(why));
   }
 }
 

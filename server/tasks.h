@@ -16,10 +16,12 @@ namespace qlora::server {
 
 class Tasks {
  public:
-  // Called without locks, for one task by one thread at a time.
+  // For one task by one thread at a time.
   struct Callbacks {
+    // Under a lock of the task: it must not call this class.
     std::function<void(const qlora::v1::TrainerEvent&)> on_event;
-    // The last call, exactly once for each task that was started.
+    // The last call, exactly once for each task that was started; no on_event
+    // runs or comes any more. Without locks.
     std::function<void(const absl::Status&)> on_done;
   };
 
@@ -38,16 +40,20 @@ class Tasks {
 
  private:
   struct Task {
-    std::string node;
-    std::shared_ptr<const Callbacks> callbacks;
+    Task(std::string n, Callbacks c)
+        : node(std::move(n)), callbacks(std::move(c)) {}
+    const std::string node;
+    const Callbacks callbacks;
+    // Held around on_event.
+    Mutex mu;
+    bool done ABSL_GUARDED_BY(mu) = false;
   };
-  // Null if it has ended.
-  std::shared_ptr<const Callbacks> Take(const std::string& task_id,
-                                        std::string* node = nullptr);
+  // Removes the task, once its on_event has returned. Null if it has ended.
+  std::shared_ptr<Task> Take(const std::string& task_id);
 
   Coordinator* const coordinator_;
   Mutex mu_;
-  std::map<std::string, Task> tasks_ ABSL_GUARDED_BY(mu_);
+  std::map<std::string, std::shared_ptr<Task>> tasks_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace qlora::server

@@ -124,11 +124,8 @@ Telemetry::Telemetry(const JobLog* log, Clock* clock)
       {0.001, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300});
 }
 
-Telemetry::Series& Telemetry::SeriesLocked(const std::string& job_id) {
-  const auto [it, added] = series_.try_emplace(job_id);
-  Series& series = it->second;
-  if (!added) return series;
-  // From before this start: the end of the file says where the job is.
+Telemetry::Series Telemetry::Recorded(const std::string& job_id) const {
+  Series series;
   const auto offset = log_->TailOffset(job_id, LogKind::kMetrics, 200,
                                        [](const std::string&) { return true; });
   if (!offset.ok()) return series;
@@ -148,10 +145,21 @@ Telemetry::Series& Telemetry::SeriesLocked(const std::string& job_id) {
   return series;
 }
 
+void Telemetry::Know(const std::string& job_id) {
+  {
+    MutexLock lock(&mu_);
+    if (series_.contains(job_id)) return;
+  }
+  Series recorded = Recorded(job_id);
+  MutexLock lock(&mu_);
+  series_.try_emplace(job_id, std::move(recorded));
+}
+
 bool Telemetry::OnPoint(const std::string& job_id,
                         const qlora::v1::MetricPoint& point) {
+  Know(job_id);
   MutexLock lock(&mu_);
-  Series& series = SeriesLocked(job_id);
+  Series& series = series_[job_id];
   if (!After(point, series.last)) return false;
   series.last = point;
   if (point.has_eval_loss()) {
@@ -168,8 +176,9 @@ bool Telemetry::OnPoint(const std::string& job_id,
 }
 
 qlora::v1::JobProgress Telemetry::Progress(const std::string& job_id) {
+  Know(job_id);
   MutexLock lock(&mu_);
-  const Series& series = SeriesLocked(job_id);
+  const Series& series = series_[job_id];
   const qlora::v1::MetricPoint& last = series.last;
   qlora::v1::JobProgress progress;
   progress.set_step(last.step());
@@ -215,8 +224,9 @@ void Telemetry::Count(const JobRestarted& restarted) {
 void Telemetry::Count(const CheckpointCommitted& committed) {
   checkpoint_duration_->Observe(absl::ToDoubleSeconds(committed.duration));
   checkpoint_bytes_->Increment(static_cast<double>(committed.bytes));
+  Know(committed.job_id);
   MutexLock lock(&mu_);
-  Series& series = SeriesLocked(committed.job_id);
+  Series& series = series_[committed.job_id];
   series.checkpoint_time =
       absl::ToDoubleSeconds(clock_->Now() - absl::UnixEpoch());
   series.exported = true;

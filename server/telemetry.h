@@ -59,8 +59,10 @@ class Telemetry {
     bool exported = false;
     double checkpoint_time = 0;
   };
-  Series& SeriesLocked(const std::string& job_id)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // From before this start: the end of the job's file says where it is.
+  Series Recorded(const std::string& job_id) const;
+  // Makes sure that there is a series. Without the lock: it may read a file.
+  void Know(const std::string& job_id);
   std::vector<prometheus::MetricFamily> JobFamilies();
 
   // Constant after construction; self-synchronised.

@@ -17,13 +17,19 @@
 namespace qlora {
 namespace {
 
-size_t CountNodes(const YamlNode& node) {
-  size_t count = 1;
-  for (const YamlNode& item : node.items) count += CountNodes(item);
+struct TreeSize {
+  size_t nodes = 0;
+  size_t bytes = 0;
+};
+
+void AddSize(const YamlNode& node, TreeSize& size) {
+  ++size.nodes;
+  size.bytes += node.text.size();
+  for (const YamlNode& item : node.items) AddSize(item, size);
   for (const YamlNode::Entry& entry : node.entries) {
-    count += CountNodes(entry.value);
+    size.bytes += entry.key.size();
+    AddSize(entry.value, size);
   }
-  return count;
 }
 
 // Builds the tree from yaml-cpp's events. After the first error it ignores the
@@ -85,6 +91,7 @@ class TreeBuilder final : public YAML::EventHandler {
   std::vector<Level> levels_;
   std::map<YAML::anchor_t, YamlNode> anchors_;
   size_t nodes_ = 0;
+  TreeSize expanded_;
 };
 
 void TreeBuilder::OnScalar(const YAML::Mark& mark, const std::string& tag,
@@ -107,8 +114,11 @@ void TreeBuilder::OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) {
   if (it == anchors_.end()) {
     return Fail(at, "the alias stands inside its own anchor");
   }
-  nodes_ += CountNodes(it->second);
-  if (nodes_ > kMaxYamlNodes) return Fail(at, "aliases expand to too much");
+  AddSize(it->second, expanded_);
+  if (nodes_ + expanded_.nodes > kMaxYamlNodes ||
+      expanded_.bytes > kMaxYamlBytes) {
+    return Fail(at, "aliases expand to too much");
+  }
   Add(it->second, 0);
 }
 

@@ -20,6 +20,16 @@ constexpr int64_t kRuntimeBytes = int64_t{200} << 20;
 constexpr int64_t kGoodTokens = 2048;
 constexpr int64_t kFewTokens = 512;
 
+// No machine has so much, and sums of a few such numbers do not overflow: what
+// a product of the largest sizes allowed is cut to.
+constexpr int64_t kHuge = int64_t{1} << 58;
+
+int64_t Times(int64_t a, int64_t b) {
+  int64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? kHuge
+                                                : std::min(product, kHuge);
+}
+
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What does not depend on the micro-batch.
@@ -71,19 +81,19 @@ int64_t StateBytes(const Job& job, int64_t tokens) {
   const int64_t compute =
       2 * m.q_size() + 2 * m.kv_size() + 2 * m.intermediate_size + 7 * job.rank;
   const int64_t floats = m.hidden_size + 2 + m.num_heads;
-  return tokens * (compute * job.element + floats * 4);
+  return Times(tokens, compute * job.element + floats * 4);
 }
 
 int64_t InputBytes(const Job& job, int64_t tokens) {
-  return tokens * job.model.hidden_size * 4;
+  return Times(tokens, job.model.hidden_size * 4);
 }
 
 int64_t AttentionScratch(const Job& job, int64_t tokens) {
   constexpr int64_t kTile = 64;
   const int64_t padded = CeilDiv(job.model.head_dim, 16) * 16;
   const int64_t rows = CeilDiv(tokens, kTile) * kTile;
-  return job.threads * 4 *
-         ((5 * rows + 3 * kTile) * padded + 2 * kTile * (kTile + 1));
+  return Times(job.threads * 4,
+               Times(5 * rows + 3 * kTile, padded) + 2 * kTile * (kTile + 1));
 }
 
 // Buffers that all layers share; `state` where some layer is recomputed.
@@ -107,9 +117,9 @@ int64_t SharedBytes(const Job& job, int64_t tokens, bool state) {
     row += widest;
     bytes += tokens * 8;
   }
-  bytes += (tokens * row + fixed) * job.element;
+  bytes += Times(Times(tokens, row) + fixed, job.element);
   // The stream after the last layer and its gradient; rotary table.
-  bytes += tokens * (2 * m.hidden_size + m.head_dim) * 4;
+  bytes += Times(tokens, (2 * m.hidden_size + m.head_dim) * 4);
   bytes += AttentionScratch(job, tokens);
   return state ? bytes + StateBytes(job, tokens) : bytes;
 }
@@ -164,8 +174,8 @@ MemoryPlan MakePlan(const Job& job, int rows, int kept) {
     add("optimizer", job.trainable * 8);
   }
   const int kept_used = std::min(kept, used);
-  add("activations",
-      kept_used * StateBytes(job, tokens) + used * InputBytes(job, tokens));
+  add("activations", Times(kept_used, StateBytes(job, tokens)) +
+                         Times(used, InputBytes(job, tokens)));
   add("workspace",
       SharedBytes(job, tokens, job.evaluation || kept_used < used));
   add("logits", LogitsBytes(job, tokens));
@@ -276,8 +286,9 @@ absl::StatusOr<MemoryPlan> ChoosePlan(const Job& job,
                                       int64_t budget) {
   const int layers = job.model.num_layers;
   const int64_t row_tokens = job.spec.data.max_seq_len;
+  const int64_t most = std::min(budget > 0 ? budget : kHuge, kHuge - 1);
   const auto fits = [&](const MemoryPlan& plan) {
-    return budget == 0 || plan.total() <= budget;
+    return plan.total() <= most;
   };
   const ActivationMemory wish = job.spec.train.activation_memory;
   if (wish != ActivationMemory::kRecompute) {

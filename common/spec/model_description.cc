@@ -188,6 +188,9 @@ void ReadDtype(JsonFields& config, ModelDescription& model) {
   }
 }
 
+// Far more than any model has.
+constexpr size_t kMaxTokenIds = 256;
+
 void AddTokenIds(JsonFields& config, const char* name,
                  const ModelDescription& model, std::vector<int>& ids) {
   if (!config.Has(name)) return;
@@ -203,9 +206,12 @@ void AddTokenIds(JsonFields& config, const char* name,
       return;
     }
     const int number = id.get<int>();
-    if (std::find(ids.begin(), ids.end(), number) == ids.end()) {
-      ids.push_back(number);
+    if (std::find(ids.begin(), ids.end(), number) != ids.end()) continue;
+    if (ids.size() == kMaxTokenIds) {
+      config.Fail(name, absl::StrCat("lists more than ", kMaxTokenIds, " ids"));
+      return;
     }
+    ids.push_back(number);
   }
 }
 

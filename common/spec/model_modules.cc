@@ -5,14 +5,20 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "common/spec/model_description.h"
 
 namespace qlora {
 namespace {
 
+// Bounds the work for a list that nobody checked; models have seven kinds of
+// linear layers.
+constexpr size_t kMaxTargets = 1024;
+
 // PEFT's rule for a list: equal, or a suffix after a dot.
-bool Matches(const std::string& module, const std::string& target) {
-  return module == target || absl::EndsWith(module, "." + target);
+bool Matches(absl::string_view module, absl::string_view target) {
+  return module == target ||
+         (absl::ConsumeSuffix(&module, target) && absl::EndsWith(module, "."));
 }
 
 bool IsAllLinear(const std::vector<std::string>& targets) {
@@ -66,6 +72,11 @@ int64_t ParameterCount(const ModelDescription& model) {
 
 absl::StatusOr<std::vector<std::string>> MatchTargetModules(
     const ModelDescription& model, const std::vector<std::string>& targets) {
+  if (targets.size() > kMaxTargets) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("lora.target_modules: has ", targets.size(),
+                     " names; at most ", kMaxTargets, " are matched"));
+  }
   const bool all = IsAllLinear(targets);
   std::vector<bool> used(targets.size(), false);
   std::vector<std::string> modules;

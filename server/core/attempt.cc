@@ -373,6 +373,7 @@ void StopParts(Draft& draft, AttemptRecord& attempt, bool save) {
   auto& stop = *command.mutable_stop();
   stop.set_job_id(attempt.job_id());
   stop.set_attempt(attempt.attempt());
+  stop.set_term(attempt.term());
   stop.set_save(save);
   stop.mutable_grace()->set_seconds(absl::ToInt64Seconds(timings.stop_grace));
   stop.mutable_grace()->set_nanos(static_cast<int32_t>(
@@ -418,6 +419,15 @@ void OnStaged(Draft& draft, const AttemptKey& key,
   // that replaces a head which was set aside.
   if (staged.step() < head || (staged.step() == head && !staged.final() &&
                                ResumeStep(draft, key.first) == head)) {
+    return;
+  }
+  if (staged.ByteSizeLong() > kMaxStagedBytes) {
+    draft.Tell(key.first, "CheckpointLost",
+               absl::StrCat("step ", staged.step(),
+                            " was not committed: the names of its files take ",
+                            staged.ByteSizeLong(), " bytes; at most ",
+                            kMaxStagedBytes, " can be sent to workers"),
+               key.second);
     return;
   }
   std::set<int32_t> ranks;

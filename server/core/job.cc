@@ -45,6 +45,7 @@ qlora::v1::PrepareAttempt PrepareFor(const Draft& draft, const Job& job,
   qlora::v1::PrepareAttempt prepare;
   prepare.set_job_id(attempt.job_id());
   prepare.set_attempt(attempt.attempt());
+  prepare.set_term(attempt.term());
   prepare.set_resolved_job_file(job.job().resolved_job_file());
   *prepare.mutable_job_create_time() = job.job().create_time();
   *prepare.mutable_model() = job.record.model();
@@ -102,6 +103,15 @@ void RunIfRunning(Draft& draft, AttemptRecord& attempt) {
              attempt.attempt());
 }
 
+// On request, with a checkpoint that the ranks on other nodes share: those must
+// not be stopped before theirs is stored.
+bool SavedAndLeft(const qlora::v1::AttemptEnded& ended) {
+  return ended.stopped() &&
+         (ended.failure_class() == qlora::v1::FAILURE_CLASS_UNSPECIFIED ||
+          ended.failure_class() == qlora::v1::FAILURE_CLASS_DRAINED ||
+          ended.failure_class() == qlora::v1::FAILURE_CLASS_PREEMPTED);
+}
+
 void OnEnded(Draft& draft, AttemptRecord& attempt, AttemptPart& part,
              const qlora::v1::AttemptEnded& ended) {
   part.set_ended(true);
@@ -111,14 +121,20 @@ void OnEnded(Draft& draft, AttemptRecord& attempt, AttemptPart& part,
   part.set_message(ended.message());
   part.set_checkpoint_unusable(ended.checkpoint_unusable());
   if (ended.complete()) return;
+  const bool saved = SavedAndLeft(ended);
   const bool failed =
-      ended.failure_class() != qlora::v1::FAILURE_CLASS_UNSPECIFIED;
+      !saved && ended.failure_class() != qlora::v1::FAILURE_CLASS_UNSPECIFIED;
   const bool asked = attempt.state() == ATTEMPT_STATE_DRAINING;
   if (failed) {
     NoteFailure(attempt, ended.failure_class(), ended.message());
-  } else if (ended.stopped()) {
-    NoteFailure(attempt, qlora::v1::FAILURE_CLASS_DRAINED,
-                absl::StrCat("the ranks on ", part.node(), " were stopped"));
+  } else if (saved) {
+    NoteFailure(
+        attempt,
+        ended.failure_class() == qlora::v1::FAILURE_CLASS_PREEMPTED
+            ? qlora::v1::FAILURE_CLASS_PREEMPTED
+            : qlora::v1::FAILURE_CLASS_DRAINED,
+        absl::StrCat("the ranks on ", part.node(), " were stopped",
+                     ended.message().empty() ? "" : ": ", ended.message()));
   } else if (!asked) {
     NoteFailure(attempt, qlora::v1::FAILURE_CLASS_INTERNAL,
                 absl::StrCat("the ranks on ", part.node(),
@@ -129,7 +145,7 @@ void OnEnded(Draft& draft, AttemptRecord& attempt, AttemptPart& part,
                absl::StrCat(part.node(), ": ", ended.message()),
                attempt.attempt());
   }
-  if (!asked) StopParts(draft, attempt, ended.stopped() && !failed);
+  if (!asked) StopParts(draft, attempt, /*save=*/saved);
 }
 
 // Names of the parts that `lacks` says something is missing of.
@@ -319,7 +335,7 @@ void StartAttempt(Draft& draft, const std::string& job_id,
                   const std::vector<qlora::v1::RankAssignment>& ranks) {
   Job& job = draft.ChangeJob(job_id);
   qlora::v1::Job& view = job.mutable_job();
-  view.set_attempt(view.attempt() + 1);
+  view.set_attempt(std::max(view.attempt(), job.record.seen_attempt()) + 1);
   view.set_state(JobState::JOB_STATE_STARTING);
   view.set_reason("the ranks are being prepared");
   view.clear_backoff_until();
@@ -362,7 +378,7 @@ void OnAttemptEvent(Draft& draft, const std::string& node,
   const AttemptKey key{event.job_id(), event.attempt()};
   const AttemptRecord* found = draft.attempts.Find(key);
   if (found == nullptr || IsTerminal(found->state()) ||
-      event.term() > draft.state.term) {
+      event.term() != found->term()) {
     return;
   }
   AttemptRecord& attempt = *draft.attempts.Mutable(key);
@@ -440,6 +456,32 @@ void ExtendDeadlines(Draft& draft) {
     }
     *draft.attempts.Mutable(key)->mutable_deadline() =
         ToProto(draft.now + wait);
+  }
+  // Of a clock that was set back since.
+  const absl::Time latest = draft.now + timings.backoff_max;
+  std::vector<std::string> late;
+  draft.jobs.ForEach([&](const std::string& id, const Job& job) {
+    if (FromProto(job.job().backoff_until()) > latest) late.push_back(id);
+  });
+  for (const std::string& id : late) {
+    *draft.ChangeJob(id).mutable_job().mutable_backoff_until() =
+        ToProto(latest);
+  }
+}
+
+void ShiftWaits(State& state, absl::Duration by) {
+  const auto shift = [&](google::protobuf::Timestamp& time) {
+    time = ToProto(FromProto(time) + by);
+  };
+  state.start_time += by;
+  for (auto& [name, node] : state.nodes) node.last_heartbeat += by;
+  for (auto& [key, attempt] : state.attempts) {
+    if (attempt.has_deadline()) shift(*attempt.mutable_deadline());
+  }
+  for (auto& [id, job] : state.jobs) {
+    if (job.job().has_backoff_until()) {
+      shift(*job.mutable_job().mutable_backoff_until());
+    }
   }
 }
 

@@ -55,4 +55,8 @@ void CheckTimers(Draft& draft);
 // Gives waits that a coordinator's absence used up their time again.
 void ExtendDeadlines(Draft& draft);
 
+// Moves leases and waits, for a clock that jumped. Nothing of it needs to be
+// stored: a start renews them all.
+void ShiftWaits(State& state, absl::Duration by);
+
 }  // namespace qlora::server

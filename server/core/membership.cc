@@ -74,11 +74,12 @@ std::vector<AttemptKey> AttemptsOn(const Draft& draft,
   return keys;
 }
 
-bool InInventory(const qlora::v1::Hello& hello, const AttemptKey& key) {
+bool InInventory(const qlora::v1::Hello& hello, const AttemptRecord& attempt) {
   return std::any_of(hello.inventory().begin(), hello.inventory().end(),
                      [&](const auto& item) {
-                       return item.job_id() == key.first &&
-                              item.attempt() == key.second;
+                       return item.job_id() == attempt.job_id() &&
+                              item.attempt() == attempt.attempt() &&
+                              item.term() == attempt.term();
                      });
 }
 
@@ -92,7 +93,7 @@ void LoseMissing(Draft& draft, const qlora::v1::Hello& hello) {
                absl::StrCat("the agent of ", hello.node(),
                             " was restarted: its ranks are gone"));
     } else if (part.prepare_command() <= hello.last_command_seen() &&
-               !InInventory(hello, key)) {
+               !InInventory(hello, attempt)) {
       LosePart(draft, key, hello.node(),
                absl::StrCat("the agent of ", hello.node(),
                             " does not know its ranks"));
@@ -101,12 +102,13 @@ void LoseMissing(Draft& draft, const qlora::v1::Hello& hello) {
 }
 
 Decision::Action Decide(const Draft& draft, const std::string& node,
-                        const AttemptKey& key) {
-  const AttemptRecord* attempt = draft.attempts.Find(key);
-  if (attempt == nullptr) {
-    // Of a job that is known, an attempt that is not was never started by us.
-    return draft.jobs.Find(key.first) == nullptr ? Decision::ACTION_HOLD
-                                                 : Decision::ACTION_KILL;
+                        const qlora::v1::AttemptInventory& item) {
+  const AttemptRecord* attempt =
+      draft.attempts.Find({item.job_id(), item.attempt()});
+  // Records of attempts stay: this one began after the copy of the database
+  // that was restored.
+  if (attempt == nullptr || attempt->term() != item.term()) {
+    return Decision::ACTION_HOLD;
   }
   if (IsTerminal(attempt->state())) return Decision::ACTION_KILL;
   for (const AttemptPart& part : attempt->parts()) {
@@ -115,6 +117,21 @@ Decision::Action Decide(const Draft& draft, const std::string& node,
     }
   }
   return Decision::ACTION_KILL;
+}
+
+// Of another life of this database: says so, and keeps clear of its number.
+void NoteUnknown(Draft& draft, const std::string& node,
+                 const qlora::v1::AttemptInventory& item) {
+  if (draft.jobs.Find(item.job_id()) == nullptr) return;
+  draft.Tell(item.job_id(), "AttemptHeld",
+             absl::StrCat(node, " runs attempt ", item.attempt(), " of term ",
+                          item.term(),
+                          ", which the database does not know: it was started "
+                          "after the copy that was restored; it goes on, its "
+                          "results are not taken"),
+             item.attempt());
+  JobRecord& record = draft.ChangeJob(item.job_id()).record;
+  record.set_seen_attempt(std::max(record.seen_attempt(), item.attempt()));
 }
 
 // Enters what Hello says into the node's record.
@@ -141,7 +158,13 @@ void TakeIn(Draft& draft, const qlora::v1::Hello& hello, uint64_t stream) {
     view.set_state(NodeState::NODE_STATE_READY);
   }
   node.record.set_boot_id(hello.boot_id());
-  if (hello.cluster_id().empty()) node.record.set_last_event(0);
+  if (hello.cluster_id().empty()) {
+    node.record.set_last_event(0);
+  } else {
+    // A restored database may be behind: the node drops numbers it has had.
+    node.record.set_last_command(
+        std::max(node.record.last_command(), hello.last_command_seen()));
+  }
 }
 
 }  // namespace
@@ -168,8 +191,10 @@ absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,
     auto& decision = *welcome.add_decisions();
     decision.set_job_id(item.job_id());
     decision.set_attempt(item.attempt());
-    decision.set_action(
-        Decide(draft, hello.node(), {item.job_id(), item.attempt()}));
+    decision.set_action(Decide(draft, hello.node(), item));
+    if (decision.action() == Decision::ACTION_HOLD) {
+      NoteUnknown(draft, hello.node(), item);
+    }
   }
   const Node& node = *draft.nodes.Find(hello.node());
   welcome.set_resend_from(node.record.last_event() + 1);
@@ -214,7 +239,14 @@ void CheckLeases(Draft& draft) {
   draft.nodes.ForEach([&](const std::string& name, const Node& node) {
     const absl::Duration silent = draft.now - node.last_heartbeat;
     const NodeState state = node.state();
-    if (silent >= patience && state == NodeState::NODE_STATE_UNREACHABLE) {
+    if (state == NodeState::NODE_STATE_QUARANTINED) {
+      // It stays so; what else ran there must not wait for it.
+      if ((silent >= timings.lease && node.stream != 0) ||
+          (silent >= patience && !AttemptsOn(draft, name).empty())) {
+        changes.emplace_back(name, state);
+      }
+    } else if (silent >= patience &&
+               state == NodeState::NODE_STATE_UNREACHABLE) {
       changes.emplace_back(name, NodeState::NODE_STATE_DOWN);
     } else if (silent >= timings.lease &&
                (state == NodeState::NODE_STATE_READY ||
@@ -232,7 +264,10 @@ void CheckLeases(Draft& draft) {
       node.stream = 0;
       draft.Emit(NodeGone{name, absl::StrCat("node ", name, " is silent")});
     }
-    if (state != NodeState::NODE_STATE_DOWN) continue;
+    if (state == NodeState::NODE_STATE_UNREACHABLE ||
+        draft.now - node.last_heartbeat < patience) {
+      continue;
+    }
     for (const AttemptKey& key : AttemptsOn(draft, name)) {
       LosePart(draft, key, name,
                absl::StrCat("node ", name, " has been silent for ",

@@ -5,7 +5,8 @@
 //               |  draining heartbeat
 //               v
 //            DRAINING --> DRAINED (stream closed, nothing runs)
-//   QUARANTINED: did not end its ranks; a Hello with a new boot id ends it.
+//   QUARANTINED: did not end its ranks; a Hello with a new boot id ends it. Its
+//   lease counts as others' do.
 #pragma once
 
 #include <string>

@@ -51,13 +51,19 @@ absl::Status CheckMemory(const Job& job, const Device& device) {
                      ", the device has ", FormatBytes(device.memory_bytes())));
   }
   if (!job.plan->model) return absl::OkStatus();
-  return PlanMemory({.model = &*job.plan->model,
-                     .spec = &spec,
-                     .world_size = spec.world_size(),
-                     .budget = device.memory_bytes(),
-                     .fast_bfloat16 = device.fast_bfloat16(),
-                     .threads = std::max(1, device.cores_size())})
-      .status();
+  const int threads = std::max(1, device.cores_size());
+  const auto [it, added] = job.plan->fits.try_emplace(
+      {device.memory_bytes(), device.fast_bfloat16(), threads});
+  if (added) {
+    it->second = PlanMemory({.model = &*job.plan->model,
+                             .spec = &spec,
+                             .world_size = spec.world_size(),
+                             .budget = device.memory_bytes(),
+                             .fast_bfloat16 = device.fast_bfloat16(),
+                             .threads = threads})
+                     .status();
+  }
+  return it->second;
 }
 
 // Devices of live attempts, by node.
@@ -216,6 +222,17 @@ void Explain(Draft& draft, const std::string& id, const std::string& reason) {
   draft.ChangeJob(id).mutable_job().set_reason(reason);
 }
 
+// A job file that an older version took, and this one does not understand.
+void HoldUnreadable(Draft& draft, const std::string& id) {
+  Job& job = draft.ChangeJob(id);
+  job.mutable_job().set_state(JobState::JOB_STATE_HELD);
+  job.mutable_job().set_failure_class(qlora::v1::FAILURE_CLASS_USER);
+  job.mutable_job().set_reason(
+      absl::StrCat("this version of the coordinator cannot read the job: ",
+                   job.plan->error.message()));
+  draft.Tell(id, "Held", job.job().reason());
+}
+
 // Nodes that are registered and not gone for good.
 template <typename ForEachNode>
 std::vector<const Node*> NodesWhere(ForEachNode for_each,
@@ -258,6 +275,10 @@ void Schedule(Draft& draft) {
   for (const Node*& node : open) node = &copies.emplace_back(*node);
   const std::string absent = AbsentNodes(all);
   for (const std::string& id : queue) {
+    if (!draft.jobs.Find(id)->plan->error.ok()) {
+      HoldUnreadable(draft, id);
+      continue;
+    }
     if (all.empty()) {
       Explain(draft, id, "waits for a worker: none is registered");
       continue;

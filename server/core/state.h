@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -57,6 +58,11 @@ struct JobPlan {
   JobSpec spec;
   // Absent if only workers can see the model.
   std::optional<ModelDescription> model;
+  // Why this version cannot read the texts; then the rest is not theirs.
+  absl::Status error = absl::OkStatus();
+  // Whether a rank has room on a device with so much memory, with or without
+  // fast bfloat16. Under the coordinator's lock.
+  mutable std::map<std::tuple<int64_t, bool, int>, absl::Status> fits = {};
 };
 
 struct Job {
@@ -80,6 +86,14 @@ struct Node {
     return stream != 0 && state() == qlora::v1::NODE_STATE_READY;
   }
 };
+
+// The largest message that the coordinator and its workers take.
+inline constexpr int kMaxMessageBytes = 4 << 20;
+// What a job and a checkpoint may add to a Prepare, so that it is none larger:
+// the job file's text and the names of the model's and the inputs' files; the
+// names of the checkpoint's.
+inline constexpr size_t kMaxJobBytes = 2 << 20;
+inline constexpr size_t kMaxStagedBytes = 1 << 20;
 
 using AttemptKey = std::pair<std::string, int32_t>;
 using CheckpointKey = std::pair<std::string, int64_t>;

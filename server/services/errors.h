@@ -8,6 +8,7 @@
 
 namespace qlora::server {
 
+// What is too long for gRPC's trailers is cut.
 grpc::Status ToGrpc(const absl::Status& status);
 
 }  // namespace qlora::server

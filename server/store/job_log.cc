@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <deque>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/files.h"
@@ -53,6 +52,22 @@ absl::Status AppendText(int fd, const std::string& text,
   return absl::OkStatus();
 }
 
+// Puts the part of the file that ends at `begin` before `text`.
+absl::Status Prepend(int fd, const std::string& path, std::string& text,
+                     int64_t& begin) {
+  std::string part(static_cast<size_t>(std::min<int64_t>(kChunkBytes, begin)),
+                   '\0');
+  const int64_t at = begin - static_cast<int64_t>(part.size());
+  const ssize_t n = ::pread(fd, part.data(), part.size(), at);
+  if (n < 0) return ErrnoToStatus(errno, path);
+  if (static_cast<size_t>(n) != part.size()) {
+    return absl::UnavailableError(absl::StrCat(path, ": became shorter"));
+  }
+  text.insert(0, part);
+  begin = at;
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::string JobLog::Path(const std::string& job_id, LogKind kind) const {
@@ -72,9 +87,10 @@ absl::Status JobLog::Append(const std::string& job_id, LogKind kind,
   line += '\n';
   const std::string path = Path(job_id, kind);
   MutexLock lock(&mu_);
-  const bool first = seen_.insert(path).second;
-  if (first)
+  if (!seen_.contains(path)) {
     RETURN_IF_ERROR(CreateDirectories(absl::StrCat(directory_, "/", job_id)));
+    seen_.insert(path);
+  }
   const Fd fd(
       ::open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0644));
   if (fd.get() < 0) return ErrnoToStatus(errno, path);
@@ -119,21 +135,34 @@ absl::StatusOr<JobLog::Chunk> JobLog::Read(const std::string& job_id,
 absl::StatusOr<int64_t> JobLog::TailOffset(
     const std::string& job_id, LogKind kind, int64_t lines,
     const std::function<bool(const std::string&)>& wanted) const {
-  std::deque<int64_t> starts;
-  int64_t offset = 0;
-  while (true) {
-    ASSIGN_OR_RETURN(const Chunk chunk, Read(job_id, kind, offset));
-    if (chunk.next_offset == offset) break;
-    for (const std::string& line : chunk.lines) {
-      if (wanted(line)) {
-        starts.push_back(offset);
-        if (static_cast<int64_t>(starts.size()) > lines) starts.pop_front();
-      }
-      offset += static_cast<int64_t>(line.size()) + 1;
-    }
-    offset = chunk.next_offset;
+  const std::string path = Path(job_id, kind);
+  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) {
+    return errno == ENOENT ? absl::StatusOr<int64_t>(0)
+                           : ErrnoToStatus(errno, path);
   }
-  return static_cast<int64_t>(starts.size()) < lines ? 0 : starts.front();
+  struct stat info;
+  if (::fstat(fd.get(), &info) != 0) return ErrnoToStatus(errno, path);
+  // The file from `begin` to the end of the last line not looked at yet.
+  std::string text;
+  int64_t begin = info.st_size;
+  // What stands after the last line's end was cut off, or is being written.
+  bool whole = false;
+  while (true) {
+    const size_t newline = text.rfind('\n');
+    if (newline == std::string::npos && begin > 0) {
+      RETURN_IF_ERROR(Prepend(fd.get(), path, text, begin));
+      continue;
+    }
+    const size_t start = newline == std::string::npos ? 0 : newline + 1;
+    if (whole && start < text.size() && wanted(text.substr(start)) &&
+        --lines <= 0) {
+      return begin + static_cast<int64_t>(start);
+    }
+    if (newline == std::string::npos) return 0;
+    text.resize(newline);
+    whole = true;
+  }
 }
 
 void JobLog::Sync() {

@@ -166,6 +166,13 @@ absl::StatusOr<ArtifactFiles> InputFetcher::Store(const std::string& directory,
     file.set_sha256(digest);
     file.set_size_bytes(static_cast<int64_t>(size));
   }
+  // While the last ones were on their way the store may have collected the
+  // first; what is there counts as new from now on.
+  for (const v1::ArtifactFile& file : files) {
+    RETURN_IF_ERROR(client_.Upload(file.sha256(),
+                                   absl::StrCat(directory, "/", file.path()),
+                                   kFullStorePatience, cancellation));
+  }
   return files;
 }
 

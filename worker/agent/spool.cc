@@ -23,7 +23,8 @@ namespace {
 
 constexpr int64_t kHeaderBytes = 8;
 constexpr int64_t kNumberBytes = 9;
-constexpr int64_t kMaxPayload = int64_t{8} << 20;
+// Less than the coordinator takes in one message, with what is around it.
+constexpr int64_t kMaxPayload = (int64_t{4} << 20) - 1024;
 constexpr int64_t kReserveBytes = int64_t{1} << 20;
 constexpr char kPrefix[] = "events-";
 

@@ -42,7 +42,7 @@ void Supervisor::Handle(v1::WorkerCommand command) {
 void Supervisor::Obey(const v1::WorkerCommand& command) {
   switch (command.command_case()) {
     case v1::WorkerCommand::kPrepare:
-      return Prepare(command.prepare(), command.term());
+      return Prepare(command.prepare(), command.prepare().term());
     case v1::WorkerCommand::kStart: {
       const v1::StartAttempt& start = command.start();
       const auto it = attempts_.find({start.job_id(), start.attempt()});
@@ -50,7 +50,7 @@ void Supervisor::Obey(const v1::WorkerCommand& command) {
       return;
     }
     case v1::WorkerCommand::kStop:
-      return Stop(command.stop(), command.term());
+      return Stop(command.stop(), command.stop().term());
     case v1::WorkerCommand::kRunTask:
       return RunTask(command.run_task(), command.term());
     case v1::WorkerCommand::kCancelTask: {

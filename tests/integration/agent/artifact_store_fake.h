@@ -51,6 +51,8 @@ class ArtifactStoreFake : public v1::ArtifactService::Service {
   }
   // Downloads send wrong bytes.
   void Corrupt(bool corrupt) { corrupt_ = corrupt; }
+  // When that upload (from 1) ends, what came before it is collected.
+  void CollectAtUpload(int upload) { collect_at_ = upload; }
   std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
   int downloads() const { return downloads_; }
 
@@ -90,6 +92,10 @@ class ArtifactStoreFake : public v1::ArtifactService::Service {
     }
     if (Sha256Hex(parts_[digest]) != digest) {
       return {grpc::StatusCode::DATA_LOSS, "digest"};
+    }
+    if (++uploads_ == collect_at_) {
+      stored_.clear();
+      std::erase_if(parts_, [&](const auto& p) { return p.first != digest; });
     }
     stored_[digest] = parts_[digest];
     response->set_size_bytes(static_cast<int64_t>(total));
@@ -142,6 +148,8 @@ class ArtifactStoreFake : public v1::ArtifactService::Service {
   std::atomic<int> break_after_ = 0;
   std::atomic<bool> corrupt_ = false;
   std::atomic<int> downloads_ = 0;
+  std::atomic<int> uploads_ = 0;
+  std::atomic<int> collect_at_ = 0;
   Mutex mu_;
   CondVar resumed_;
   bool paused_ ABSL_GUARDED_BY(mu_) = false;

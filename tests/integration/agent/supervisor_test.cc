@@ -136,8 +136,10 @@ class SupervisorTest : public ::testing::Test {
 
   v1::WorkerCommand Prepare(const std::string& script, int ranks) {
     v1::WorkerCommand command;
-    command.set_term(1);
+    // Sent again in a later term; the attempt keeps that of its beginning.
+    command.set_term(2);
     v1::PrepareAttempt& prepare = *command.mutable_prepare();
+    prepare.set_term(1);
     prepare.set_job_id("j-test");
     prepare.set_attempt(1);
     prepare.set_resolved_job_file(script);
@@ -474,6 +476,21 @@ TEST_F(SupervisorTest, StoreAway_TrainingGoesOn_NewestIsUploadedLater) {
       [](const auto& e) { return e.has_staged() && e.staged().final(); });
   EXPECT_EQ(final.staged().step(), 6);
   EXPECT_TRUE(store_->Has(final.staged().files(0).sha256()));
+}
+
+TEST_F(SupervisorTest, FileCollectedDuringALongUpload_IsUploadedAgain) {
+  fs::create_directories(directory_ + "/stage");
+  for (const char* name : {"a", "b", "c"}) {
+    std::ofstream(directory_ + "/stage/" + name) << "content of " << name;
+  }
+  store_->CollectAtUpload(3);
+  Cancellation cancellation;
+  const auto files = fetcher_->Store(directory_ + "/stage", cancellation);
+  ASSERT_TRUE(files.ok()) << files.status();
+  EXPECT_EQ(files->size(), 3);
+  for (const v1::ArtifactFile& file : *files) {
+    EXPECT_TRUE(store_->Has(file.sha256())) << file.path();
+  }
 }
 
 TEST_F(SupervisorTest, Drain_SavesAndRefusesNewWork) {

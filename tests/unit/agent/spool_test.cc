@@ -53,6 +53,13 @@ TEST_F(SpoolTest, Append_NumbersFromOneAndReadsBack) {
   EXPECT_TRUE(absl::IsOutOfRange(spool->Read(0).status()));
 }
 
+TEST_F(SpoolTest, EventLargerThanAMessage_IsRefusedAndTheSpoolGoesOn) {
+  const auto spool = Open();
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      spool->Append(Kind::kState, std::string(4 << 20, 'x')).status()));
+  EXPECT_EQ(*spool->Append(Kind::kState, std::string(4'000'000, 'x')), 1u);
+}
+
 TEST_F(SpoolTest, Reopened_KeepsRecordsAndNumbers) {
   Open()->Append(Kind::kState, "one").IgnoreError();
   {

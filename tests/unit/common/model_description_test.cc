@@ -6,9 +6,11 @@
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "common/base/files.h"
 #include "common/formats/safetensors.h"
+#include "common/spec/memory_plan.h"
 
 namespace qlora {
 namespace {
@@ -17,6 +19,7 @@ namespace fs = std::filesystem;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using Json = nlohmann::json;
 
 std::string SharedData() {
@@ -198,6 +201,11 @@ TEST(ModelDescriptionTest, Parse_Hostile_NamesTheField) {
       {{{"eos_token_id", {1, "x"}}}, "eos_token_id"},
       {{{"architectures", 3}}, "architectures must be a list"},
   };
+  std::vector<int> many(257);
+  std::iota(many.begin(), many.end(), 0);
+  EXPECT_THAT(
+      std::string(Error(With(Llama(), {{"eos_token_id", many}})).message()),
+      HasSubstr("eos_token_id lists more than 256 ids"));
   for (const auto& [changes, message] : cases) {
     const absl::Status status = Error(With(Llama(), changes));
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
@@ -229,6 +237,9 @@ TEST(ModelDescriptionTest, MatchTargetModules_FollowsPeft) {
   EXPECT_EQ(MatchTargetModules(model, {"mlp.up_proj"})->size(), 5u);
   EXPECT_THAT(*MatchTargetModules(model, {"model.layers.3.self_attn.q_proj"}),
               ElementsAre("model.layers.3.self_attn.q_proj"));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      MatchTargetModules(model, std::vector<std::string>(1025, "q_proj"))
+          .status()));
   // A suffix begins after a dot.
   const auto none = MatchTargetModules(model, {"q_proj", "proj"});
   EXPECT_TRUE(absl::IsInvalidArgument(none.status()));
@@ -236,6 +247,37 @@ TEST(ModelDescriptionTest, MatchTargetModules_FollowsPeft) {
               AllOf(HasSubstr("'proj'"), HasSubstr("gate_proj")));
   EXPECT_TRUE(
       absl::IsUnimplemented(MatchTargetModules(model, {"lm_head"}).status()));
+}
+
+// The largest sizes that a config and a job file may have.
+TEST(MemoryPlanTest, HugeModel_DoesNotFitAndOverflowsNothing) {
+  const auto model =
+      *ParseModelConfig(With(Llama(), {{"vocab_size", 1 << 26},
+                                       {"hidden_size", 1 << 18},
+                                       {"intermediate_size", 1 << 20},
+                                       {"num_hidden_layers", 4096},
+                                       {"num_attention_heads", 1 << 14},
+                                       {"num_key_value_heads", 1 << 14},
+                                       {"head_dim", 64}})
+                            .dump());
+  for (const Method method : {Method::kQlora, Method::kLora, Method::kFull}) {
+    JobSpec spec;
+    spec.method = method;
+    spec.lora.rank = 4096;
+    spec.data.max_seq_len = 1 << 20;
+    spec.train.global_batch_size = 1 << 20;
+    spec.train.micro_batch_size = 1 << 20;
+    for (const int64_t budget : {int64_t{0}, int64_t{1} << 62}) {
+      const absl::Status status = PlanMemory({.model = &model,
+                                              .spec = &spec,
+                                              .world_size = 1,
+                                              .budget = budget,
+                                              .threads = 1024})
+                                      .status();
+      EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
+      EXPECT_THAT(std::string(status.message()), Not(HasSubstr(" -")));
+    }
+  }
 }
 
 }  // namespace

@@ -48,6 +48,9 @@ TEST(YamlTreeTest, Parse_Hostile_IsRefused) {
     bomb += "]\n";
   }
   EXPECT_THAT(Error(bomb), HasSubstr("aliases expand to too much"));
+  std::string wide = "a: &a " + std::string(100'000, 'x') + "\nb: [*a";
+  for (int i = 0; i < 10'000; ++i) wide += ",*a";
+  EXPECT_THAT(Error(wide + "]\n"), HasSubstr("aliases expand to too much"));
   EXPECT_THAT(Error("a: &a [*a]"), HasSubstr("inside its own anchor"));
   EXPECT_THAT(Error("a: *nobody"), HasSubstr("no anchor"));
   EXPECT_NE(Error(std::string(200'000, '[')), "");

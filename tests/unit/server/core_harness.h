@@ -129,6 +129,8 @@ class CoreHarness {
       auto& item = *hello.add_inventory();
       item.set_job_id(job);
       item.set_attempt(attempt);
+      const auto known = state_.attempts.find({job, attempt});
+      item.set_term(known == state_.attempts.end() ? 1 : known->second.term());
     }
     absl::StatusOr<qlora::v1::Welcome> welcome =
         absl::InternalError("not called");
@@ -153,7 +155,8 @@ class CoreHarness {
     event.set_job_id(job);
     event.set_attempt(attempt > 0 ? attempt
                                   : state_.jobs.at(job).job().attempt());
-    event.set_term(state_.term);
+    const auto known = state_.attempts.find({job, event.attempt()});
+    if (known != state_.attempts.end()) event.set_term(known->second.term());
     fill(event);
     Do([&](Draft& draft) { OnAttemptEvent(draft, node, event); });
   }

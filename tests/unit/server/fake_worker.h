@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -47,6 +48,7 @@ class FakeWorker {
       auto& item = *hello.add_inventory();
       item.set_job_id(job);
       item.set_attempt(attempt);
+      item.set_term(terms_[{job, attempt}]);
     }
     stream_->Write(request);
     qlora::v1::ConnectResponse response;
@@ -74,6 +76,10 @@ class FakeWorker {
     while (stream_->Read(&response)) {
       if (response.has_command()) {
         last_command_ = response.command().number();
+        if (response.command().has_prepare()) {
+          const auto& prepare = response.command().prepare();
+          terms_[{prepare.job_id(), prepare.attempt()}] = prepare.term();
+        }
         qlora::v1::ConnectRequest ack;
         ack.set_command_ack(last_command_);
         stream_->Write(ack);
@@ -101,7 +107,7 @@ class FakeWorker {
     event.set_number(++last_event);
     event.set_job_id(job);
     event.set_attempt(attempt);
-    event.set_term(welcome.term());
+    event.set_term(terms_[{job, attempt}]);
     fill(event);
     stream_->Write(request);
     return last_event;
@@ -124,6 +130,8 @@ class FakeWorker {
   const std::string node_;
   const int devices_;
   uint64_t last_command_ = 0;
+  // Of the attempts that it was told to prepare.
+  std::map<std::pair<std::string, int>, int64_t> terms_;
   std::unique_ptr<grpc::ClientContext> context_;
   std::unique_ptr<grpc::ClientReaderWriter<qlora::v1::ConnectRequest,
                                            qlora::v1::ConnectResponse>>

@@ -71,6 +71,39 @@ TEST(JobLog, Tail_FindsTheLastWantedLines) {
   EXPECT_EQ(log.TailOffset("j-1", LogKind::kLogs, 30, Any).value(), 0);
 }
 
+TEST(JobLog, Tail_OfALongFile_IsReadFromItsEnd) {
+  TempDir dir;
+  JobLog log(dir.path());
+  const std::string filler(5000, 'x');
+  for (int i = 0; i < 400; ++i) {
+    ASSERT_TRUE(log.Append("j-1", LogKind::kLogs,
+                           Line("n" + std::to_string(i) + filler))
+                    .ok());
+  }
+  std::ofstream(dir.path() + "/j-1/logs.jsonl", std::ios::app) << R"({"te)";
+  int asked = 0;
+  const auto wanted = [&](const std::string& line) {
+    ++asked;
+    return line.find("7x") != std::string::npos;
+  };
+  const auto offset = log.TailOffset("j-1", LogKind::kLogs, 3, wanted).value();
+  EXPECT_EQ(asked, 23);
+  const auto lines = log.Read("j-1", LogKind::kLogs, offset)->lines;
+  EXPECT_EQ(lines.size(), 23u);
+  EXPECT_EQ(lines[0].find(R"({"text":"n377x)"), 0u);
+  EXPECT_EQ(log.TailOffset("j-1", LogKind::kLogs, 400, Any).value(), 0);
+  EXPECT_EQ(log.TailOffset("j-2", LogKind::kLogs, 1, Any).value(), 0);
+}
+
+TEST(JobLog, DirectoryThatCouldNotBeMade_IsMadeLater) {
+  TempDir dir;
+  JobLog log(dir.path());
+  std::ofstream(dir.path() + "/j-1") << "in the way";
+  EXPECT_FALSE(log.Append("j-1", LogKind::kLogs, Line("lost")).ok());
+  ASSERT_TRUE(RemoveRecursively(dir.path() + "/j-1").ok());
+  EXPECT_TRUE(log.Append("j-1", LogKind::kLogs, Line("kept")).ok());
+}
+
 TEST(JobLog, ManyWriters_LoseNoLine) {
   TempDir dir;
   JobLog log(dir.path());

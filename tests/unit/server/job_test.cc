@@ -407,6 +407,52 @@ TEST(Job, DrainedNode_RequeuesUncounted) {
   EXPECT_EQ(core.attempt(id).resume_step(), 17);
 }
 
+TEST(Job, DrainedNodeOfAGang_LetsTheOthersSave) {
+  for (const auto why : {FAILURE_CLASS_DRAINED, FAILURE_CLASS_UNSPECIFIED,
+                         qlora::v1::FAILURE_CLASS_PREEMPTED}) {
+    CoreHarness core;
+    ASSERT_TRUE(core.Join("n1").ok());
+    ASSERT_TRUE(core.Join("n2").ok());
+    const std::string id = core.Submit(kTwoNodes);
+    for (const char* node : {"n1", "n2"}) core.Prepared(node, id);
+    for (const char* node : {"n1", "n2"}) core.Running(node, id);
+    // Every rank saves the same step; rank 0's is still on its way.
+    core.Staged("n2", id, 1, 17);
+    core.Ended("n2", id, why, /*stopped=*/true);
+    ASSERT_EQ(core.CountSent("n1", WorkerCommand::kStop), 1);
+    EXPECT_TRUE(core.Sent("n1").back().stop().save());
+    core.Staged("n1", id, 0, 17);
+    core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
+    EXPECT_EQ(core.job(id).head_step(), 17);
+    EXPECT_EQ(core.job(id).state(), kBackoff);
+    EXPECT_EQ(core.job(id).restarts(), 0);
+  }
+}
+
+TEST(Job, DrainedBeforeItSaved_StopsTheOthersAtOnce) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  ASSERT_TRUE(core.Join("n2").ok());
+  const std::string id = core.Submit(kTwoNodes);
+  core.Ended("n2", id, FAILURE_CLASS_DRAINED);
+  EXPECT_FALSE(core.Sent("n1").back().stop().save());
+}
+
+TEST(Job, CheckpointOfTooManyFiles_IsNotCommitted) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Event("n1", id, [](auto& e) {
+    auto& staged = *e.mutable_staged();
+    staged.set_step(5);
+    staged.set_state_sha256("same");
+    staged.add_files()->set_path(std::string(kMaxStagedBytes, 'x'));
+  });
+  EXPECT_EQ(core.job(id).head_step(), 0);
+  core.Staged("n1", id, 0, 6);
+  EXPECT_EQ(core.job(id).head_step(), 6);
+}
+
 TEST(Job, DefiniteCause_WinsOverItsConsequences) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
@@ -589,6 +635,13 @@ TEST(Job, StaleAttemptsEvents_AreDropped) {
         e.mutable_staged()->set_state_sha256("x");
       },
       /*attempt=*/1);
+  EXPECT_EQ(core.job(id).head_step(), 0);
+  // Nor of one that had the number in another life of the database.
+  core.Event("n1", id, [](auto& e) {
+    e.set_term(e.term() - 1);
+    e.mutable_staged()->set_step(98);
+    e.mutable_staged()->set_state_sha256("x");
+  });
   EXPECT_EQ(core.job(id).head_step(), 0);
   // Nor those of a node that has no part in the attempt.
   ASSERT_TRUE(core.Join("n2").ok());

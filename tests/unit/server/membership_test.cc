@@ -130,6 +130,97 @@ TEST(Membership, UnknownAttempt_IsHeldNotKilled) {
   EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_HOLD);
 }
 
+// A copy of the database from before attempt 3 was restored.
+TEST(Membership, UnknownAttemptOfAKnownJob_IsHeldAndItsNumberNotUsedAgain) {
+  CoreHarness core;
+  const std::string id = core.Submit();
+  const auto welcome = core.Join("n1", 1, "boot-1", {{id, 3}});
+  ASSERT_TRUE(welcome.ok());
+  EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_HOLD);
+  EXPECT_EQ(core.job(id).attempt(), 4);
+  core.Restart();
+  EXPECT_EQ(core.attempt(id).attempt(), 4);
+}
+
+TEST(Membership, AttemptOfAnotherTerm_IsHeldAndIsNotOurs) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Disconnect("n1");
+  core.Restart();
+  qlora::v1::Hello hello;
+  hello.set_node("n1");
+  hello.set_boot_id("boot-1");
+  hello.set_cluster_id(core.state().cluster_id);
+  hello.set_last_command_seen(2);
+  auto& item = *hello.add_inventory();
+  item.set_job_id(id);
+  item.set_attempt(1);
+  item.set_term(core.state().term);
+  core.Do([&](Draft& d) {
+    const auto welcome = OnHello(d, hello, 77);
+    ASSERT_TRUE(welcome.ok()) << welcome.status();
+    EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_HOLD);
+  });
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_BACKOFF);
+}
+
+TEST(Membership, RestoredDatabase_NumbersCommandsAfterThoseTheNodeHas) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  core.Disconnect("n1");
+  core.state().nodes.at("n1").record.set_last_command(40);
+  const std::string id = core.Submit();
+  qlora::v1::Hello hello;
+  hello.set_node("n1");
+  hello.set_boot_id("boot-1");
+  hello.set_cluster_id(core.state().cluster_id);
+  hello.set_last_command_seen(43);
+  auto& device = *hello.add_devices();
+  device.set_name("cpu:0");
+  device.set_kind("cpu");
+  core.Do([&](Draft& d) { EXPECT_TRUE(OnHello(d, hello, 77).ok()); });
+  ASSERT_EQ(core.Sent("n1").size(), 1u);
+  EXPECT_EQ(core.Sent("n1")[0].number(), 44u);
+}
+
+TEST(Membership, PrepareSentAgainAfterARestart_NamesTheSameAttempt) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.Submit();
+  const int64_t term = core.state().term;
+  core.Disconnect("n1");
+  core.Restart();
+  const auto sent = core.Sent("n1");
+  ASSERT_EQ(sent.size(), 1u);
+  EXPECT_EQ(sent[0].term(), term + 1);
+  EXPECT_EQ(sent[0].prepare().term(), term);
+  EXPECT_EQ(core.attempt(id).term(), term);
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "").ok()); });
+  EXPECT_EQ(core.Sent("n1").back().stop().term(), term);
+}
+
+TEST(Membership, QuarantinedNodeThatFallsSilent_LosesItsOtherJobs) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  ASSERT_TRUE(core.Join("n1", 2).ok());
+  const std::string stuck = core.RunningJob("n1");
+  const std::string other = core.RunningJob("n1");
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, stuck, "").ok()); });
+  for (int i = 0; i < 8; ++i) {
+    core.Heartbeat("n1");
+    core.Advance(absl::Seconds(10));
+  }
+  ASSERT_EQ(core.node("n1"), qlora::v1::NODE_STATE_QUARANTINED);
+  EXPECT_EQ(core.job(other).state(), qlora::v1::JOB_STATE_RUNNING);
+  core.Advance(absl::Seconds(31));
+  EXPECT_EQ(core.state().nodes.at("n1").stream, 0u);
+  EXPECT_EQ(core.job(other).state(), qlora::v1::JOB_STATE_RUNNING);
+  core.Advance(absl::Seconds(90));
+  EXPECT_EQ(core.job(other).state(), qlora::v1::JOB_STATE_BACKOFF);
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_QUARANTINED);
+}
+
 TEST(Membership, DeletedJobsAttempt_IsKilled) {
   CoreHarness core;
   core.Advance(absl::Seconds(600));

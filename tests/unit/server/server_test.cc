@@ -545,6 +545,17 @@ TEST_F(ServerTest, DirectoryOutsideTheRoots_IsRefused) {
   EXPECT_THAT(
       models_->ImportModel(Deadline().get(), request, &model).error_message(),
       HasSubstr("model roots"));
+  // Past a link ".." leads elsewhere: what the text says is read.
+  const std::string outside = dir_.path() + "/outside";
+  ASSERT_TRUE(CreateDirectories(outside + "/tiny").ok());
+  ASSERT_TRUE(CreateDirectories(outside + "/deep").ok());
+  ASSERT_TRUE(WriteFileAtomically(outside + "/tiny/config.json", "{}").ok());
+  std::filesystem::create_directory_symlink(outside + "/deep",
+                                            dir_.path() + "/models/away");
+  request.set_directory(dir_.path() + "/models/away/../tiny");
+  EXPECT_THAT(
+      models_->ImportModel(Deadline().get(), request, &model).error_message(),
+      HasSubstr("safetensors"));
 }
 
 TEST_F(ServerTest, Dataset_MeansItsFile) {
@@ -650,6 +661,82 @@ TEST_F(ServerTest, Restart_KeepsTheAttemptAndRepeatsNothing) {
   ASSERT_TRUE(jobs_->QueryMetrics(Deadline().get(), query, &points).ok());
   EXPECT_EQ(points.points_size(), 2);
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_SUCCEEDED);
+}
+
+TEST_F(ServerTest, StagedFiles_GrowYoungOrTheShareIsDropped) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  const std::string id = RunJob(worker, "r1");
+  const v1::ArtifactFile kept = Upload("weights", "uploaded long ago");
+  const std::string object = options_.data_dir + "/artifacts/objects/" +
+                             kept.sha256().substr(0, 2) + "/" +
+                             kept.sha256().substr(2);
+  const auto past =
+      std::filesystem::last_write_time(object) - std::chrono::hours(24);
+  std::filesystem::last_write_time(object, past);
+  v1::ArtifactFile gone = kept;
+  gone.set_sha256(Sha256Hex("collected"));
+  const auto stage = [&](int64_t step, const v1::ArtifactFile& other) {
+    worker.AwaitAck(worker.Send(id, 1, [&](auto& e) {
+      auto& staged = *e.mutable_staged();
+      staged.set_step(step);
+      *staged.add_files() = kept;
+      *staged.add_files() = other;
+    }));
+  };
+  stage(4, gone);
+  EXPECT_EQ(Get(id).head_step(), 0);
+  EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RUNNING);
+  EXPECT_GT(std::filesystem::last_write_time(object), past);
+  stage(5, kept);
+  EXPECT_EQ(Get(id).head_step(), 5);
+}
+
+TEST_F(ServerTest, Start_CollectsNothingBeforeWorkersAreBack) {
+  const v1::ArtifactFile file = Upload("weights", "not acknowledged yet");
+  options_.artifact_grace = absl::ZeroDuration();
+  StartServer();
+  // Some ticks.
+  absl::SleepFor(absl::Seconds(1));
+  v1::StatArtifactRequest request;
+  request.set_sha256(file.sha256());
+  v1::StatArtifactResponse response;
+  ASSERT_TRUE(
+      artifacts_->StatArtifact(Deadline().get(), request, &response).ok());
+  EXPECT_TRUE(response.complete());
+}
+
+TEST_F(ServerTest, JobWithMoreFilesThanACommandHolds_IsRefused) {
+  v1::CreateJobRequest request = Request("r1");
+  auto& files = *request.mutable_inputs(0)->mutable_files();
+  const v1::ArtifactFile file = files[0];
+  for (int i = 0; i < 12'000; ++i) {
+    v1::ArtifactFile& more = *files.Add();
+    more = file;
+    more.set_path(std::string(100, 'd') + std::to_string(i));
+  }
+  v1::Job job;
+  const grpc::Status status = Create(request, &job);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("into fewer files"));
+}
+
+TEST_F(ServerTest, ManyErrors_AreCutToWhatATrailerHolds) {
+  std::string text;
+  for (int i = 0; i < 2'000; ++i) {
+    text += "\"schlüssel %" + std::to_string(i) + "\": 1\n";
+  }
+  v1::Job job;
+  const grpc::Status status = Create(Request("r1", text), &job);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("schlüssel %0"));
+  google::rpc::Status details;
+  ASSERT_TRUE(details.ParseFromString(status.error_details()));
+  EXPECT_EQ(details.message(), status.error_message());
+  google::rpc::BadRequest bad;
+  ASSERT_TRUE(bad.ParseFromString(details.details(0).value()));
+  EXPECT_GT(bad.field_violations_size(), 0);
 }
 
 TEST_F(ServerTest, Metrics_AreThinnedKeepingFirstAndLast) {

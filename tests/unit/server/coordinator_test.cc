@@ -1,0 +1,240 @@
+// The coordinator over a real database, with the clock that the test sets.
+#include "server/coordinator.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <thread>
+
+#include "core_harness.h"
+#include "server/store/sqlite_store.h"
+#include "server/tasks.h"
+
+namespace qlora::server {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::UnorderedElementsAre;
+
+class KeepEffects : public EffectSink {
+ public:
+  void Perform(const Effect& effect) override {
+    if (const auto* gone = std::get_if<NodeGone>(&effect)) {
+      gone_.push_back(gone->node);
+    } else if (const auto* line = std::get_if<AppendEvent>(&effect)) {
+      events_.push_back(line->event.type());
+    }
+  }
+  void OnSchedulerPass(absl::Duration) override {}
+  const std::vector<std::string>& gone() const { return gone_; }
+  const std::vector<std::string>& events() const { return events_; }
+
+ private:
+  std::vector<std::string> gone_;
+  std::vector<std::string> events_;
+};
+
+class CoordinatorTest : public ::testing::Test {
+ protected:
+  CoordinatorTest() { Start(); }
+
+  void Start() {
+    coordinator_.reset();
+    store_.reset();
+    store_ = SqliteStore::Open(dir_.path() + "/db").value();
+    coordinator_ =
+        Coordinator::Create(Timings{}, store_.get(), &effects_, &clock_)
+            .value();
+  }
+  void Join(const std::string& node, uint64_t stream) {
+    qlora::v1::Hello hello;
+    hello.set_node(node);
+    hello.set_boot_id("boot-1");
+    hello.set_cluster_id(coordinator_->cluster_id());
+    auto& device = *hello.add_devices();
+    device.set_name("cpu:0");
+    device.set_kind("cpu");
+    const auto welcome = coordinator_->Hello(hello, stream);
+    ASSERT_TRUE(welcome.ok()) << welcome.status();
+  }
+  void Submit(const std::string& id, const std::string& job_file) {
+    const auto done = coordinator_->Mutate(
+        id, "digest", [&](Draft& draft) -> absl::StatusOr<std::string> {
+          Job job;
+          job.mutable_job().set_job_id(id);
+          job.mutable_job().set_project("default");
+          job.mutable_job().set_resolved_job_file(job_file);
+          job.plan = std::make_shared<JobPlan>();
+          QueueJob(draft, std::move(job));
+          return std::string();
+        });
+    ASSERT_TRUE(done.ok()) << done.status();
+  }
+  qlora::v1::NodeState NodeState(const std::string& name) {
+    qlora::v1::NodeState state{};
+    coordinator_->Read(
+        [&](const State& s) { state = s.nodes.at(name).state(); });
+    return state;
+  }
+
+  TempDir dir_;
+  FakeClock clock_{absl::FromUnixSeconds(1'700'000'000)};
+  KeepEffects effects_;
+  std::unique_ptr<SqliteStore> store_;
+  std::unique_ptr<Coordinator> coordinator_;
+};
+
+TEST_F(CoordinatorTest, ClockThatIsSet_EndsNoLease) {
+  Join("n1", 1);
+  for (const absl::Duration jump : {absl::Hours(24), -absl::Hours(48)}) {
+    clock_.Jump(jump);
+    clock_.Advance(absl::Milliseconds(200));
+    ASSERT_TRUE(coordinator_->Tick().ok());
+    EXPECT_EQ(NodeState("n1"), qlora::v1::NODE_STATE_READY);
+  }
+  // Nor makes one last longer.
+  for (int i = 0; i < 31; ++i) {
+    clock_.Advance(absl::Seconds(1));
+    ASSERT_TRUE(coordinator_->Tick().ok());
+  }
+  EXPECT_EQ(NodeState("n1"), qlora::v1::NODE_STATE_UNREACHABLE);
+}
+
+TEST_F(CoordinatorTest, ProcessThatStoodStill_EndsNoLease) {
+  Join("n1", 1);
+  clock_.Advance(absl::Minutes(30));
+  ASSERT_TRUE(coordinator_->Tick().ok());
+  EXPECT_EQ(NodeState("n1"), qlora::v1::NODE_STATE_READY);
+}
+
+TEST_F(CoordinatorTest, ClockThatIsSet_MovesWaitsAlong) {
+  Join("n1", 1);
+  Submit("j-1", JobFile());
+  absl::Time before, after;
+  const auto deadline = [](const State& state) {
+    return FromProto(state.attempts.at({"j-1", 1}).deadline());
+  };
+  coordinator_->Read([&](const State& s) { before = deadline(s); });
+  clock_.Jump(absl::Hours(24));
+  ASSERT_TRUE(coordinator_->Tick().ok());
+  coordinator_->Read([&](const State& s) { after = deadline(s); });
+  EXPECT_EQ(after - before, absl::Hours(24));
+}
+
+TEST_F(CoordinatorTest, RecordsOfNoAttemptOfTheNode_AreCountedAndDropped) {
+  Join("n1", 1);
+  Submit("j-1", JobFile());
+  Join("n2", 2);
+  qlora::v1::WorkerEvent event;
+  event.mutable_log()->set_text("x");
+  event.set_attempt(1);
+  event.set_term(coordinator_->term());
+  uint64_t number = 0;
+  const auto accept = [&](const std::string& node, uint64_t stream,
+                          const std::string& job) {
+    event.set_number(++number);
+    event.set_job_id(job);
+    return coordinator_->AcceptEvent(node, stream, event).value();
+  };
+  EXPECT_TRUE(accept("n1", 1, "j-1"));
+  EXPECT_FALSE(accept("n1", 1, "../../../tmp/x"));
+  EXPECT_FALSE(accept("n1", 1, ""));
+  EXPECT_FALSE(accept("n2", 2, "j-1"));
+  event.set_attempt(2);
+  EXPECT_FALSE(accept("n1", 1, "j-1"));
+  event.set_attempt(1);
+  event.set_term(coordinator_->term() + 1);
+  EXPECT_FALSE(accept("n1", 1, "j-1"));
+  // Their numbers are taken all the same.
+  ASSERT_TRUE(coordinator_->Tick().ok());
+  coordinator_->Read([&](const State& state) {
+    EXPECT_EQ(state.nodes.at("n1").record.last_event(), number);
+  });
+}
+
+TEST_F(CoordinatorTest, CommandLargerThanAMessage_IsRefused) {
+  Join("n1", 1);
+  qlora::v1::WorkerCommand command;
+  command.mutable_run_task()->mutable_task()->set_job_file(
+      std::string(kMaxMessageBytes, 'x'));
+  const absl::Status status = coordinator_->SendCommand("n1", command);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("name fewer files"));
+  EXPECT_TRUE(coordinator_->CommandsAfter("n1", 0, 10).empty());
+}
+
+TEST_F(CoordinatorTest, TaskForANodeThatHasGone_IsRefused) {
+  Join("n1", 1);
+  coordinator_->Disconnect("n1", 1);
+  qlora::v1::WorkerCommand task;
+  task.mutable_run_task()->set_task_id("t-1");
+  EXPECT_EQ(coordinator_->SendCommand("n1", task).code(),
+            absl::StatusCode::kUnavailable);
+  // Its end may still be told.
+  qlora::v1::WorkerCommand cancel;
+  cancel.mutable_cancel_task()->set_task_id("t-1");
+  EXPECT_TRUE(coordinator_->SendCommand("n1", cancel).ok());
+}
+
+TEST_F(CoordinatorTest, UnreadableJob_IsHeldAndTheOthersGoOn) {
+  Submit("j-1", JobFile("a_key_of_another_version: 1\n"));
+  Submit("j-2", JobFile());
+  Start();
+  Join("n1", 1);
+  coordinator_->Read([](const State& state) {
+    const qlora::v1::Job& held = state.jobs.at("j-1").job();
+    EXPECT_EQ(held.state(), qlora::v1::JOB_STATE_HELD);
+    EXPECT_THAT(held.reason(), HasSubstr("a_key_of_another_version"));
+    EXPECT_EQ(state.jobs.at("j-2").job().state(),
+              qlora::v1::JOB_STATE_STARTING);
+  });
+  EXPECT_THAT(effects_.events(),
+              UnorderedElementsAre("Queued", "Queued", "Held", "Placed"));
+  // It stays so, and can be cancelled.
+  Start();
+  EXPECT_TRUE(coordinator_
+                  ->Mutate("cancel", "digest",
+                           [](Draft& draft) -> absl::StatusOr<std::string> {
+                             const absl::Status done =
+                                 CancelJob(draft, "j-1", "");
+                             if (!done.ok()) return done;
+                             return std::string();
+                           })
+                  .ok());
+}
+
+TEST_F(CoordinatorTest, TaskThatEnds_WaitsForItsLastEvent) {
+  Join("n1", 1);
+  Tasks tasks(coordinator_.get());
+  std::atomic<bool> inside = false, go = false, ended = false;
+  const auto id = tasks.Start(
+      {}, {.on_event =
+               [&](const qlora::v1::TrainerEvent&) {
+                 inside = true;
+                 while (!go) std::this_thread::yield();
+                 EXPECT_FALSE(ended) << "what on_event fills is gone";
+               },
+           .on_done = [&](const absl::Status&) { ended = true; }});
+  ASSERT_TRUE(id.ok()) << id.status();
+  qlora::v1::TaskOutput output;
+  output.set_task_id(*id);
+  output.mutable_event()->mutable_generated();
+  std::thread reporter([&] { tasks.OnOutput(output); });
+  while (!inside) std::this_thread::yield();
+  std::thread caller([&] { tasks.Cancel(*id); });
+  // Until the worker is told, at the earliest.
+  for (int i = 0; i < 1000 && !ended; ++i) std::this_thread::yield();
+  EXPECT_FALSE(ended);
+  go = true;
+  reporter.join();
+  caller.join();
+  EXPECT_TRUE(ended);
+  // None comes after the end.
+  inside = false;
+  tasks.OnOutput(output);
+  EXPECT_FALSE(inside);
+}
+
+}  // namespace
+}  // namespace qlora::server
