@@ -25,13 +25,14 @@ if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     -Wno-restrict -Wno-stringop-overflow -Wno-array-bounds -Wno-maybe-uninitialized)
 endif()
 if(QLORA_SANITIZER STREQUAL "address")
-  target_compile_options(qlora_compiler INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=undefined)
+  target_compile_options(qlora_compiler INTERFACE
+    -fsanitize=address,undefined -fno-sanitize-recover=undefined -D_GLIBCXX_ASSERTIONS)
   target_link_options(qlora_compiler INTERFACE -fsanitize=address,undefined)
 elseif(QLORA_SANITIZER STREQUAL "thread")
   # Debian's Protobuf is not built with -fsanitize=thread, and its headers lay a
   # map field out differently where they see that macro. libstdc++ is told apart.
   target_compile_options(qlora_compiler INTERFACE
-    -fsanitize=thread -U__SANITIZE_THREAD__ -D_GLIBCXX_TSAN=1)
+    -fsanitize=thread -U__SANITIZE_THREAD__ -D_GLIBCXX_TSAN=1 -D_GLIBCXX_ASSERTIONS)
   target_link_options(qlora_compiler INTERFACE -fsanitize=thread)
 endif()
 

@@ -114,6 +114,7 @@ class ShardedBlockSource::Loader {
       parts.resize(part * ranks);
       for (int r = 0; r < ranks; ++r) {
         const auto [begin, end] = Cut(*item.tensor, r);
+        if (begin == end) continue;
         std::ranges::copy(
             image.subspan(begin - item.tensor->begin, end - begin),
             parts.begin() + r * part);
