@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """One QLoRA run by transformers, PEFT and bitsandbytes, for comparison.
 
-  peft_peer.py MODEL_DIR ROWS.jsonl --dtype float32|bfloat16 --rows-per-step N
-               --steps N --rank R --threads N
+  peft_peer.py MODEL_DIR ADAPTER_DIR ROWS.jsonl --dtype float32|bfloat16
+               --learning-rate X --steps N --threads N
 
-Trains the rows in their order and prints one JSON object: tokens per second of
-the fastest step after the first, peak resident bytes, and the first step's loss
-and gradient norm.
+Goes on from the adapter, all rows in every step, and prints one JSON object:
+tokens per second of the fastest step after the first, peak resident bytes, each
+step's loss, and the first's gradient norm.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import json
 import time
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging
 
@@ -27,7 +27,7 @@ def peak_bytes():
     return 0
 
 
-def load(directory, dtype, rank):
+def load(directory, adapter, dtype):
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -38,36 +38,31 @@ def load(directory, dtype, rank):
         directory, quantization_config=quantization, dtype=dtype
     )
     model.config.use_cache = False
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    return get_peft_model(model, config)
+    return PeftModel.from_pretrained(model, adapter, is_trainable=True)
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
+    parser.add_argument("adapter")
     parser.add_argument("rows")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], required=True)
-    parser.add_argument("--rows-per-step", type=int, required=True)
+    parser.add_argument("--learning-rate", type=float, required=True)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     with open(args.rows, encoding="utf-8") as file:
-        rows = [json.loads(line)["input_ids"] for line in file]
-    model = load(args.model, getattr(torch, args.dtype), args.rank)
+        ids = torch.tensor([json.loads(line)["input_ids"] for line in file])
+    model = load(args.model, args.adapter, getattr(torch, args.dtype))
     model.train()
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=2e-4, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trainable, lr=args.learning_rate, weight_decay=0.0)
     seconds, losses, norms = [], [], []
-    for step in range(args.steps):
+    for _ in range(args.steps):
         begin = time.perf_counter()
-        first = step * args.rows_per_step
-        ids = torch.tensor(rows[first : first + args.rows_per_step])
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(trainable, 1.0)))
@@ -75,13 +70,12 @@ def main():
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
         seconds.append(time.perf_counter() - begin)
-    tokens = args.rows_per_step * len(rows[0])
     print(
         json.dumps(
             {
-                "tokens_per_second": tokens / min(seconds[1:]),
+                "tokens_per_second": ids.numel() / min(seconds[1:]),
                 "peak_bytes": peak_bytes(),
-                "loss": losses[0],
+                "losses": losses,
                 "grad_norm": norms[0],
             }
         )
