@@ -89,6 +89,7 @@ TEST_F(Follow, Json_HasNoOffsets) {
 
 TEST_F(Follow, JobHeld_EndsWithReasonAndWhatToType) {
   server_.jobs.last.set_state(v1::JOB_STATE_HELD);
+  server_.jobs.last.set_hint("qloractl resume j-1");
   server_.jobs.last.set_failure_class(v1::FAILURE_CLASS_NUMERICAL);
   server_.jobs.last.set_reason("the loss of step 3 is not finite");
   EXPECT_EQ(Run([&] { return FollowJob(session_, "j-1", {}); }),
