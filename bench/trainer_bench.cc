@@ -22,6 +22,7 @@
 #include "bench/rows.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
+#include "common/formats/safetensors.h"
 #include "common/spec/model_description.h"
 #include "nlohmann/json.hpp"
 #include "worker/trainer/gang_runner.h"

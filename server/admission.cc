@@ -105,6 +105,26 @@ absl::Status CheckSize(const Job& job) {
       " can be sent to a worker: put the data into fewer files"));
 }
 
+// The last job of the project that ended with an adapter and has this id, or
+// gave it this name; null without one.
+const Job* NewestAdapter(const State& state, const std::string& project,
+                         const std::string& name) {
+  const Job* newest = nullptr;
+  for (const auto& [id, job] : state.jobs) {
+    if (job.job().state() != qlora::v1::JOB_STATE_SUCCEEDED ||
+        job.job().project() != project ||
+        (job.plan->spec.output.name != name && id != name) ||
+        job.plan->spec.method == Method::kFull) {
+      continue;
+    }
+    if (newest == nullptr || FromProto(newest->job().finish_time()) <
+                                 FromProto(job.job().finish_time())) {
+      newest = &job;
+    }
+  }
+  return newest;
+}
+
 }  // namespace
 
 absl::StatusOr<Job> Admission::Admit(const std::string& job_file,
@@ -242,21 +262,9 @@ absl::Status Admission::ResolveInput(const JobSpec& spec,
           state.datasets.find(path.substr(sizeof(kDatasetPrefix) - 1));
       if (it != state.datasets.end()) *input.add_files() = it->second.file();
     } else if (absl::StartsWith(path, kAdapterPrefix)) {
-      const std::string name = path.substr(sizeof(kAdapterPrefix) - 1);
-      const Job* newest = nullptr;
-      for (const auto& [id, job] : state.jobs) {
-        if (job.job().state() != qlora::v1::JOB_STATE_SUCCEEDED ||
-            job.job().project() != spec.project ||
-            (job.plan->spec.output.name != name && id != name) ||
-            job.plan->spec.method == Method::kFull) {
-          continue;
-        }
-        if (newest == nullptr || FromProto(newest->job().finish_time()) <
-                                     FromProto(job.job().finish_time())) {
-          newest = &job;
-        }
-      }
-      if (newest != nullptr) *input.mutable_files() = newest->job().output();
+      const Job* job = NewestAdapter(state, spec.project,
+                                     path.substr(sizeof(kAdapterPrefix) - 1));
+      if (job != nullptr) *input.mutable_files() = job->job().output();
     }
   });
   if (!input.files().empty()) {

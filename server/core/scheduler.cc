@@ -230,6 +230,9 @@ void HoldUnreadable(Draft& draft, const std::string& id) {
   job.mutable_job().set_reason(
       absl::StrCat("this version of the coordinator cannot read the job: ",
                    job.plan->error.message()));
+  job.mutable_job().set_hint(
+      absl::StrCat("qloractl resume ", id,
+                   " after going back to the version that wrote it"));
   draft.Tell(id, "Held", job.job().reason());
 }
 

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/spec/model_files.h"
+#include "worker/trainer/parallel/slab.h"
 
 namespace qlora::trainer {
 

@@ -138,9 +138,12 @@ impl Finder<'_> {
             return None;
         }
         let prompt = self.generation_prompt(turn);
-        let prompted = before.zip(gap).zip(prompt).and_then(|((before, gap), prompt)| {
-            gap.rfind(&prompt).map(|at| before + at + prompt.len())
-        });
+        let prompted = before
+            .zip(gap)
+            .zip(prompt)
+            .and_then(|((before, gap), prompt)| {
+                gap.rfind(&prompt).map(|at| before + at + prompt.len())
+            });
         prompted.or(from)
     }
 
@@ -168,7 +171,9 @@ impl Finder<'_> {
         let with = self.run(&part(true)).ok()?;
         let without = self.run(&part(false)).ok()?;
         let prompt = self.unmark(&with[common_prefix(&with, &without)..]);
-        let said = any_string(self.conversation.message(turn), &|s: &str| s.contains(&prompt));
+        let said = any_string(self.conversation.message(turn), &|s: &str| {
+            s.contains(&prompt)
+        });
         (!prompt.is_empty() && !said).then_some(prompt)
     }
 
@@ -203,7 +208,9 @@ impl Finder<'_> {
 
     /// Marks as early in the content as the template leaves them.
     fn marked(&self, part: &Part, message: usize) -> Option<Marked> {
-        if any_string(self.conversation.input(), &|s: &str| s.contains([FROM, TO, EOS])) {
+        if any_string(self.conversation.input(), &|s: &str| {
+            s.contains([FROM, TO, EOS])
+        }) {
             return None;
         }
         let content = self.conversation.content(message)?;
@@ -279,5 +286,8 @@ fn placements(content: &str) -> Vec<Span> {
 /// Bytes, whole characters.
 fn common_prefix(a: &str, b: &str) -> usize {
     let pairs = a.chars().zip(b.chars());
-    pairs.take_while(|(x, y)| x == y).map(|(x, _)| x.len_utf8()).sum()
+    pairs
+        .take_while(|(x, y)| x == y)
+        .map(|(x, _)| x.len_utf8())
+        .sum()
 }

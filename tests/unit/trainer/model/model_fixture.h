@@ -33,7 +33,7 @@ inline std::unique_ptr<LoadedModel> LoadModel(
   loaded->reader = std::move(reader);
   loaded->communicator = MakeSingleCommunicator();
   auto source =
-      ShardedBlockSource::Load(loaded->model, *loaded->reader, options, 3,
+      ShardedBlockSource::Load(loaded->model, *loaded->reader, options,
                                *loaded->communicator, kernels::SerialFor);
   EXPECT_TRUE(source.ok()) << source.status();
   loaded->source = *std::move(source);
