@@ -264,7 +264,8 @@ class CliTest(unittest.TestCase):
         self.local.write("gone.yaml", job("gone", 2).replace(
             "path: rows.jsonl", "path: /no/rows.jsonl"))
         self.refused("submit", "-f", "gone.yaml", code=6,
-                     error="/no/rows.jsonl was not uploaded")
+                     error="/no/rows.jsonl was not uploaded",
+                     hint="--model-root")
 
     def test_records_that_were_left_out_are_counted_everywhere(self):
         self.local.write("rows-odd.jsonl", ROWS + '{"text": 3\n' + json.dumps(

@@ -266,7 +266,7 @@ TEST_F(ModesTest, OutOfMemory_HalvedMicroBatchesGiveTheSameLosses) {
   task.set_micro_batch_halvings(1);
   const Run halved = RunTask(task);
   ASSERT_TRUE(halved.has_result) << halved.failure.message();
-  EXPECT_THAT(halved.logs.at(0), HasSubstr("micro-batches of 1 rows"));
+  EXPECT_THAT(halved.logs.at(0), HasSubstr("micro-batches of 1 row"));
   ASSERT_EQ(halved.metrics.size(), whole.metrics.size());
   for (size_t i = 0; i < whole.metrics.size(); ++i) {
     EXPECT_NEAR(halved.metrics[i].loss() / whole.metrics[i].loss(), 1,

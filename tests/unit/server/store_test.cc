@@ -169,6 +169,7 @@ TEST_F(StoreTest, Checkpoint_OfAnOldAttemptOrStep_IsRejected) {
       checkpoint.set_job_id("j-1");
       checkpoint.set_attempt(attempt);
       checkpoint.set_step(step);
+      checkpoint.set_state(qlora::v1::CHECKPOINT_STATE_COMMITTED);
       d.checkpoints.Put({"j-1", step}, checkpoint);
     });
   };
