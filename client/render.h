@@ -30,7 +30,6 @@ View<v1::Job> JobView(absl::Time now);
 // Finished jobs as adapters.
 View<v1::Job> AdapterView(absl::Time now);
 View<v1::Node> NodeView(absl::Time now);
-View<v1::Device> DeviceView();
 View<v1::Model> ModelView(absl::Time now);
 View<v1::Dataset> DatasetView(absl::Time now);
 View<v1::Checkpoint> CheckpointView();

@@ -47,7 +47,10 @@ absl::StatusOr<ModelTexts> ReadTexts(Read read) {
   const auto read_optional = [&](const char* name, size_t max_bytes,
                                  std::string* text) {
     absl::StatusOr<std::string> content = read(name, max_bytes);
-    if (content.ok()) *text = *std::move(content);
+    if (content.ok()) {
+      *text = *std::move(content);
+      return absl::OkStatus();
+    }
     return absl::IsNotFound(content.status()) ? absl::OkStatus()
                                               : content.status();
   };
