@@ -5,15 +5,10 @@
 #include <cmath>
 #include <cstring>
 
-#include "kernels/blockwise.h"
+#include "kernels/nf4_kernels.h"
 
 namespace qlora::kernels {
 namespace {
-
-bool ValidBlockSize(int block_size) {
-  return block_size >= 32 && block_size <= 4096 &&
-         std::has_single_bit(static_cast<unsigned>(block_size));
-}
 
 // NaN elements do not count, as fmax on the device.
 float AbsMax(const float* x, int64_t n) {
@@ -72,41 +67,26 @@ uint8_t NearestDynamic(float x) {
   return x < (map[low] + map[pivot]) * 0.5f ? low : pivot;
 }
 
-// In float64 and in order, so that it depends on nothing but the values.
-float Mean(const float* x, int64_t n) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += x[i];
-  return n == 0 ? 0 : static_cast<float>(sum / static_cast<double>(n));
+void QuantizeScales(const float* absmax, int64_t n, float offset, float* scale,
+                    uint8_t* codes) {
+  float centered[kNestedBlockSize];
+  for (int64_t i = 0; i < n; ++i) centered[i] = absmax[i] - offset;
+  *scale = AbsMax(centered, n);
+  const float reciprocal = 1.0f / *scale;
+  for (int64_t i = 0; i < n; ++i) {
+    codes[i] = NearestDynamic(centered[i] * reciprocal);
+  }
 }
 
-void QuantizeScales(const float* absmax, const BlockwiseShape& shape,
-                    const MutableScales& scales,
-                    const ParallelFor& parallel_for) {
-  const int64_t blocks = shape.num_blocks();
-  const float offset = Mean(absmax, blocks);
-  *scales.offset = offset;
-  parallel_for(shape.num_nested_blocks(), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t first = b * kNestedBlockSize;
-      const int64_t n = std::min<int64_t>(kNestedBlockSize, blocks - first);
-      float centered[kNestedBlockSize];
-      for (int64_t i = 0; i < n; ++i) centered[i] = absmax[first + i] - offset;
-      const float scale = AbsMax(centered, n);
-      const float reciprocal = 1.0f / scale;
-      scales.absmax_scale[b] = scale;
-      for (int64_t i = 0; i < n; ++i) {
-        scales.absmax_codes[first + i] =
-            NearestDynamic(centered[i] * reciprocal);
-      }
-    }
-  });
-}
-
-float BlockScale(const ScalesView& scales, int64_t block) {
-  if (scales.absmax != nullptr) return scales.absmax[block];
-  const float product = kDynamicMapSigned[scales.absmax_codes[block]] *
-                        scales.absmax_scale[block / kNestedBlockSize];
-  return product + scales.offset;
+void QuantizeBlocks(const float* x, const BlockwiseShape& shape, int64_t begin,
+                    int64_t end, float* absmax, uint8_t* codes) {
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t first = b * shape.block_size;
+    const int64_t n =
+        std::min<int64_t>(shape.block_size, shape.num_elements - first);
+    absmax[b] = AbsMax(x + first, n);
+    QuantizeBlock(x + first, n, absmax[b], codes + first / 2);
+  }
 }
 
 uint16_t ToBfloat16(float value) {
@@ -168,78 +148,21 @@ void ExpandRange(const uint8_t* codes, const ScalesView& scales, int block_size,
   }
 }
 
-template <typename T>
-void ExpandRows(const uint8_t* codes, const ScalesView& scales, int64_t columns,
-                int block_size, int64_t row_begin, int64_t row_end,
-                FloatType type, T* out, int64_t leading_dimension,
-                const ParallelFor& parallel_for) {
-  const int64_t grain = std::max<int64_t>(1, 16384 / columns);
-  parallel_for(row_end - row_begin, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t first = (row_begin + row) * columns;
-      ExpandRange(codes, scales, block_size, first, first + columns, type,
-                  out + row * leading_dimension);
-    }
-  });
+void Expand(const uint8_t* codes, const ScalesView& scales, int block_size,
+            int64_t begin, int64_t end, FloatType type, void* out,
+            bool /*stream*/) {
+  if (type == FloatType::kFloat32) {
+    ExpandRange(codes, scales, block_size, begin, end, type,
+                static_cast<float*>(out));
+  } else {
+    ExpandRange(codes, scales, block_size, begin, end, type,
+                static_cast<uint16_t*>(out));
+  }
 }
 
 }  // namespace
 
-void SerialFor(int64_t n, int64_t /*grain*/,
-               const std::function<void(int64_t, int64_t)>& body) {
-  if (n > 0) body(0, n);
-}
-
-size_t QuantizeNf4WorkspaceBytes(const BlockwiseShape& shape, bool nested) {
-  return nested ? shape.num_blocks() * sizeof(float) : 0;
-}
-
-Nf4Result QuantizeNf4(const float* x, const BlockwiseShape& shape,
-                      uint8_t* codes, const MutableScales& scales,
-                      void* workspace, const ParallelFor& parallel_for) {
-  const bool nested = scales.absmax == nullptr;
-  if (!ValidBlockSize(shape.block_size) || shape.num_elements < 0 ||
-      x == nullptr || codes == nullptr ||
-      (nested &&
-       (workspace == nullptr || scales.absmax_codes == nullptr ||
-        scales.absmax_scale == nullptr || scales.offset == nullptr))) {
-    return Nf4Result::kInvalidArgument;
-  }
-  auto* absmax = nested ? static_cast<float*>(workspace) : scales.absmax;
-  parallel_for(shape.num_blocks(), 64, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t first = b * shape.block_size;
-      const int64_t n =
-          std::min<int64_t>(shape.block_size, shape.num_elements - first);
-      absmax[b] = AbsMax(x + first, n);
-      QuantizeBlock(x + first, n, absmax[b], codes + first / 2);
-    }
-  });
-  if (nested) QuantizeScales(absmax, shape, scales, parallel_for);
-  return Nf4Result::kOk;
-}
-
-Nf4Result DequantizeNf4(const uint8_t* codes, const ScalesView& scales,
-                        int64_t rows, int64_t columns, int block_size,
-                        int64_t row_begin, int64_t row_end, FloatType type,
-                        void* out, int64_t leading_dimension,
-                        const ParallelFor& parallel_for) {
-  const bool nested = scales.absmax == nullptr;
-  if (!ValidBlockSize(block_size) || codes == nullptr || out == nullptr ||
-      columns <= 0 || row_begin < 0 || row_begin > row_end || row_end > rows ||
-      leading_dimension < columns ||
-      (nested &&
-       (scales.absmax_codes == nullptr || scales.absmax_scale == nullptr))) {
-    return Nf4Result::kInvalidArgument;
-  }
-  if (type == FloatType::kFloat32) {
-    ExpandRows(codes, scales, columns, block_size, row_begin, row_end, type,
-               static_cast<float*>(out), leading_dimension, parallel_for);
-  } else {
-    ExpandRows(codes, scales, columns, block_size, row_begin, row_end, type,
-               static_cast<uint16_t*>(out), leading_dimension, parallel_for);
-  }
-  return Nf4Result::kOk;
-}
+const Nf4Kernels kNf4Reference = {"reference", Expand, QuantizeBlocks,
+                                  QuantizeScales};
 
 }  // namespace qlora::kernels

@@ -1,0 +1,43 @@
+// What an instruction set implements of NF4; kernels/blockwise.h is the way in.
+// Every implementation gives the bytes of reference/nf4.cc.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels/blockwise.h"
+
+namespace qlora::kernels {
+
+struct Nf4Kernels {
+  const char* name;
+  // Elements [begin, end) of the flattened tensor into out, as `type`.
+  // `stream`: the result is larger than the caches, write around them.
+  void (*expand)(const uint8_t* codes, const ScalesView& scales, int block_size,
+                 int64_t begin, int64_t end, FloatType type, void* out,
+                 bool stream);
+  // Blocks [begin, end): their absmax and codes.
+  void (*quantize_blocks)(const float* x, const BlockwiseShape& shape,
+                          int64_t begin, int64_t end, float* absmax,
+                          uint8_t* codes);
+  // n <= kNestedBlockSize scales of one nested block.
+  void (*quantize_scales)(const float* absmax, int64_t n, float offset,
+                          float* scale, uint8_t* codes);
+};
+
+extern const Nf4Kernels kNf4Reference;
+extern const Nf4Kernels kNf4Avx2;
+extern const Nf4Kernels kNf4Avx512;
+
+// What this processor can run: the reference first, the fastest last.
+const std::vector<const Nf4Kernels*>& Nf4Available();
+
+// absmax of a block. Without fused multiply-add: each rounding counts.
+inline float BlockScale(const ScalesView& scales, int64_t block) {
+  if (scales.absmax != nullptr) return scales.absmax[block];
+  const float product = kDynamicMapSigned[scales.absmax_codes[block]] *
+                        scales.absmax_scale[block / kNestedBlockSize];
+  return product + scales.offset;
+}
+
+}  // namespace qlora::kernels
