@@ -71,11 +71,16 @@ std::string Offers(const std::vector<Command>& commands) {
 constexpr char kVerbsOnly[] =
     "  case $word in -*) ;; *) offers=${offers%%-*} ;; esac\n";
 
-std::string BashScript(const std::vector<Command>& commands) {
+// The body of the function in bash and zsh: `words` are those before the one
+// that is typed, `word` is that one.
+std::string FindOffers(const std::vector<Command>& commands, const char* words,
+                       const char* word) {
   return absl::StrCat(
       "_qloractl() {\n"
       "  local line=qloractl word offers=\n"
-      "  for word in \"${COMP_WORDS[@]:1:COMP_CWORD-1}\"; do\n"
+      "  for word in \"",
+      words,
+      "\"; do\n"
       "    case \"$line $word\" in\n      ",
       Walk(commands),
       ") line=\"$line $word\" ;;\n"
@@ -84,29 +89,22 @@ std::string BashScript(const std::vector<Command>& commands) {
       "  case $line in\n",
       Offers(commands),
       "  esac\n"
-      "  word=\"${COMP_WORDS[COMP_CWORD]}\"\n",
-      kVerbsOnly,
-      "  COMPREPLY=($(compgen -W \"$offers\" -- \"$word\"))\n"
-      "}\n"
-      "complete -o default -F _qloractl qloractl\n");
+      "  word=",
+      word, "\n", kVerbsOnly);
+}
+
+std::string BashScript(const std::vector<Command>& commands) {
+  return absl::StrCat(FindOffers(commands, "${COMP_WORDS[@]:1:COMP_CWORD-1}",
+                                 "\"${COMP_WORDS[COMP_CWORD]}\""),
+                      "  COMPREPLY=($(compgen -W \"$offers\" -- \"$word\"))\n"
+                      "}\n"
+                      "complete -o default -F _qloractl qloractl\n");
 }
 
 std::string ZshScript(const std::vector<Command>& commands) {
   return absl::StrCat(
-      "#compdef qloractl\n"
-      "_qloractl() {\n"
-      "  local line=qloractl word offers=\n"
-      "  for word in \"${(@)words[2,CURRENT-1]}\"; do\n"
-      "    case \"$line $word\" in\n      ",
-      Walk(commands),
-      ") line=\"$line $word\" ;;\n"
-      "    esac\n"
-      "  done\n"
-      "  case $line in\n",
-      Offers(commands),
-      "  esac\n"
-      "  word=${words[CURRENT]}\n",
-      kVerbsOnly,
+      "#compdef qloractl\n",
+      FindOffers(commands, "${(@)words[2,CURRENT-1]}", "${words[CURRENT]}"),
       "  compadd -- ${=offers}\n"
       "  _files\n"
       "}\n"

@@ -56,6 +56,17 @@ const std::vector<const Nf4Kernels*>& Nf4Available() {
   return *available;
 }
 
+void QuantizeBlocks(const Nf4Kernels& kernels, const float* x,
+                    const BlockwiseShape& shape, int64_t begin, int64_t end,
+                    float* absmax, uint8_t* codes) {
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t first = b * shape.block_size;
+    const int64_t n =
+        std::min<int64_t>(shape.block_size, shape.num_elements - first);
+    absmax[b] = kernels.quantize_block(x + first, n, codes + first / 2);
+  }
+}
+
 size_t QuantizeNf4WorkspaceBytes(const BlockwiseShape& shape, bool nested) {
   return nested ? shape.num_blocks() * sizeof(float) : 0;
 }
@@ -74,7 +85,7 @@ Nf4Result QuantizeNf4(const float* x, const BlockwiseShape& shape,
   auto* absmax = nested ? static_cast<float*>(workspace) : scales.absmax;
   const int64_t blocks = shape.num_blocks();
   parallel_for(blocks, 64, [&](int64_t begin, int64_t end) {
-    Best().quantize_blocks(x, shape, begin, end, absmax, codes);
+    QuantizeBlocks(Best(), x, shape, begin, end, absmax, codes);
   });
   if (!nested) return Nf4Result::kOk;
   const float offset = Mean(absmax, blocks);

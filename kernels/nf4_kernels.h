@@ -16,10 +16,8 @@ struct Nf4Kernels {
   void (*expand)(const uint8_t* codes, const ScalesView& scales, int block_size,
                  int64_t begin, int64_t end, FloatType type, void* out,
                  bool stream);
-  // Blocks [begin, end): their absmax and codes.
-  void (*quantize_blocks)(const float* x, const BlockwiseShape& shape,
-                          int64_t begin, int64_t end, float* absmax,
-                          uint8_t* codes);
+  // One block of n elements: its codes; returns its absmax.
+  float (*quantize_block)(const float* x, int64_t n, uint8_t* codes);
   // n <= kNestedBlockSize scales of one nested block.
   void (*quantize_scales)(const float* absmax, int64_t n, float offset,
                           float* scale, uint8_t* codes);
@@ -32,8 +30,14 @@ extern const Nf4Kernels kNf4Avx512;
 // What this processor can run: the reference first, the fastest last.
 const std::vector<const Nf4Kernels*>& Nf4Available();
 
-// absmax of a block. Without fused multiply-add: each rounding counts.
-inline float BlockScale(const ScalesView& scales, int64_t block) {
+// Blocks [begin, end): their absmax and codes.
+void QuantizeBlocks(const Nf4Kernels& kernels, const float* x,
+                    const BlockwiseShape& shape, int64_t begin, int64_t end,
+                    float* absmax, uint8_t* codes);
+
+// absmax of a block. Without fused multiply-add: each rounding counts. Static,
+// so that no file gets the one that another instruction set was compiled for.
+static inline float BlockScale(const ScalesView& scales, int64_t block) {
   if (scales.absmax != nullptr) return scales.absmax[block];
   const float product = kDynamicMapSigned[scales.absmax_codes[block]] *
                         scales.absmax_scale[block / kNestedBlockSize];

@@ -152,7 +152,7 @@ void Expand(const uint8_t* codes, const ScalesView& scales, int block_size,
 
 }  // namespace
 
-const Nf4Kernels kNf4Avx2 = {"avx2", Expand, kNf4Reference.quantize_blocks,
+const Nf4Kernels kNf4Avx2 = {"avx2", Expand, kNf4Reference.quantize_block,
                              kNf4Reference.quantize_scales};
 
 }  // namespace qlora::kernels

@@ -180,7 +180,8 @@ __m512i Codes(__m512 scaled, __m512 thresholds) {
   return code;
 }
 
-void QuantizeBlock(const float* x, int64_t n, float absmax, uint8_t* out) {
+float QuantizeBlock(const float* x, int64_t n, uint8_t* out) {
+  const float absmax = AbsMax(x, n);
   const __m512 reciprocal = _mm512_set1_ps(1.0f / absmax);
   const __m512 thresholds =
       _mm512_maskz_loadu_ps(0x7fff, kNf4Thresholds.data());
@@ -196,17 +197,7 @@ void QuantizeBlock(const float* x, int64_t n, float absmax, uint8_t* out) {
     _mm_mask_storeu_epi8(out + i / 2, (1u << bytes) - 1,
                          _mm512_cvtepi64_epi8(pairs));
   }
-}
-
-void QuantizeBlocks(const float* x, const BlockwiseShape& shape, int64_t begin,
-                    int64_t end, float* absmax, uint8_t* codes) {
-  for (int64_t b = begin; b < end; ++b) {
-    const int64_t first = b * shape.block_size;
-    const int64_t n =
-        std::min<int64_t>(shape.block_size, shape.num_elements - first);
-    absmax[b] = AbsMax(x + first, n);
-    QuantizeBlock(x + first, n, absmax[b], codes + first / 2);
-  }
+  return absmax;
 }
 
 // Sixteen searches at a time, as NearestDynamic of the reference.
@@ -260,7 +251,6 @@ void QuantizeScales(const float* absmax, int64_t n, float offset, float* scale,
 
 }  // namespace
 
-const Nf4Kernels kNf4Avx512 = {"avx512", Expand, QuantizeBlocks,
-                               QuantizeScales};
+const Nf4Kernels kNf4Avx512 = {"avx512", Expand, QuantizeBlock, QuantizeScales};
 
 }  // namespace qlora::kernels

@@ -32,7 +32,8 @@ void ChooseCodes(const float* x, int n, float reciprocal, uint8_t* codes) {
   for (int i = 0; i < n; ++i) codes[i] = static_cast<uint8_t>(counts[i]);
 }
 
-void QuantizeBlock(const float* x, int64_t n, float absmax, uint8_t* out) {
+float QuantizeBlock(const float* x, int64_t n, uint8_t* out) {
+  const float absmax = AbsMax(x, n);
   const float reciprocal = 1.0f / absmax;
   for (int64_t begin = 0; begin < n; begin += 64) {
     const int count = static_cast<int>(std::min<int64_t>(64, n - begin));
@@ -45,6 +46,7 @@ void QuantizeBlock(const float* x, int64_t n, float absmax, uint8_t* out) {
       out[(begin + i) / 2] = static_cast<uint8_t>(codes[i] << 4 | codes[i + 1]);
     }
   }
+  return absmax;
 }
 
 // Nearest value of the signed map. On a midpoint the value where the halving
@@ -75,17 +77,6 @@ void QuantizeScales(const float* absmax, int64_t n, float offset, float* scale,
   const float reciprocal = 1.0f / *scale;
   for (int64_t i = 0; i < n; ++i) {
     codes[i] = NearestDynamic(centered[i] * reciprocal);
-  }
-}
-
-void QuantizeBlocks(const float* x, const BlockwiseShape& shape, int64_t begin,
-                    int64_t end, float* absmax, uint8_t* codes) {
-  for (int64_t b = begin; b < end; ++b) {
-    const int64_t first = b * shape.block_size;
-    const int64_t n =
-        std::min<int64_t>(shape.block_size, shape.num_elements - first);
-    absmax[b] = AbsMax(x + first, n);
-    QuantizeBlock(x + first, n, absmax[b], codes + first / 2);
   }
 }
 
@@ -162,7 +153,7 @@ void Expand(const uint8_t* codes, const ScalesView& scales, int block_size,
 
 }  // namespace
 
-const Nf4Kernels kNf4Reference = {"reference", Expand, QuantizeBlocks,
+const Nf4Kernels kNf4Reference = {"reference", Expand, QuantizeBlock,
                                   QuantizeScales};
 
 }  // namespace qlora::kernels

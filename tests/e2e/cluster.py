@@ -30,6 +30,14 @@ def shared_data():
     return directory if directory.is_dir() else None
 
 
+def token_rows(rows, columns):
+    """A file of `format: tokens`: different rows for any model of 503 tokens."""
+    return "\n".join(
+        json.dumps({"input_ids": [1] + [(7 * row + column) % 500 + 3
+                                        for column in range(columns - 1)]})
+        for row in range(rows)) + "\n"
+
+
 def skip(reason):
     """Ends the script so that ctest and scripts/test show it as skipped."""
     print(f"SKIPPED: {reason}", flush=True)

@@ -15,10 +15,7 @@ import cluster
 import nodes
 
 STEPS = 90
-ROWS = "\n".join(
-    json.dumps({"input_ids": [1] + [(7 * row + column) % 500 + 3
-                                    for column in range(127)]})
-    for row in range(48)) + "\n"
+ROWS = cluster.token_rows(48, 128)
 JOB = """\
 apiVersion: qlora/v1
 model: {{base: {model}}}

@@ -12,10 +12,7 @@ import nodes
 # More than any test waits for: however slow or fast the machine is, the job
 # is there when something happens to the coordinator.
 STEPS = 1_000_000
-ROWS = "\n".join(
-    json.dumps({"input_ids": [1] + [(7 * row + column) % 500 + 3
-                                    for column in range(127)]})
-    for row in range(48)) + "\n"
+ROWS = cluster.token_rows(48, 128)
 JOB = """\
 apiVersion: qlora/v1
 model: {{base: {model}}}

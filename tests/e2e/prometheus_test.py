@@ -18,10 +18,7 @@ PROMETHEUS = cluster.DEPS / "prometheus/usr/bin"
 CONFIGURATION = cluster.ROOT / "deploy/prometheus/prometheus.yml"
 DOCUMENT = cluster.ROOT / "docs/metrics.md"
 ONLY_WHILE_A_JOB_RUNS = {"qlora_device_assignment_info"}
-DATA = "\n".join(
-    json.dumps({"input_ids": [1] + [(7 * row + column) % 500 + 3
-                                    for column in range(63)]})
-    for row in range(16)) + "\n"
+DATA = cluster.token_rows(16, 64)
 JOB = """\
 apiVersion: qlora/v1
 model: {{base: {model}}}

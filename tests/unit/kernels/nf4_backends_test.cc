@@ -52,8 +52,8 @@ struct Blocks {
   Blocks(const Nf4Kernels& kernels, const std::vector<float>& x,
          const BlockwiseShape& shape)
       : absmax(shape.num_blocks()), codes(shape.code_bytes() + 1, 0xa5) {
-    kernels.quantize_blocks(x.data(), shape, 0, shape.num_blocks(),
-                            absmax.data(), codes.data());
+    QuantizeBlocks(kernels, x.data(), shape, 0, shape.num_blocks(),
+                   absmax.data(), codes.data());
   }
 };
 
