@@ -1,5 +1,9 @@
 #include "kernels/blockwise.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 #include <bit>
 #include <cstddef>
@@ -25,6 +29,14 @@ float Mean(const float* x, int64_t n) {
   return n == 0 ? 0 : static_cast<float>(sum / static_cast<double>(n));
 }
 
+#if defined(__x86_64__)
+// By hand: not every compiler's __builtin_cpu_supports knows it.
+bool HasF16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 const Nf4Kernels& Best() {
   static const Nf4Kernels& best = *Nf4Available().back();
   return best;
@@ -41,7 +53,7 @@ const std::vector<const Nf4Kernels*>& Nf4Available() {
   static const auto* available = [] {
     auto* list = new std::vector<const Nf4Kernels*>{&kNf4Reference};
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) {
+    if (__builtin_cpu_supports("avx2") && HasF16c()) {
       list->push_back(&kNf4Avx2);
     }
     if (__builtin_cpu_supports("avx512f") &&
