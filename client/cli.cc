@@ -25,6 +25,8 @@ absl::StatusOr<Session> MakeSession(const GlobalFlags& flags) {
                    ResolveEndpoint({flags.endpoint, flags.context,
                                     environment == nullptr ? "" : environment},
                                    session.config));
+  session.context =
+      flags.context.empty() ? session.config.current : flags.context;
   session.project = flags.project;
   return session;
 }

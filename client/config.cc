@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "client/errors.h"
+#include "client/names.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
 #include "common/formats/yaml_tree.h"
@@ -69,8 +70,10 @@ absl::StatusOr<Context> ParseContext(const YamlNode& node,
       RETURN_IF_ERROR(SetText(entry, source_name, &context.endpoint));
     } else if (entry.key == "data_dir") {
       RETURN_IF_ERROR(SetText(entry, source_name, &context.data_dir));
+    } else if (entry.key == "previous") {
+      RETURN_IF_ERROR(SetText(entry, source_name, &context.previous));
     } else {
-      return UnknownKey(entry, source_name, "endpoint, data_dir");
+      return UnknownKey(entry, source_name, "endpoint, data_dir, previous");
     }
   }
   if (context.endpoint.empty()) {
@@ -115,15 +118,13 @@ absl::StatusOr<Config> ParseConfig(const std::string& yaml,
   for (const YamlNode::Entry& entry : root.entries) {
     if (entry.key == "current") {
       RETURN_IF_ERROR(SetText(entry, source_name, &config.current));
-    } else if (entry.key == "previous") {
-      RETURN_IF_ERROR(SetText(entry, source_name, &config.previous));
     } else if (entry.key == "contexts") {
       for (const YamlNode::Entry& context : entry.value.entries) {
         ASSIGN_OR_RETURN(config.contexts[context.key],
                          ParseContext(context.value, context.key, source_name));
       }
     } else {
-      return UnknownKey(entry, source_name, "current, previous, contexts");
+      return UnknownKey(entry, source_name, "current, contexts");
     }
   }
   return config;
@@ -142,9 +143,6 @@ std::string FormatConfig(const Config& config) {
   if (!config.current.empty()) {
     out << YAML::Key << "current" << YAML::Value << config.current;
   }
-  if (!config.previous.empty()) {
-    out << YAML::Key << "previous" << YAML::Value << config.previous;
-  }
   out << YAML::Key << "contexts" << YAML::Value << YAML::BeginMap;
   for (const auto& [name, context] : config.contexts) {
     out << YAML::Key << name << YAML::Value << YAML::BeginMap;
@@ -153,6 +151,9 @@ std::string FormatConfig(const Config& config) {
     if (!context.data_dir.empty()) {
       out << YAML::Key << "data_dir" << YAML::Value << YAML::DoubleQuoted
           << context.data_dir;
+    }
+    if (!context.previous.empty()) {
+      out << YAML::Key << "previous" << YAML::Value << context.previous;
     }
     out << YAML::EndMap;
   }
@@ -210,24 +211,49 @@ absl::StatusOr<std::string> ResolveEndpoint(const EndpointChoice& choice,
                        absl::StrCat("context ", name, ": endpoint"));
 }
 
-void UseLocalContext(Config& config, const std::string& endpoint,
-                     const std::string& data_dir) {
-  if (config.current != kLocalContext) config.previous = config.current;
-  config.contexts[kLocalContext] = {endpoint, data_dir};
-  config.current = kLocalContext;
+std::string FindLocalContext(const Config& config,
+                             const std::string& data_dir) {
+  for (const auto& [name, context] : config.contexts) {
+    if (context.data_dir == data_dir) return name;
+  }
+  return "";
 }
 
-bool DropLocalContext(Config& config, const std::string& data_dir) {
-  const auto it = config.contexts.find(kLocalContext);
-  if (it == config.contexts.end() || it->second.data_dir != data_dir) {
-    return false;
+std::string UseLocalContext(Config& config, const std::string& endpoint,
+                            const std::string& data_dir) {
+  std::string name = FindLocalContext(config, data_dir);
+  if (name.empty()) {
+    const std::string directory =
+        RegistryName(std::filesystem::path(data_dir).filename().string());
+    const std::string other =
+        absl::StrCat(kLocalContext, directory.empty() ? "" : "-", directory);
+    name = kLocalContext;
+    for (int i = 1; config.contexts.contains(name); ++i) {
+      name = i == 1 ? other : absl::StrCat(other, "-", i);
+    }
   }
-  config.contexts.erase(it);
-  const std::string previous = std::exchange(config.previous, "");
-  if (config.current == kLocalContext) {
+  Context& context = config.contexts[name];
+  context.endpoint = endpoint;
+  context.data_dir = data_dir;
+  if (config.current != name) {
+    context.previous = std::exchange(config.current, name);
+  }
+  return name;
+}
+
+std::string DropLocalContext(Config& config, const std::string& data_dir) {
+  const std::string name = FindLocalContext(config, data_dir);
+  if (name.empty()) return "";
+  const std::string previous = config.contexts[name].previous;
+  config.contexts.erase(name);
+  // What was to come back to it goes one further.
+  for (auto& [other, context] : config.contexts) {
+    if (context.previous == name) context.previous = previous;
+  }
+  if (config.current == name) {
     config.current = config.contexts.contains(previous) ? previous : "";
   }
-  return true;
+  return name;
 }
 
 }  // namespace qlora::client

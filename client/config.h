@@ -2,10 +2,10 @@
 // $XDG_CONFIG_HOME/qlora/config.yaml (default ~/.config/qlora/config.yaml).
 //
 //   current: local
-//   previous: lab
 //   contexts:
-//     local: {endpoint: "127.0.0.1:7070", data_dir: /home/me/.local/state/...}
 //     lab: {endpoint: "10.0.0.5:7070"}
+//     local: {endpoint: "127.0.0.1:7070", data_dir: /home/me/.local/state/...,
+//             previous: lab}
 //
 // Flag over environment over file. Values only.
 #pragma once
@@ -21,21 +21,21 @@ namespace qlora::client {
 struct Context {
   // host:port of the coordinator.
   std::string endpoint;
-  // Set for what `local start` made: where its state lies.
+  // Set for what `local start` made: where its state lies, and the context that
+  // was current before (empty without one).
   std::string data_dir;
+  std::string previous;
 };
 
 struct Config {
   // Name of the current context; empty without one.
   std::string current;
-  // Was current before `local start` made `local` so; empty without one.
-  std::string previous;
   std::map<std::string, Context> contexts;
 };
 
 // Used when neither a flag, nor the environment, nor the file names one.
 inline constexpr char kDefaultEndpoint[] = "127.0.0.1:7070";
-// The context that `local start` makes.
+// The context that the first `local start` makes.
 inline constexpr char kLocalContext[] = "local";
 
 // $XDG_CONFIG_HOME/qlora/config.yaml. FailedPrecondition if neither that
@@ -71,13 +71,18 @@ absl::StatusOr<std::string> ParseEndpoint(const std::string& text,
 absl::StatusOr<std::string> ResolveEndpoint(const EndpointChoice& choice,
                                             const Config& config);
 
-// Makes `local` the current context and notes which one was.
-void UseLocalContext(Config& config, const std::string& endpoint,
-                     const std::string& data_dir);
+// The context of the local instance in data_dir; empty without one.
+std::string FindLocalContext(const Config& config, const std::string& data_dir);
 
-// Takes `local` out, as nothing listens there any more, and makes the one
-// before it current again. False, and nothing is changed, unless `local` means
-// the instance in data_dir.
-bool DropLocalContext(Config& config, const std::string& data_dir);
+// Makes the context of the instance in data_dir the current one and notes which
+// was. A new one is called `local`, or, where that means something else,
+// local-DIRECTORY (local-DIRECTORY-2 ...). Returns its name.
+std::string UseLocalContext(Config& config, const std::string& endpoint,
+                            const std::string& data_dir);
+
+// Takes the context of the instance in data_dir out, as nothing listens there
+// any more, and makes the one before it current again. Returns its name; empty,
+// and nothing is changed, without one.
+std::string DropLocalContext(Config& config, const std::string& data_dir);
 
 }  // namespace qlora::client

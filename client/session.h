@@ -16,6 +16,8 @@ struct Session {
   Output output;
   std::string config_path;
   Config config;
+  // --context, or the current one; may be empty.
+  std::string context;
   // host:port after flag, environment and file.
   std::string endpoint;
   // Empty: the server's default.

@@ -2,33 +2,89 @@
 
 #include <filesystem>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "client/local/instance.h"
 #include "common/base/status_macros.h"
 
 namespace qlora::client {
+namespace {
+
+bool HasInstance(const std::string& data_dir) {
+  if (data_dir.empty()) return false;
+  const absl::StatusOr<std::optional<LocalInstance>> instance =
+      LoadInstance(data_dir);
+  return !instance.ok() || instance->has_value();
+}
+
+}  // namespace
 
 absl::StatusOr<std::string> LocalDataDir(const Session& session,
                                          const std::string& flag) {
   if (!flag.empty()) {
-    return std::filesystem::absolute(flag).lexically_normal().string();
+    const std::string path =
+        std::filesystem::absolute(flag).lexically_normal().string();
+    return path.back() == '/' ? path.substr(0, path.size() - 1) : path;
   }
-  const auto context = session.config.contexts.find("local");
-  if (context != session.config.contexts.end()) {
-    const std::string& noted = context->second.data_dir;
-    std::error_code error;
-    if (std::filesystem::exists(noted + "/local.json", error)) return noted;
+  std::vector<std::string> noted;
+  for (const auto& [name, context] : session.config.contexts) {
+    if (!HasInstance(context.data_dir)) continue;
+    if (name == session.context) return context.data_dir;
+    noted.push_back(context.data_dir);
   }
-  return DefaultLocalDirectory();
+  if (noted.empty()) return DefaultLocalDirectory();
+  if (noted.size() == 1) return noted[0];
+  return WithHint(WithWhat(absl::FailedPreconditionError(absl::StrCat(
+                               "give --data-dir or --context: there are ",
+                               absl::StrJoin(noted, ", "))),
+                           "several local instances are running"),
+                  "qloractl context list -o wide");
+}
+
+absl::Status UseLocal(Session& session, const std::string& endpoint,
+                      const std::string& data_dir) {
+  Config& config = session.config;
+  // The name `local` is for what is there.
+  for (auto it = config.contexts.begin(); it != config.contexts.end();) {
+    const std::string other = (it++)->second.data_dir;
+    if (!other.empty() && !HasInstance(other)) DropLocalContext(config, other);
+  }
+  const std::string before = config.current;
+  const std::string name = UseLocalContext(config, endpoint, data_dir);
+  RETURN_IF_ERROR(SaveConfig(session.config_path, config));
+  *session.output.out << "now talking to " << name << " at " << endpoint;
+  if (!before.empty() && before != name) {
+    *session.output.out << " (before: " << before << ")";
+  }
+  *session.output.out << "\n";
+  return absl::OkStatus();
 }
 
 absl::Status ForgetLocal(Session& session, const std::string& data_dir) {
   Config& config = session.config;
-  if (!DropLocalContext(config, data_dir)) return absl::OkStatus();
+  const std::string before = config.current;
+  if (DropLocalContext(config, data_dir).empty()) return absl::OkStatus();
   RETURN_IF_ERROR(SaveConfig(session.config_path, config));
-  if (!config.current.empty()) {
+  if (config.current != before && !config.current.empty()) {
     *session.output.out << "now talking to " << config.current << " at "
                         << config.contexts[config.current].endpoint << "\n";
   }
   return absl::OkStatus();
+}
+
+std::vector<std::string> OrphanedEndpoints(const Session& session,
+                                           const std::string& data_dir) {
+  std::vector<std::string> orphaned;
+  for (const auto& [name, context] : session.config.contexts) {
+    if (context.data_dir.empty() || context.data_dir == data_dir) continue;
+    const absl::StatusOr<std::optional<LocalInstance>> other =
+        LoadInstance(context.data_dir);
+    if (other.ok() && *other && IsAlive((*other)->worker) &&
+        !IsAlive((*other)->coordinator)) {
+      orphaned.insert(orphaned.end(), {(*other)->endpoint, (*other)->metrics});
+    }
+  }
+  return orphaned;
 }
 
 }  // namespace qlora::client

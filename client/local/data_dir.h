@@ -8,13 +8,23 @@
 
 namespace qlora::client {
 
-// The flag if given; else what `local start` noted in the context `local`,
-// while an instance is recorded there; else the default directory. Absolute.
+// The flag if given; else the instance of the chosen context; else the only one
+// that any context notes; else the default directory. Absolute.
+// FailedPrecondition if there are several.
 absl::StatusOr<std::string> LocalDataDir(const Session& session,
                                          const std::string& flag);
+
+// Makes the instance's context the current one and says how it is called.
+absl::Status UseLocal(Session& session, const std::string& endpoint,
+                      const std::string& data_dir);
 
 // After the instance in data_dir was stopped: no context points at it any more.
 // Says which one is current again.
 absl::Status ForgetLocal(Session& session, const std::string& data_dir);
+
+// Addresses of dead coordinators of other local instances whose workers live
+// and look for them: whoever listens there instead would end what they train.
+std::vector<std::string> OrphanedEndpoints(const Session& session,
+                                           const std::string& data_dir);
 
 }  // namespace qlora::client

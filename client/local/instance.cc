@@ -61,13 +61,14 @@ absl::Status SaveInstance(const std::string& data_dir,
   return WriteFileAtomically(InstancePath(data_dir), json.dump(2) + "\n");
 }
 
-absl::StatusOr<bool> StopInstance(const std::string& data_dir,
-                                  const LocalInstance& instance,
-                                  absl::Duration grace) {
-  const bool worker = StopProcess(instance.worker, grace);
-  const bool coordinator = StopProcess(instance.coordinator, grace);
+absl::StatusOr<Stopped> StopInstance(const std::string& data_dir,
+                                     const LocalInstance& instance,
+                                     absl::Duration grace) {
+  Stopped stopped;
+  stopped.worker_clean = StopProcess(instance.worker, grace);
+  stopped.coordinator_clean = StopProcess(instance.coordinator, grace);
   RETURN_IF_ERROR(RemoveRecursively(InstancePath(data_dir)));
-  return worker && coordinator;
+  return stopped;
 }
 
 std::string CoordinatorLog(const std::string& data_dir) {

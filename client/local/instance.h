@@ -36,11 +36,16 @@ absl::StatusOr<std::optional<LocalInstance>> LoadInstance(
 absl::Status SaveInstance(const std::string& data_dir,
                           const LocalInstance& instance);
 
-// Stops the worker, then the coordinator, and removes local.json. True if
-// neither had to be killed.
-absl::StatusOr<bool> StopInstance(const std::string& data_dir,
-                                  const LocalInstance& instance,
-                                  absl::Duration grace);
+struct Stopped {
+  // Neither had to be killed.
+  bool worker_clean = true;
+  bool coordinator_clean = true;
+};
+
+// Stops the worker, then the coordinator, and removes local.json.
+absl::StatusOr<Stopped> StopInstance(const std::string& data_dir,
+                                     const LocalInstance& instance,
+                                     absl::Duration grace);
 
 std::string CoordinatorLog(const std::string& data_dir);
 std::string WorkerLog(const std::string& data_dir);

@@ -5,9 +5,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
@@ -41,9 +43,24 @@ bool PortIsFree(int port) {
   return free;
 }
 
-// The usual port, or 0 (the daemon takes a free one) when it is taken.
-std::string ListenAddress(int port) {
-  return absl::StrCat("127.0.0.1:", PortIsFree(port) ? port : 0);
+// Where a daemon listened before, else the usual port.
+int PortOf(const std::string& address, int usual) {
+  int port = 0;
+  const size_t colon = address.rfind(':');
+  return colon != std::string::npos &&
+                 absl::SimpleAtoi(address.substr(colon + 1), &port)
+             ? port
+             : usual;
+}
+
+// The port, or 0 (the daemon takes a free one) when it is taken or kept
+// for another.
+std::string ListenAddress(int port,
+                          const std::vector<std::string>& reserved = {}) {
+  const std::string usual = absl::StrCat("127.0.0.1:", port);
+  const bool kept =
+      std::find(reserved.begin(), reserved.end(), usual) != reserved.end();
+  return kept || !PortIsFree(port) ? "127.0.0.1:0" : usual;
 }
 
 std::string LastLines(const std::string& log_file) {
@@ -172,8 +189,10 @@ class Launcher {
     // A worker that still runs looks for it where it was.
     const bool again = IsAlive(instance_.worker);
     std::vector<std::string> args = {
-        "--listen", again ? instance_.endpoint : ListenAddress(7070),
-        "--metrics-listen", again ? instance_.metrics : ListenAddress(9464)};
+        "--listen",
+        again ? instance_.endpoint : ListenAddress(7070, options_.reserved),
+        "--metrics-listen",
+        ListenAddress(PortOf(instance_.metrics, 9464), options_.reserved)};
     AppendRoots(&args);
     ASSIGN_OR_RETURN(const nlohmann::json endpoints,
                      Start(coordinator_, instance_.coordinator, args));
@@ -189,7 +208,7 @@ class Launcher {
         "--node-name",
         "local",
         "--metrics-listen",
-        ListenAddress(9465),
+        ListenAddress(PortOf(instance_.worker_metrics, 9465)),
         "--devices",
         options_.cpu_ranks > 0 ? absl::StrCat("cpu=", options_.cpu_ranks)
                                : "auto"};

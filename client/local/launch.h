@@ -22,12 +22,14 @@ struct LaunchOptions {
   bool foreground = false;
   // An instance that lost a daemon: the other goes on, and so does what it
   // trains; the lost one comes back at its addresses.
-  std::optional<LocalInstance> remains;
+  std::optional<LocalInstance> remains = std::nullopt;
+  // host:port where a new coordinator is not to listen.
+  std::vector<std::string> reserved = {};
 };
 
 // Starts what does not run yet; on an error nothing that it started is left
-// running. Unavailable with the last
-// lines of a daemon's log if it ends or is not ready within a minute.
+// running. Unavailable with the last lines of a daemon's log if it ends or is
+// not ready within a minute.
 absl::StatusOr<LocalInstance> LaunchLocal(const LaunchOptions& options);
 
 // The directory of the running program, where the daemons lie too.

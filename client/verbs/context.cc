@@ -1,3 +1,5 @@
+#include <nlohmann/json.hpp>
+
 #include "absl/strings/str_cat.h"
 #include "client/verbs.h"
 #include "common/base/status_macros.h"
@@ -13,12 +15,34 @@ absl::Status NoSuchContext(const std::string& name) {
 }  // namespace
 
 absl::Status ContextList(Session& session) {
-  Table table({{"CURRENT"}, {"NAME"}, {"ENDPOINT"}});
-  for (const auto& [name, context] : session.config.contexts) {
-    table.AddRow(
-        {name == session.config.current ? "*" : "", name, context.endpoint});
+  const Config& config = session.config;
+  const OutputFormat format = session.output.format;
+  const bool wide = format == OutputFormat::kWide;
+  std::vector<Table::Header> headers = {{"CURRENT"}, {"NAME"}, {"ENDPOINT"}};
+  if (wide) headers.push_back({"DATA DIRECTORY"});
+  Table table(headers);
+  nlohmann::ordered_json all = nlohmann::json::array();
+  for (const auto& [name, context] : config.contexts) {
+    const bool current = name == config.current;
+    std::vector<std::string> row = {current ? "*" : "", name, context.endpoint};
+    if (wide) row.push_back(context.data_dir.empty() ? "-" : context.data_dir);
+    table.AddRow(std::move(row));
+    nlohmann::ordered_json one = {
+        {"name", name}, {"endpoint", context.endpoint}, {"current", current}};
+    if (!context.data_dir.empty()) one["dataDir"] = context.data_dir;
+    all.push_back(std::move(one));
   }
-  *session.output.out << table.Format(session.output.terminal.color);
+  std::ostream& out = *session.output.out;
+  if (wide || format == OutputFormat::kTable) {
+    out << table.Format(session.output.terminal.color);
+  } else if (format == OutputFormat::kName) {
+    for (const auto& [name, context] : config.contexts) out << name << "\n";
+  } else if (format == OutputFormat::kJsonl) {
+    for (const auto& one : all) out << one.dump() << "\n";
+  } else {
+    nlohmann::ordered_json document = {{"contexts", std::move(all)}};
+    return PrintJson(session.output, document.dump());
+  }
   return absl::OkStatus();
 }
 
@@ -35,7 +59,7 @@ absl::Status ContextSet(Session& session, const std::string& name,
                         const std::string& endpoint) {
   ASSIGN_OR_RETURN(const std::string address,
                    ParseEndpoint(endpoint, "context set: address"));
-  session.config.contexts[name] = {address, ""};
+  session.config.contexts[name] = {address, "", ""};
   if (session.config.current.empty()) session.config.current = name;
   return SaveConfig(session.config_path, session.config);
 }

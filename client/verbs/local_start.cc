@@ -34,25 +34,57 @@ absl::StatusOr<std::vector<std::string>> AbsoluteRoots(
   return absolute;
 }
 
-// An instance that runs with what was asked for is as good as a new one.
+// "the coordinator (pid 12) and the worker (pid 13) run already in DIR".
+std::string WhatRuns(const LocalInstance& instance,
+                     const std::string& data_dir) {
+  std::vector<std::string> running, ended;
+  const auto add = [&](const std::string& daemon, const ProcessId& process) {
+    if (IsAlive(process)) {
+      running.push_back(
+          absl::StrCat("the ", daemon, " (pid ", process.pid, ")"));
+    } else {
+      ended.push_back(absl::StrCat("; the ", daemon, " has ended"));
+    }
+  };
+  add("coordinator", instance.coordinator);
+  add("worker", instance.worker);
+  return absl::StrCat(absl::StrJoin(running, " and "),
+                      running.size() > 1 ? " run" : " runs", " already in ",
+                      data_dir, absl::StrJoin(ended, ""));
+}
+
+// An instance that runs, if only one of its daemons, with what was asked for is
+// as good as a new one. Another is never ended for the sake of a flag: it may
+// be training.
 absl::Status CheckSame(const LocalInstance& instance,
                        const LocalStartOptions& wanted,
-                       const std::vector<std::string>& roots) {
-  std::string difference;
+                       const std::vector<std::string>& roots,
+                       const std::string& data_dir) {
+  std::vector<std::string> differences;
   if (wanted.cpu_ranks > 0 && wanted.cpu_ranks != instance.cpu_ranks) {
-    difference = absl::StrCat("with --cpu-ranks ", instance.cpu_ranks);
-  } else if (!wanted.model_roots.empty() && roots != instance.model_roots) {
-    difference = absl::StrCat("with --model-root ",
-                              absl::StrJoin(instance.model_roots, ", "));
-  } else if (wanted.foreground) {
-    difference = "in the background";
-  } else {
-    return absl::OkStatus();
+    differences.push_back(
+        instance.cpu_ranks == 0
+            ? "without --cpu-ranks"
+            : absl::StrCat("with --cpu-ranks ", instance.cpu_ranks));
   }
-  return WithHint(WithWhat(absl::AlreadyExistsError(
-                               absl::StrCat("it runs already, ", difference)),
-                           "cannot start a local coordinator"),
-                  "qloractl local stop");
+  if (!wanted.model_roots.empty() && roots != instance.model_roots) {
+    differences.push_back(absl::StrCat(
+        "with --model-root ", absl::StrJoin(instance.model_roots, ", ")));
+  }
+  if (wanted.foreground) differences.push_back("without --foreground");
+  if (differences.empty()) return absl::OkStatus();
+  std::string cause =
+      absl::StrCat(WhatRuns(instance, data_dir), "\nit was started ",
+                   absl::StrJoin(differences, " and "));
+  if (!instance.both_alive()) {
+    absl::StrAppend(&cause, "; qloractl local start without ",
+                    differences.size() > 1 ? "these flags" : "this flag",
+                    " starts again what has ended and keeps what runs");
+  }
+  return WithHint(
+      WithWhat(absl::AlreadyExistsError(cause),
+               "cannot start a local coordinator and worker with these flags"),
+      absl::StrCat("qloractl local stop --data-dir ", data_dir));
 }
 
 // Waits for Ctrl-C or the end of either daemon.
@@ -78,6 +110,7 @@ absl::Status Supervise(const std::string& data_dir,
 // Finds the instance that runs already (*started is false) or starts one.
 absl::StatusOr<LocalInstance> FindOrLaunch(const LocalStartOptions& options,
                                            const std::string& data_dir,
+                                           const Session& session,
                                            bool* started) {
   ASSIGN_OR_RETURN(const std::vector<std::string> roots,
                    AbsoluteRoots(options.model_roots));
@@ -92,17 +125,21 @@ absl::StatusOr<LocalInstance> FindOrLaunch(const LocalStartOptions& options,
   ASSIGN_OR_RETURN(const std::optional<LocalInstance> old,
                    LoadInstance(data_dir));
   *started = !old || !old->both_alive();
-  if (!*started) {
-    RETURN_IF_ERROR(CheckSame(*old, options, roots));
-    return *old;
+  if (old && old->any_alive()) {
+    RETURN_IF_ERROR(CheckSame(*old, options, roots, data_dir));
+    if (!*started) return *old;
+    return LaunchLocal({.data_dir = data_dir,
+                        .cpu_ranks = old->cpu_ranks,
+                        .model_roots = old->model_roots,
+                        .remains = old});
   }
-  if (old && old->any_alive() && CheckSame(*old, options, roots).ok()) {
-    return LaunchLocal(
-        {data_dir, old->cpu_ranks, old->model_roots, false, old});
-  }
+  // Ranks may have outlived both.
   if (old) RETURN_IF_ERROR(StopInstance(data_dir, *old, kGrace).status());
-  return LaunchLocal(
-      {data_dir, options.cpu_ranks, roots, options.foreground, std::nullopt});
+  return LaunchLocal({.data_dir = data_dir,
+                      .cpu_ranks = options.cpu_ranks,
+                      .model_roots = roots,
+                      .foreground = options.foreground,
+                      .reserved = OrphanedEndpoints(session, data_dir)});
 }
 
 }  // namespace
@@ -112,22 +149,21 @@ absl::Status LocalStart(Session& session, const LocalStartOptions& options) {
                    LocalDataDir(session, options.data_dir));
   bool started = false;
   ASSIGN_OR_RETURN(const LocalInstance instance,
-                   FindOrLaunch(options, data_dir, &started));
-  UseLocalContext(session.config, instance.endpoint, data_dir);
-  RETURN_IF_ERROR(SaveConfig(session.config_path, session.config));
+                   FindOrLaunch(options, data_dir, session, &started));
+  std::ostream& out = *session.output.out;
   if (!started) {
-    *session.output.out << "already running at " << instance.endpoint << "\n";
-    return absl::OkStatus();
+    out << "already running at " << instance.endpoint << "\n";
+  } else {
+    out << "coordinator at " << instance.endpoint << ", metrics at http://"
+        << instance.metrics << "/metrics\nworker ready, metrics at http://"
+        << instance.worker_metrics << "/metrics\n";
   }
-  *session.output.out << "coordinator at " << instance.endpoint
-                      << ", metrics at http://" << instance.metrics
-                      << "/metrics\nworker ready, metrics at http://"
-                      << instance.worker_metrics
-                      << "/metrics\nstate and logs in " << data_dir
-                      << "\nnext: "
-                      << (options.foreground ? "Ctrl-C ends both"
-                                             : "qloractl submit -f job.yaml")
-                      << std::endl;
+  out << "state and logs in " << data_dir << "\nmodels below "
+      << absl::StrJoin(instance.model_roots, ", ") << "\n";
+  RETURN_IF_ERROR(UseLocal(session, instance.endpoint, data_dir));
+  if (!started) return absl::OkStatus();
+  out << "next: " << (options.foreground ? "Ctrl-C ends both" : "qloractl init")
+      << std::endl;
   if (!options.foreground) return absl::OkStatus();
   const absl::Status status = Supervise(data_dir, instance);
   RETURN_IF_ERROR(ForgetLocal(session, data_dir));

@@ -37,7 +37,9 @@ class LocalTest(unittest.TestCase):
             XDG_CONFIG_HOME=str(self.directory / "config"),
             XDG_STATE_HOME=str(self.directory / "state"))
 
-    def tearDown(self):
+        self.addCleanup(self.clean_up)
+
+    def clean_up(self):
         self.ctl("local", "stop", "--data-dir", str(self.data))
         self.assertEqual(processes_of(self.directory), [])
         shutil.rmtree(self.directory)
@@ -66,7 +68,12 @@ class LocalTest(unittest.TestCase):
         self.assertIn("READY", self.ctl("node", "list"))
         self.assertIn("coordinator", self.ctl("local", "logs"))
         self.assertIn("* ", self.ctl("context", "list"))
-        self.assertIn("stopped", self.ctl("local", "stop"))
+        state = self.state()
+        text = self.ctl("local", "stop")
+        for daemon in ("worker", "coordinator"):
+            self.assertRegex(
+                text, rf"{daemon} +stopped \(pid {state[daemon]['pid']}\)")
+        self.assertIn(f"state and logs stay in {self.data}", text)
         self.assertEqual(processes_of(self.directory), [])
         self.assertFalse((self.data / "local.json").exists())
         self.assertIn("nothing runs", self.ctl("local", "stop", "--data-dir",
@@ -76,19 +83,67 @@ class LocalTest(unittest.TestCase):
         self.start("--cpu-ranks", "1")
         first = self.state()
         self.assertIn("already running", self.start())
-        self.assertIn("runs already", self.start("--cpu-ranks", "2", code=7))
+        text = self.start("--cpu-ranks", "2", "--foreground", code=7)
+        self.assertIn(f"the coordinator (pid {first['coordinator']['pid']}) and "
+                      f"the worker (pid {first['worker']['pid']}) run already "
+                      f"in {self.data}", text)
+        self.assertIn("it was started with --cpu-ranks 1 and without "
+                      "--foreground", text)
+        self.assertIn(f"hint: qloractl local stop --data-dir {self.data}", text)
         self.assertEqual(self.state(), first)
 
     def test_two_instances_live_side_by_side(self):
         self.start("--cpu-ranks", "1")
         other = self.directory / "other"
-        self.ctl("local", "start", "--cpu-ranks", "1", "--data-dir", str(other))
-        endpoint = json.loads((other / "local.json").read_text())["endpoint"]
+        endpoint = self.start_other(other)
         self.assertNotEqual(endpoint, self.state()["endpoint"])
-        self.ctl("local", "stop", "--data-dir", str(other))
+        # Each has a context; without a flag the current one is meant.
+        contexts = {c["name"]: c for c in json.loads(
+            self.ctl("context", "list", "-o", "json"))["contexts"]}
+        self.assertEqual(contexts["local"]["endpoint"],
+                         self.state()["endpoint"])
+        self.assertEqual(contexts["local-other"]["dataDir"], str(other))
+        self.assertTrue(contexts["local-other"]["current"])
+        self.assertIn(str(self.data),
+                      self.ctl("--context", "local", "local", "status"))
+        self.ctl("context", "set", "lab", "127.0.0.1:1")
+        self.ctl("context", "use", "lab")
+        self.assertIn(f"there are {self.data}, {other}",
+                      self.ctl("local", "stop", code=7))
+        self.ctl("context", "use", "local-other")
+        self.assertIn("stopped", self.ctl("local", "stop"))
         self.assertEqual(processes_of(other), [])
-        self.assertIn("READY", self.ctl("--endpoint", self.state()["endpoint"],
-                                        "node", "list"))
+        self.assertRegex(self.ctl("context", "list"), r"\* +local ")
+        self.assertIn("READY", self.ctl("node", "list"))
+
+    def start_other(self, data):
+        """Starts another instance, which ends with the test; its endpoint."""
+        self.addCleanup(self.ctl, "local", "stop", "--data-dir", str(data))
+        self.ctl("local", "start", "--cpu-ranks", "1", "--data-dir", str(data))
+        return json.loads((data / "local.json").read_text())["endpoint"]
+
+    def test_start_never_ends_what_runs(self):
+        """Other flags, or another instance, while the coordinator is down."""
+        self.start("--cpu-ranks", "1")
+        before = self.state()
+        os.kill(before["coordinator"]["pid"], signal.SIGKILL)
+        self.await_end(before["coordinator"]["pid"])
+        for flags in (("--cpu-ranks", "2"), ("--model-root", "/usr"),
+                      ("--foreground",)):
+            with self.subTest(flags):
+                text = self.start(*flags, code=7)
+                self.assertRegex(
+                    text, rf"cause: the worker \(pid {before['worker']['pid']}"
+                          r"\) runs already in .*; the coordinator has ended")
+                self.assertIn("without this flag starts again", text)
+                self.assertIn("hint: qloractl local stop", text)
+        # The worker looks for its coordinator there.
+        self.assertNotEqual(self.start_other(self.directory / "other"),
+                            before["endpoint"])
+        self.assertIn("worker ready", self.start("--cpu-ranks", "1"))
+        after = self.state()
+        self.assertEqual(after["worker"], before["worker"])
+        self.assertEqual(after["endpoint"], before["endpoint"])
 
     def test_usual_ports_taken_uses_others(self):
         taken = []

@@ -14,8 +14,8 @@ using testing::HasSubstr;
 TEST(ParseConfig, WhatFormatConfigWrote_ComesBack) {
   Config config;
   config.current = "lab";
-  config.contexts["lab"] = {"10.0.0.5:7070", ""};
-  config.contexts["local"] = {"127.0.0.1:7070", "/state/with: colon"};
+  config.contexts["lab"] = {"10.0.0.5:7070", "", ""};
+  config.contexts["local"] = {"127.0.0.1:7070", "/state/with: colon", "lab"};
   const auto parsed = ParseConfig(FormatConfig(config), "f");
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   EXPECT_EQ(parsed->current, "lab");
@@ -53,8 +53,8 @@ TEST(ParseConfig, Mistakes_NameFileLineAndColumn) {
 TEST(ResolveEndpoint, FlagOverEnvironmentOverFile) {
   Config config;
   config.current = "a";
-  config.contexts["a"] = {"a:1", ""};
-  config.contexts["b"] = {"b:1", ""};
+  config.contexts["a"] = {"a:1", "", ""};
+  config.contexts["b"] = {"b:1", "", ""};
   EXPECT_EQ(*ResolveEndpoint({"flag:1", "b", "env:1"}, config), "flag:1");
   EXPECT_EQ(*ResolveEndpoint({"", "b", "env:1"}, config), "b:1");
   EXPECT_EQ(*ResolveEndpoint({"", "", "env:1"}, config), "env:1");
@@ -92,13 +92,14 @@ TEST(ParseEndpoint, AnythingElse_NamesFlagAndForm) {
 TEST(LocalContext, StartAndStop_LeaveTheOneBeforeCurrent) {
   Config config;
   config.current = "lab";
-  config.contexts["lab"] = {"h:1", ""};
+  config.contexts["lab"] = {"h:1", "", ""};
   UseLocalContext(config, "127.0.0.1:1", "/a");
-  UseLocalContext(config, "127.0.0.1:2", "/a");
+  EXPECT_EQ(UseLocalContext(config, "127.0.0.1:2", "/a"), "local");
   EXPECT_EQ(config.current, "local");
-  EXPECT_EQ(ParseConfig(FormatConfig(config), "f")->previous, "lab");
-  EXPECT_FALSE(DropLocalContext(config, "/another"));
-  EXPECT_TRUE(DropLocalContext(config, "/a"));
+  EXPECT_EQ(ParseConfig(FormatConfig(config), "f")->contexts["local"].previous,
+            "lab");
+  EXPECT_EQ(DropLocalContext(config, "/another"), "");
+  EXPECT_EQ(DropLocalContext(config, "/a"), "local");
   EXPECT_EQ(config.current, "lab");
   EXPECT_EQ(FormatConfig(config).find("local"), std::string::npos);
 }
@@ -106,10 +107,37 @@ TEST(LocalContext, StartAndStop_LeaveTheOneBeforeCurrent) {
 TEST(LocalContext, OtherChosenMeanwhile_Stays) {
   Config config;
   UseLocalContext(config, "127.0.0.1:1", "/a");
-  config.contexts["lab"] = {"h:1", ""};
+  config.contexts["lab"] = {"h:1", "", ""};
   config.current = "lab";
-  EXPECT_TRUE(DropLocalContext(config, "/a"));
+  EXPECT_EQ(DropLocalContext(config, "/a"), "local");
   EXPECT_EQ(config.current, "lab");
+}
+
+TEST(LocalContext, SecondInstance_HasANameOfItsOwn) {
+  Config config;
+  config.current = "lab";
+  config.contexts["lab"] = {"h:1", "", ""};
+  EXPECT_EQ(UseLocalContext(config, "127.0.0.1:1", "/a"), "local");
+  EXPECT_EQ(UseLocalContext(config, "127.0.0.1:2", "/b/My Data"),
+            "local-my-data");
+  EXPECT_EQ(UseLocalContext(config, "127.0.0.1:3", "/c/my-data"),
+            "local-my-data-2");
+  EXPECT_EQ(config.contexts["local"].endpoint, "127.0.0.1:1");
+  EXPECT_EQ(config.current, "local-my-data-2");
+  // Out of order: what the third was to come back to is gone before it.
+  EXPECT_EQ(DropLocalContext(config, "/b/My Data"), "local-my-data");
+  EXPECT_EQ(config.current, "local-my-data-2");
+  EXPECT_EQ(DropLocalContext(config, "/c/my-data"), "local-my-data-2");
+  EXPECT_EQ(config.current, "local");
+  EXPECT_EQ(DropLocalContext(config, "/a"), "local");
+  EXPECT_EQ(config.current, "lab");
+}
+
+TEST(LocalContext, UsersOwnContextLocal_IsNotOverwritten) {
+  Config config;
+  config.contexts["local"] = {"h:1", "", ""};
+  EXPECT_EQ(UseLocalContext(config, "127.0.0.1:1", "/a"), "local-a");
+  EXPECT_EQ(config.contexts["local"].endpoint, "h:1");
 }
 
 class Directories : public testing::Test {
