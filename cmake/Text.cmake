@@ -11,7 +11,8 @@ set(QLORA_TEXT_TARGET_DIR "${QLORA_CARGO_ROOT}/text-target" CACHE PATH "Where ca
 set(QLORA_TEXT_LIBRARY "${CMAKE_BINARY_DIR}/libqlora_text.a")
 set(QLORA_TEXT_SOURCES
   "${QLORA_TEXT_DIR}/Cargo.toml" "${QLORA_TEXT_DIR}/Cargo.lock"
-  "${QLORA_TEXT_DIR}/src/bounded.rs" "${QLORA_TEXT_DIR}/src/lib.rs"
+  "${QLORA_TEXT_DIR}/src/bounded.rs" "${QLORA_TEXT_DIR}/src/conversation.rs"
+  "${QLORA_TEXT_DIR}/src/jinja.rs" "${QLORA_TEXT_DIR}/src/lib.rs"
   "${QLORA_TEXT_DIR}/src/mask.rs" "${QLORA_TEXT_DIR}/src/python.rs"
   "${QLORA_TEXT_DIR}/src/template.rs" "${QLORA_TEXT_DIR}/src/tokenizer.rs")
 add_custom_command(

@@ -3,6 +3,8 @@
 //! functions here.
 
 mod bounded;
+mod conversation;
+mod jinja;
 mod mask;
 pub mod python;
 pub mod template;
@@ -12,7 +14,8 @@ use std::os::raw::{c_char, c_int};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::ptr::null_mut;
 
-use template::{ChatTemplate, Mask};
+use mask::Mask;
+use template::ChatTemplate;
 use tokenizer::Tokenizer;
 
 #[repr(C)]

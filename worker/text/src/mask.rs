@@ -10,17 +10,22 @@
 //! only if it is the unmarked one but for the marks. What stays in doubt is
 //! refused.
 
-use serde_json::Value as Json;
-
-use crate::template::{Compiled, Conversation, Mask, Part, Span};
+use crate::conversation::{any_string, Conversation, Part, EOS};
+use crate::jinja::{Compiled, Span};
 
 // Noncharacters: no text interchanges them.
 const FROM: char = '\u{fdd2}';
 const TO: char = '\u{fdd3}';
-pub const EOS: char = '\u{fdd4}';
 
 const THINK: &str = "<think>";
 const THOUGHT: &str = "</think>";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mask {
+    None,
+    Assistant,
+    Last,
+}
 
 /// The spans of the turns that `mask` asks for, in order; or why not.
 pub fn find_spans(
@@ -51,16 +56,6 @@ pub fn find_spans(
         spans.push((begin, end));
     }
     Ok(spans)
-}
-
-/// True if a string in the value satisfies `found`.
-pub fn any_string(value: &Json, found: &impl Fn(&str) -> bool) -> bool {
-    match value {
-        Json::String(s) => found(s),
-        Json::Array(items) => items.iter().any(|v| any_string(v, found)),
-        Json::Object(map) => map.iter().any(|(k, v)| found(k) || any_string(v, found)),
-        _ => false,
-    }
 }
 
 fn refusal(turn: usize, what: &str) -> String {
