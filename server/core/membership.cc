@@ -83,17 +83,20 @@ bool InInventory(const qlora::v1::Hello& hello, const AttemptRecord& attempt) {
                      });
 }
 
-// Gives up what the agent does not have any more.
+// Gives up what the agent does not have any more. One that was started anew has
+// no ranks, but reports the end of what it still names.
 void LoseMissing(Draft& draft, const qlora::v1::Hello& hello) {
   for (const AttemptKey& key : AttemptsOn(draft, hello.node())) {
     AttemptRecord attempt = *draft.attempts.Find(key);
-    const AttemptPart& part = *FindPart(attempt, hello.node());
-    if (part.boot_id() != hello.boot_id()) {
+    AttemptPart& part = *FindPart(attempt, hello.node());
+    if (InInventory(hello, attempt)) {
+      part.set_boot_id(hello.boot_id());
+      draft.attempts.Put(key, std::move(attempt));
+    } else if (part.boot_id() != hello.boot_id()) {
       LosePart(draft, key, hello.node(),
                absl::StrCat("the agent of ", hello.node(),
                             " was restarted: its ranks are gone"));
-    } else if (part.prepare_command() <= hello.last_command_seen() &&
-               !InInventory(hello, attempt)) {
+    } else if (part.prepare_command() <= hello.last_command_seen()) {
       LosePart(draft, key, hello.node(),
                absl::StrCat("the agent of ", hello.node(),
                             " does not know its ranks"));

@@ -17,8 +17,9 @@
 
 namespace qlora::server {
 
-// Takes a node in. A new boot id loses what ran under the old one; a replaced
-// stream is closed.
+// Takes a node in. A new boot id loses what ran under the old one, unless the
+// inventory says that its end is still to be reported; a replaced stream is
+// closed.
 // InvalidArgument: malformed. FailedPrecondition: belongs to another cluster.
 // AlreadyExists: the name's stream is open under another boot id.
 absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,

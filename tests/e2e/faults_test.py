@@ -7,9 +7,11 @@ metrics.jsonl, and the adapter bit for bit that of a run without trouble.
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import time
 
 import cluster
 import nodes
@@ -146,6 +148,33 @@ def worker_drained(local, job_file, reference):
     check_output(local.output("drained"), reference)
 
 
+def worker_drained_alone(local, job_file, reference):
+    """SIGTERM without a coordinator: what the ranks save is handed in later."""
+    name = "drained-alone"
+    local.submit(name, job_file)
+    nodes.eventually(lambda: int(local.job(name).get("headStep", 0)) >= 15, 120,
+                     "a checkpoint is committed")
+    worker = local.workers["one"]
+    local.coordinator.kill()
+    before = spooled(local)
+    nodes.eventually(lambda: spooled(local) > before + 1000, 30,
+                     "steps go on without a coordinator")
+    begun = time.monotonic()
+    assert worker.stop() == 0
+    took = time.monotonic() - begun
+    assert took < 15, f"the worker took {took:.0f} s to end"
+    log = worker.log_path().read_text()
+    kept = re.findall(r"checkpoint is kept .*step=(\d+)", log)
+    assert len(kept) == 1, log[-3000:]
+    local.coordinator.start()
+    worker.start()
+    job = local.wait_for_success(name)
+    assert attempts(job) == 2 and "lastFailure" not in job, job
+    told = local.ctl("events", name).stdout
+    assert f"from step {kept[0]}" in told, told
+    check_output(local.output(name), reference)
+
+
 def checkpoint_damaged(local, job_file, reference):
     """A head checkpoint that rotted is set aside for the one before it."""
     name = "damaged"
@@ -237,8 +266,8 @@ def main():
         (local.directory / "rows.jsonl").write_text(ROWS, encoding="utf-8")
         reference = undisturbed(local, job_file)
         for scenario in (rank_killed, worker_killed, coordinator_killed,
-                         worker_drained, worker_hurried, checkpoint_damaged,
-                         disk_filled):
+                         worker_drained, worker_drained_alone, worker_hurried,
+                         checkpoint_damaged, disk_filled):
             scenario(local, job_file, reference)
             print(f"{scenario.__name__}: as if nothing had happened",
                   flush=True)

@@ -32,8 +32,8 @@ Attempt::Attempt(Environment& environment, v1::PrepareAttempt command,
       command_(std::move(command)),
       term_(term),
       on_change_(std::move(on_change)),
-      name_(absl::StrCat(command_.job_id(), "-", command_.attempt())),
-      directory_(absl::StrCat(environment.directory, "/attempts/", name_)),
+      name_(AttemptName(command_.job_id(), command_.attempt())),
+      directory_(AttemptDirectory(environment.directory, name_)),
       has_rank_0_(HasRank0(command_)),
       // Without rank 0, which saves for all, a node cannot tell a gang that
       // hangs from one that saves.
@@ -49,6 +49,16 @@ Attempt::~Attempt() {
   ranks_.clear();
   // Nothing writes there any more.
   transfers_.reset();
+  if (!ended()) {
+    if (uploads_.empty()) {
+      LogWarning("attempt ends with the worker", {{"attempt", name_}});
+    }
+    for (const v1::StagedFiles& staged : uploads_) {
+      LogInfo("checkpoint is kept for the next start",
+              {{"attempt", name_}, {"step", staged.step()}});
+    }
+    return;
+  }
   const absl::Status removed = RemoveRecursively(directory_);
   if (!removed.ok()) {
     LogWarning("attempt directory stays behind",
@@ -56,13 +66,57 @@ Attempt::~Attempt() {
   }
 }
 
-void Attempt::Prepare() {
+void Attempt::StartTransfers() {
   transfers_ = std::make_unique<TransferQueue>(
       [weak = weak_from_this(), &loop = environment_.loop] {
         loop.Post([weak] {
           if (const auto self = weak.lock()) self->on_change_();
         });
       });
+}
+
+void Attempt::TakeOver(const AttemptRecord& record) {
+  StartTransfers();
+  phase_ = Phase::kLeft;
+  uploads_.assign(record.staged().begin(), record.staged().end());
+  if (!uploads_.empty()) last_step_ = uploads_.back().step();
+  former_end_ =
+      record.has_ended()
+          ? record.ended()
+          : DecideOutcome(
+                {}, AgentCause{
+                        .failure_class = v1::FAILURE_CLASS_INFRA,
+                        .message =
+                            "the worker ended before its ranks had saved, and "
+                            "they ended with it"});
+  LogInfo("attempt of the last run waits for the coordinator",
+          {{"attempt", name_}, {"checkpoints", uploads_.size()}});
+}
+
+void Attempt::GoOn() {
+  if (!left()) return;
+  phase_ = Phase::kRunning;
+  UploadNext();
+  MaybeEnd();
+}
+
+void Attempt::Remember() const {
+  AttemptRecord record;
+  record.set_job_id(command_.job_id());
+  record.set_attempt(command_.attempt());
+  record.set_term(term_);
+  for (const v1::StagedFiles& staged : uploads_) *record.add_staged() = staged;
+  if (!ranks_.empty() && AllEnded()) *record.mutable_ended() = Outcome();
+  const absl::Status stored = StoreRecord(environment_.directory, record);
+  if (!stored.ok()) {
+    LogWarning("attempt would not outlast the worker",
+               {{"attempt", name_}, {"error", stored}});
+  }
+}
+
+void Attempt::Prepare() {
+  Remember();
+  StartTransfers();
   Watch();
   InputRequest request{.model = command_.model(),
                        .inputs = command_.inputs(),
@@ -294,6 +348,7 @@ void Attempt::OnStaged(int rank, const v1::StagedFiles& staged) {
     uploads_.pop_back();
   }
   uploads_.push_back(staged);
+  Remember();
   UploadNext();
 }
 
@@ -336,25 +391,36 @@ void Attempt::OnUploaded(const v1::StagedFiles& staged,
     return;
   }
   uploading_ = false;
-  v1::WorkerEvent event;
   if (staged_event.ok()) {
+    v1::WorkerEvent event;
     *event.mutable_staged() = *std::move(staged_event);
+    Emit(std::move(event));
   } else {
-    event.mutable_notice()->set_type("CheckpointLost");
-    event.mutable_notice()->set_message(
-        absl::StrCat("step ", staged.step(),
-                     " was not stored: ", staged_event.status().message()));
-    if (staged.final() && !cause_.has_value()) {
+    const std::string told =
+        EmitLost(staged, std::string(staged_event.status().message()));
+    if (staged.final()) {
       cause_ = AgentCause{.failure_class = ClassOfStatus(staged_event.status()),
-                          .message = event.notice().message(),
+                          .message = told,
                           .result_lost = true};
     }
   }
-  Emit(std::move(event));
   ReleaseStage(staged);
   uploads_.pop_front();
   UploadNext();
   MaybeEnd();
+}
+
+std::string Attempt::EmitLost(const v1::StagedFiles& staged,
+                              const std::string& why) {
+  LogWarning("checkpoint is lost",
+             {{"attempt", name_}, {"step", staged.step()}, {"reason", why}});
+  v1::WorkerEvent event;
+  event.mutable_notice()->set_type("CheckpointLost");
+  event.mutable_notice()->set_message(
+      absl::StrCat("step ", staged.step(), " was not stored: ", why));
+  const std::string message = event.notice().message();
+  Emit(std::move(event));
+  return message;
 }
 
 void Attempt::ReleaseStage(const v1::StagedFiles& staged) {
@@ -383,6 +449,11 @@ void Attempt::OnRankEnd(int rank) {
     kill_timer_ = environment_.loop.RunAfter(environment_.timeouts.peers,
                                              [this] { KillRanks(); });
   }
+  if (AllEnded() && !uploads_.empty()) {
+    Remember();
+    LogInfo("ranks have left; their last checkpoint is being uploaded",
+            {{"attempt", name_}, {"step", uploads_.back().step()}});
+  }
   on_change_();
   MaybeEnd();
 }
@@ -399,6 +470,12 @@ void Attempt::Stop(bool save, absl::Duration grace, AgentCause cause) {
     // What was staged so far is not waited for either.
     if (!save) {
       abandoned_ = true;
+      if (left()) {
+        phase_ = Phase::kRunning;
+        for (const v1::StagedFiles& staged : uploads_) {
+          EmitLost(staged, "the attempt was over before its worker was back");
+        }
+      }
       transfers_->Cancel();
       uploads_.clear();
       uploading_ = false;
@@ -409,6 +486,8 @@ void Attempt::Stop(bool save, absl::Duration grace, AgentCause cause) {
   v1::TrainerCommand stop;
   stop.mutable_stop();
   for (const auto& rank : ranks_) rank->Send(stop);
+  LogInfo("ranks are told to save and leave",
+          {{"attempt", name_}, {"grace", absl::FormatDuration(grace)}});
   environment_.loop.CancelTimer(kill_timer_);
   kill_timer_ = environment_.loop.RunAfter(grace, [this] { KillRanks(); });
 }
@@ -487,12 +566,12 @@ bool Attempt::AllEnded() const {
 }
 
 void Attempt::MaybeEnd() {
-  const bool spawning = phase_ == Phase::kFetching;
-  if (ended() || spawning || !AllEnded() || !uploads_.empty()) return;
-  if (ranks_.empty() && !cause_.has_value()) return;
+  const bool early = phase_ <= Phase::kFetching;
+  if (ended() || early || !AllEnded() || !uploads_.empty()) return;
+  if (ranks_.empty() && !cause_.has_value() && !former_end_.has_value()) return;
   phase_ = Phase::kEnded;
   transfers_->Cancel();
-  const v1::AttemptEnded ended = DecideOutcome(ends_, cause_);
+  const v1::AttemptEnded ended = Outcome();
   LogInfo("attempt ended",
           {{"attempt", name_},
            {"complete", ended.complete() ? "true" : "false"},
@@ -503,6 +582,12 @@ void Attempt::MaybeEnd() {
   Emit(std::move(event));
   environment_.metrics.AttemptEnded(command_.job_id(), ended);
   on_change_();
+}
+
+v1::AttemptEnded Attempt::Outcome() const {
+  const bool lost = cause_.has_value() && cause_->result_lost;
+  return former_end_.has_value() && !lost ? *former_end_
+                                          : DecideOutcome(ends_, cause_);
 }
 
 v1::AttemptInventory Attempt::inventory() const {

@@ -1,13 +1,18 @@
 // The ranks of one attempt on this node. Used on the event loop's thread only.
 //
 //   kFetching -> kSpawning -> kReady -> kStarted -> kRunning -> kEnded
-//       |            |          |          |           |          ^
-//       +------------+----------+----------+-----------+----------+
+//       |            |          |          |          ^  |         ^
+//       +------------+----------+----------+----------|--+---------+
+//                                              kLeft -+
 //
 // kFetching: inputs come. kSpawning: ranks start. kReady: Prepared was sent;
 // waits for Start. kStarted: ranks connect and load. kRunning: every local
 // rank passed the barrier. The attempt is kEnded, and says AttemptEnded, when
 // every rank has ended and every staged checkpoint is uploaded or given up.
+//
+// Destroyed before that, at the agent's end, it leaves its directory with a
+// record of what is still to be uploaded and said. kLeft: the agent's next run
+// has taken that over and waits for the coordinator's word.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +25,7 @@
 #include <vector>
 
 #include "qlora/v1/worker.pb.h"
+#include "worker/agent/attempt_record.h"
 #include "worker/agent/environment.h"
 #include "worker/agent/outcome.h"
 #include "worker/agent/progress_watch.h"
@@ -35,8 +41,12 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
           std::function<void()> on_change);
   ~Attempt();
 
-  // Call once, after construction.
+  // Call one of these once, after construction. TakeOver: what a former run of
+  // the agent left; the command names the attempt and no ranks.
   void Prepare();
+  void TakeOver(const AttemptRecord& record);
+  // The coordinator still wants what was left. Else changes nothing.
+  void GoOn();
   void Start(const v1::StartAttempt& command);
   // Asks running ranks to save and leave, and kills them after `grace`; ranks
   // that do not run yet, or save = false: kills at once. `cause` is what
@@ -47,11 +57,25 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   // It has ended and no transfer runs any more: destruction does not wait for
   // one.
   bool settled() const { return ended() && transfers_->stopped(); }
+  bool left() const { return phase_ == Phase::kLeft; }
+  // No rank lives, and only uploads are left, which the next run can do.
+  bool resting() const {
+    return left() || (phase_ >= Phase::kSpawning && !ended() && AllEnded() &&
+                      !uploads_.empty());
+  }
   const v1::PrepareAttempt& command() const { return command_; }
   v1::AttemptInventory inventory() const;
 
  private:
-  enum class Phase { kFetching, kSpawning, kReady, kStarted, kRunning, kEnded };
+  enum class Phase {
+    kLeft,
+    kFetching,
+    kSpawning,
+    kReady,
+    kStarted,
+    kRunning,
+    kEnded
+  };
 
   void OnFetched(absl::StatusOr<LocalInputs> inputs);
   void SpawnRanks();
@@ -66,6 +90,8 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   void OnUploaded(const v1::StagedFiles& staged,
                   absl::StatusOr<v1::RankStaged> event);
   void ReleaseStage(const v1::StagedFiles& staged);
+  // Tells of it; returns what was told.
+  std::string EmitLost(const v1::StagedFiles& staged, const std::string& why);
   void KillRanks();
   void Watch();
   std::optional<std::string> Overdue() const;
@@ -75,6 +101,10 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   bool IsWatched(int rank) const { return rank == 0 || !has_rank_0_; }
   bool AllEnded() const;
   void MaybeEnd();
+  v1::AttemptEnded Outcome() const;
+  void StartTransfers();
+  // Writes the record. If that fails, the attempt does not outlast the agent.
+  void Remember() const;
   void Emit(v1::WorkerEvent event);
   RankProcess* FindRank(int rank);
   const v1::Device* DeviceOf(const v1::RankAssignment& assignment) const;
@@ -98,6 +128,8 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   // In the order of the exits.
   std::vector<RankEnd> ends_;
   std::optional<AgentCause> cause_;
+  // How it ended in a former run.
+  std::optional<v1::AttemptEnded> former_end_;
   // Staged by rank 0, the front one being uploaded.
   std::deque<v1::StagedFiles> uploads_;
   bool uploading_ = false;

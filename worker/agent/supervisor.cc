@@ -23,16 +23,34 @@ absl::Duration ToDuration(const google::protobuf::Duration& duration) {
 
 Supervisor::Supervisor(Environment environment)
     : environment_(std::move(environment)) {
-  for (const char* leftover : {"/attempts", "/tasks"}) {
-    const absl::Status removed =
-        RemoveRecursively(environment_.directory + leftover);
-    if (!removed.ok()) {
-      LogWarning("leftovers stay behind", {{"error", removed}});
-    }
+  TakeOver();
+  const absl::Status removed =
+      RemoveRecursively(environment_.directory + "/tasks");
+  if (!removed.ok()) {
+    LogWarning("leftovers stay behind", {{"error", removed}});
   }
 }
 
 Supervisor::~Supervisor() = default;
+
+void Supervisor::TakeOver() {
+  for (const AttemptRecord& record : LoadRecords(environment_.directory)) {
+    v1::PrepareAttempt name;
+    name.set_job_id(record.job_id());
+    name.set_attempt(record.attempt());
+    Add(name, record.term()).TakeOver(record);
+  }
+  UpdateInventory();
+}
+
+Attempt& Supervisor::Add(const v1::PrepareAttempt& command, int64_t term) {
+  auto& attempt = attempts_[{command.job_id(), command.attempt()}];
+  attempt = std::make_shared<Attempt>(environment_, command, term, [this] {
+    UpdateInventory();
+    Sweep();
+  });
+  return *attempt;
+}
 
 void Supervisor::Handle(v1::WorkerCommand command) {
   environment_.loop.Post(
@@ -88,12 +106,7 @@ void Supervisor::Prepare(const v1::PrepareAttempt& command, int64_t term) {
   LogInfo("attempt is being prepared", {{"job", command.job_id()},
                                         {"attempt", command.attempt()},
                                         {"ranks", command.ranks_size()}});
-  auto attempt = std::make_shared<Attempt>(environment_, command, term, [this] {
-    UpdateInventory();
-    Sweep();
-  });
-  attempts_[key] = attempt;
-  attempt->Prepare();
+  Add(command, term).Prepare();
   UpdateInventory();
 }
 
@@ -150,6 +163,7 @@ void Supervisor::Decide(
             "the coordinator does not know this attempt; it goes on",
             {{"job", decision.job_id()}, {"attempt", decision.attempt()}});
       }
+      if (decision.action() == v1::Decision::ACTION_KEEP) it->second->GoOn();
       if (decision.action() != v1::Decision::ACTION_KILL) continue;
       it->second->Stop(/*save=*/false, absl::ZeroDuration(),
                        {.failure_class = v1::FAILURE_CLASS_UNSPECIFIED,
@@ -161,6 +175,8 @@ void Supervisor::Decide(
 void Supervisor::SetConnected(bool connected) {
   environment_.loop.Post([this, connected] {
     environment_.metrics.SetConnected(connected);
+    connected_ = connected;
+    if (draining_) Sweep();
     environment_.loop.CancelTimer(alone_timer_);
     if (connected) return;
     alone_timer_ =
@@ -200,10 +216,16 @@ void Supervisor::Sweep() {
     std::erase_if(tasks_,
                   [](const auto& entry) { return entry.second->settled(); });
     UpdateInventory();
-    if (draining_ && attempts_.empty() && tasks_.empty() && on_drained_) {
-      std::exchange(on_drained_, nullptr)();
-    }
+    if (on_drained_ && Drained()) std::exchange(on_drained_, nullptr)();
   });
+}
+
+bool Supervisor::Drained() const {
+  return tasks_.empty() &&
+         std::ranges::all_of(attempts_, [this](const auto& entry) {
+           const Attempt& attempt = *entry.second;
+           return attempt.left() || (attempt.resting() && !connected_);
+         });
 }
 
 void Supervisor::UpdateInventory() {

@@ -22,8 +22,8 @@ namespace qlora::agent {
 
 class Supervisor {
  public:
-  // Deletes what a previous run left in the work directories. The environment
-  // must outlive this. Destroy it after the loop has ended.
+  // Takes over the attempts that a previous run left, and deletes its tasks.
+  // The environment must outlive this. Destroy it after the loop has ended.
   explicit Supervisor(Environment environment);
   ~Supervisor();
 
@@ -34,11 +34,12 @@ class Supervisor {
   // Without a coordinator for too long, ranks save and leave.
   void SetConnected(bool connected);
 
-  // Attempts whose ranks live, as of now.
+  // Attempts that have not ended, as of now.
   std::vector<v1::AttemptInventory> Inventory() const;
 
   // Refuses new work, asks ranks to save and leave, kills them after `grace`,
-  // and calls `done` on the loop when none is left.
+  // and calls `done` on the loop when none is left and what they staged is
+  // uploaded. While the coordinator is away, uploads are left to the next run.
   void Drain(absl::Duration grace, std::function<void()> done);
 
  private:
@@ -49,6 +50,10 @@ class Supervisor {
   void Prepare(const v1::PrepareAttempt& command, int64_t term);
   void Stop(const v1::StopAttempt& command, int64_t term);
   void RunTask(const v1::RunTask& command, int64_t term);
+  void TakeOver();
+  // A new attempt, which tells of its changes here.
+  Attempt& Add(const v1::PrepareAttempt& command, int64_t term);
+  bool Drained() const;
   void StopAll(absl::Duration grace, const AgentCause& cause);
   // Forgets what has ended, later: callers may be inside of it.
   void Sweep();
@@ -61,6 +66,7 @@ class Supervisor {
   std::map<std::string, std::shared_ptr<Task>> tasks_;
   bool sweeping_ = false;
   uint64_t alone_timer_ = 0;
+  bool connected_ = false;
   bool draining_ = false;
   std::function<void()> on_drained_;
 

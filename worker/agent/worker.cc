@@ -136,19 +136,29 @@ class Worker {
                                {"devices", hello_.devices_size()},
                                {"coordinator", options_.coordinator},
                                {"metrics", monitoring->address()}});
-    std::thread loop([this] { loop_.Run(); });
-    WaitForSignal();
-    LogInfo("worker is shutting down; ranks save and leave");
-    Drain();
-    // First: what runs on it wakes the link.
-    loop_.Stop();
-    loop.join();
-    link_.reset();
+    Serve();
+    const Spool& spool = storage_.outbox->spool();
+    LogInfo("worker ends; unsent events are kept for the next start",
+            {{"events", spool.next() - spool.first()}});
     MutexLock lock(&mu_);
     return failure_;
   }
 
  private:
+  // Until a signal and what follows from it.
+  void Serve() {
+    std::thread loop([this] { loop_.Run(); });
+    WaitForSignal();
+    LogInfo("worker is shutting down; ranks save and leave",
+            {{"grace", absl::FormatDuration(kDrainGrace)},
+             {"coordinator", connected_ ? "connected" : "away"}});
+    Drain();
+    // First: what runs on it wakes the link.
+    loop_.Stop();
+    loop.join();
+    link_.reset();
+  }
+
   absl::StatusOr<std::unique_ptr<MonitoringServer>> StartMonitoring() {
     return MonitoringServer::Start(
         {.listen = options_.metrics_listen,
@@ -207,7 +217,8 @@ class Worker {
     ::sigwait(&signals, &signal);
   }
 
-  // Until no rank is left and their last events arrived, or a second signal.
+  // Until no rank is left and what they made has arrived, or a second signal.
+  // What has not arrived then stays on disk.
   void Drain() {
     link_->SetDraining();
     supervisor_.Drain(kDrainGrace, [this] {

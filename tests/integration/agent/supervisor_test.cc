@@ -183,6 +183,42 @@ class SupervisorTest : public ::testing::Test {
     WaitFor([](const auto& e) { return e.has_metrics(); });
   }
 
+  // The agent ends, whatever it does, and starts again.
+  void NextRun() {
+    OnLoop([this] { supervisor_.reset(); });
+    {
+      MutexLock lock(&mu_);
+      events_.clear();
+    }
+    MakeSupervisor({});
+  }
+  // The last run was told to end while the store was away.
+  void LeaveACheckpoint() {
+    Run("steps=100000\nstep_ms=5", 1);
+    WaitForStep();
+    store_->Stop();
+    const auto drained = std::make_shared<std::promise<void>>();
+    supervisor_->Drain(absl::Seconds(20), [drained] { drained->set_value(); });
+    ASSERT_EQ(drained->get_future().wait_for(std::chrono::seconds(10)),
+              std::future_status::ready);
+    NextRun();
+  }
+  void Decide(v1::Decision::Action action) {
+    google::protobuf::RepeatedPtrField<v1::Decision> decisions;
+    v1::Decision& decision = *decisions.Add();
+    decision.set_job_id("j-test");
+    decision.set_attempt(1);
+    decision.set_action(action);
+    supervisor_->Decide(decisions);
+  }
+  static void WaitUntilGone(const std::string& path) {
+    const absl::Time deadline = absl::Now() + kPatience;
+    while (fs::exists(path) && absl::Now() < deadline) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    EXPECT_FALSE(fs::exists(path));
+  }
+
   static Node* node_;
   std::string directory_;
   std::unique_ptr<ArtifactStoreFake> store_;
@@ -508,6 +544,67 @@ TEST_F(SupervisorTest, Drain_SavesAndRefusesNewWork) {
   WaitFor([](const auto& e) { return e.has_ended() && e.attempt() == 2; });
 }
 
+// SIGTERM while the coordinator is away: nothing that was staged is lost.
+TEST_F(SupervisorTest, DrainWithoutStore_NextRunHandsInWhatIsKept) {
+  LeaveACheckpoint();
+  EXPECT_EQ(supervisor_->Inventory().size(), 1u);
+  EXPECT_EQ(supervisor_->Inventory()[0].ranks_size(), 0);
+  store_->Restart();
+  Decide(v1::Decision::ACTION_KEEP);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_TRUE(ended.stopped()) << ended.DebugString();
+  EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_DRAINED);
+  EXPECT_EQ(ended.ranks_size(), 1);
+  const v1::WorkerEvent staged =
+      WaitFor([](const auto& e) { return e.has_staged(); });
+  EXPECT_EQ(staged.term(), 1);
+  EXPECT_EQ(store_->Get(staged.staged().files(1).sha256()),
+            absl::StrCat("state ", staged.staged().step()));
+  EXPECT_TRUE(Events().back().has_ended());
+  WaitUntilGone(directory_ + "/attempts/j-test-1");
+}
+
+TEST_F(SupervisorTest, LeftAttemptThatIsOver_IsDroppedWithAWord) {
+  LeaveACheckpoint();
+  store_->Restart();
+  Decide(v1::Decision::ACTION_KILL);
+  const v1::Notice notice =
+      WaitFor([](const auto& e) { return e.has_notice(); }).notice();
+  EXPECT_EQ(notice.type(), "CheckpointLost");
+  EXPECT_THAT(notice.message(), HasSubstr("was over before its worker"));
+  WaitForEnd();
+  WaitUntilGone(directory_ + "/attempts/j-test-1");
+  for (const auto& event : Events()) EXPECT_FALSE(event.has_staged());
+}
+
+TEST_F(SupervisorTest, LeftAttempt_WaitsThroughRunsWithoutACoordinator) {
+  LeaveACheckpoint();
+  NextRun();
+  EXPECT_EQ(supervisor_->Inventory().size(), 1u);
+  store_->Restart();
+  Decide(v1::Decision::ACTION_KEEP);
+  EXPECT_TRUE(WaitForEnd().stopped());
+}
+
+TEST_F(SupervisorTest, DamagedRecord_IsRemovedAndTheRestGoesOn) {
+  LeaveACheckpoint();
+  std::ofstream(directory_ + "/attempts/j-test-1/record") << "no record";
+  fs::create_directories(directory_ + "/attempts/j-other-1/work");
+  NextRun();
+  EXPECT_TRUE(supervisor_->Inventory().empty());
+  EXPECT_TRUE(fs::is_empty(directory_ + "/attempts"));
+}
+
+TEST_F(SupervisorTest, KilledAgent_NextRunReportsTheEnd) {
+  Run("hang=2\nsave_every=1", 1);
+  WaitFor([](const auto& e) { return e.has_staged(); });
+  NextRun();
+  Decide(v1::Decision::ACTION_KEEP);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_INFRA);
+  EXPECT_THAT(ended.message(), HasSubstr("they ended with it"));
+}
+
 TEST_F(SupervisorTest, NewerAttempt_SupersedesTheOlder) {
   Run("hang=1", 1);
   WaitForStep();
@@ -525,12 +622,7 @@ TEST_F(SupervisorTest, DecisionKill_EndsTheRanks) {
   WaitForStep();
   ASSERT_EQ(supervisor_->Inventory().size(), 1u);
   EXPECT_EQ(supervisor_->Inventory()[0].last_step(), 1);
-  google::protobuf::RepeatedPtrField<v1::Decision> decisions;
-  v1::Decision& decision = *decisions.Add();
-  decision.set_job_id("j-test");
-  decision.set_attempt(1);
-  decision.set_action(v1::Decision::ACTION_KILL);
-  supervisor_->Decide(decisions);
+  Decide(v1::Decision::ACTION_KILL);
   EXPECT_FALSE(WaitForEnd().complete());
 }
 
@@ -548,12 +640,7 @@ TEST_F(SupervisorTest, Inputs_ComeAsLinksAndAttemptLeavesNothing) {
   const std::string task = store_->Get(final.staged().output(0).sha256());
   EXPECT_THAT(task, HasSubstr("/inputs/0/train.jsonl\"\n"));
   EXPECT_THAT(task, HasSubstr("job_create_time {\n  seconds: 1234567\n}"));
-  const std::string left = directory_ + "/attempts/j-test-1";
-  const absl::Time deadline = absl::Now() + kPatience;
-  while (fs::exists(left) && absl::Now() < deadline) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  EXPECT_FALSE(fs::exists(left));
+  WaitUntilGone(directory_ + "/attempts/j-test-1");
 }
 
 TEST_F(SupervisorTest, EvalTask_HasTheMemoryOfTheNode) {

@@ -80,6 +80,37 @@ TEST(Membership, NewBoot_LosesWhatRan) {
   EXPECT_EQ(core.attempt(id).resume_step(), 7);
 }
 
+// It was told to end while this coordinator was away, and kept what was staged.
+TEST(Membership, NewBootThatNamesTheAttempt_HandsInWhatIsLeft) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Restart();
+  const auto welcome = core.Join("n1", 1, "boot-2", {{id, 1}});
+  ASSERT_TRUE(welcome.ok());
+  EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_KEEP);
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_RUNNING);
+  core.Staged("n1", id, 0, 79);
+  core.Ended("n1", id, qlora::v1::FAILURE_CLASS_DRAINED, /*stopped=*/true);
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_BACKOFF);
+  EXPECT_FALSE(core.job(id).has_last_failure());
+  core.Advance(absl::Seconds(3));
+  EXPECT_EQ(core.attempt(id).resume_step(), 79);
+}
+
+// Each start of the agent is told apart from the one before.
+TEST(Membership, NewBootAfterTheOneThatKeptIt_LosesIt) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Disconnect("n1");
+  ASSERT_TRUE(core.Join("n1", 1, "boot-2", {{id, 1}}).ok());
+  core.Disconnect("n1");
+  ASSERT_TRUE(core.Join("n1", 1, "boot-3").ok());
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_BACKOFF);
+  EXPECT_EQ(core.attempt(id).state(), ATTEMPT_STATE_LOST);
+}
+
 TEST(Membership, AgentThatForgotItsAttempt_LosesIt) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
