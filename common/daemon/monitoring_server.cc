@@ -5,8 +5,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -67,8 +70,23 @@ class MonitoringServer::Handler : public CivetHandler {
   const std::function<Answer()> answer_;
 };
 
+// The web server looks whether it shall stop every two seconds, or when
+// somebody connects.
 MonitoringServer::~MonitoringServer() {
-  if (server_ != nullptr) server_->close();
+  if (server_ == nullptr) return;
+  std::atomic<bool> closed = false;
+  std::thread knock([&] {
+    while (!closed) {
+      char error[128];
+      mg_connection* connection = mg_connect_client(
+          host_.c_str(), port_, /*use_ssl=*/0, error, sizeof(error));
+      if (connection != nullptr) mg_close_connection(connection);
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+  });
+  server_->close();
+  closed = true;
+  knock.join();
 }
 
 absl::StatusOr<std::unique_ptr<MonitoringServer>> MonitoringServer::Start(
@@ -101,6 +119,8 @@ absl::StatusOr<std::unique_ptr<MonitoringServer>> MonitoringServer::Start(
   }
   address.port = self->server_->getListeningPorts().at(0);
   self->address_ = address.ToString();
+  self->host_ = address.host;
+  self->port_ = address.port;
   self->server_->addHandler("/metrics$", *self->metrics_);
   self->server_->addHandler("/healthz$", *self->health_);
   self->server_->addHandler("/readyz$", *self->ready_);

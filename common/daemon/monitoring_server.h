@@ -42,6 +42,8 @@ class MonitoringServer {
   MonitoringServer() = default;
 
   std::string address_;
+  std::string host_;
+  int port_ = 0;
   // The server is stopped before what it calls goes.
   std::unique_ptr<Handler> metrics_;
   std::unique_ptr<Handler> health_;
