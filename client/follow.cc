@@ -112,12 +112,10 @@ class FollowView {
   bool connected_ = true;
 };
 
+// Empty if nothing is left to do, or to learn.
 std::string NextCommand(const v1::Job& job) {
   const std::string& id = job.job_id();
-  if (job.state() == v1::JOB_STATE_HELD) return job.hint();
-  if (job.state() != v1::JOB_STATE_SUCCEEDED) {
-    return absl::StrCat("qloractl logs ", id);
-  }
+  if (job.state() != v1::JOB_STATE_SUCCEEDED) return job.hint();
   const std::string to = job.name().empty() ? id : job.name();
   return absl::StrCat("qloractl ", job.method() == "full" ? "model" : "adapter",
                       " pull ", id, " --to ", to);
@@ -161,9 +159,8 @@ std::string OutcomeText(const v1::Job& job, double first_loss) {
                             job.progress().eval_loss());
     }
   }
-  if (job.state() != v1::JOB_STATE_CANCELLED) {
-    absl::StrAppend(&text, "\nnext: ", NextCommand(job));
-  }
+  const std::string next = NextCommand(job);
+  if (!next.empty()) absl::StrAppend(&text, "\nnext: ", next);
   return text;
 }
 

@@ -16,8 +16,10 @@ using qlora::v1::JobState;
 
 namespace {
 
-// Attempts without a newer checkpoint after which a person must look.
+// Attempts without a newer checkpoint after which a person must look: those
+// that failed on their own, and those whose node went.
 constexpr int kMaxWithoutProgress = 3;
+constexpr int kMaxDeparturesWithoutProgress = 10;
 // Restarts after a defect of this software.
 constexpr int kMaxInternalRestarts = 2;
 // After these, the micro-batch is not what takes the memory.
@@ -29,6 +31,22 @@ bool IsDefinite(FailureClass failure_class) {
          failure_class == qlora::v1::FAILURE_CLASS_NUMERICAL ||
          failure_class == qlora::v1::FAILURE_CLASS_OOM ||
          failure_class == qlora::v1::FAILURE_CLASS_DISK;
+}
+
+// The node was told to go: what its peers report of that is a consequence.
+bool IsDeparture(FailureClass failure_class) {
+  return failure_class == qlora::v1::FAILURE_CLASS_DRAINED ||
+         failure_class == qlora::v1::FAILURE_CLASS_PREEMPTED;
+}
+
+std::string LogsHint(const std::string& job_id) {
+  return absl::StrCat("qloractl logs ", job_id);
+}
+
+// Of these the reason tells the end only: a signal, a peer that is gone.
+bool LogsTellMore(FailureClass failure_class) {
+  return failure_class == qlora::v1::FAILURE_CLASS_INFRA ||
+         failure_class == qlora::v1::FAILURE_CLASS_INTERNAL;
 }
 
 // What a person can do about a job that is held: a command, and when.
@@ -52,8 +70,14 @@ std::string HoldHint(const Draft& draft, const Job& job,
       return absl::StrCat("qloractl submit with a train.learning_rate below ",
                           job.plan->spec.train.learning_rate,
                           "; resumed, this job would repeat the same steps");
+    case qlora::v1::FAILURE_CLASS_OOM:
+      return absl::StrCat(resume,
+                          " after giving the node more memory; or qloractl "
+                          "submit with a shorter data.max_seq_len or more "
+                          "devices");
     default:
-      return absl::StrCat(resume, " after mending what the reason says");
+      return absl::StrCat(resume, " after mending what the reason says; ",
+                          LogsHint(id), " shows what came before");
   }
 }
 
@@ -66,25 +90,25 @@ void Hold(Draft& draft, Job& job, FailureClass failure_class,
   draft.Tell(job.job().job_id(), "Held", reason, job.job().attempt());
 }
 
-absl::Duration BackoffDelay(const Draft& draft, int failures) {
+absl::Duration BackoffDelay(const Draft& draft, const JobRecord& record) {
   const Timings& timings = draft.state.timings;
+  const int failures = std::max(record.failures_without_progress(),
+                                record.departures_without_progress());
   const absl::Duration full =
       std::min(timings.backoff_max,
                timings.backoff * std::exp2(std::max(0, failures - 1)));
   return full * (0.5 + 0.5 * draft.jitter);
 }
 
-void Retry(Draft& draft, Job& job, const AttemptRecord& attempt,
-           std::string_view why) {
+// After a delay, elsewhere if there is another place.
+void StartAgain(Draft& draft, Job& job, const AttemptRecord& attempt) {
   qlora::v1::Job& view = job.mutable_job();
-  const absl::Duration delay =
-      BackoffDelay(draft, job.record.failures_without_progress());
+  const absl::Duration delay = BackoffDelay(draft, job.record);
   view.set_state(JobState::JOB_STATE_BACKOFF);
   *view.mutable_backoff_until() = ToProto(draft.now + delay);
-  view.set_restarts(view.restarts() + 1);
   view.set_reason(absl::StrCat("starts again from step ",
                                ResumeStep(draft, view.job_id()), ": ",
-                               absl::string_view(why.data(), why.size())));
+                               attempt.message()));
   view.clear_ranks();
   job.record.clear_avoid_nodes();
   for (const AttemptPart& part : attempt.parts()) {
@@ -95,6 +119,12 @@ void Retry(Draft& draft, Job& job, const AttemptRecord& attempt,
   }
   draft.Tell(view.job_id(), "Restarting", view.reason(), attempt.attempt());
   draft.Emit(JobRestarted{ShortName(attempt.failure_class())});
+}
+
+// The same, as one of the restarts that the job file allows.
+void Retry(Draft& draft, Job& job, const AttemptRecord& attempt) {
+  job.mutable_job().set_restarts(job.job().restarts() + 1);
+  StartAgain(draft, job, attempt);
 }
 
 int RestartLimit(const Job& job, FailureClass failure_class) {
@@ -122,12 +152,9 @@ void HalveOrHold(Draft& draft, Job& job, const AttemptRecord& attempt) {
   qlora::v1::Job& view = job.mutable_job();
   const int halvings = view.micro_batch_halvings() + 1;
   if (halvings > kMaxHalvings) {
-    return Hold(
-        draft, job, attempt.failure_class(),
-        absl::StrCat("out of memory with the micro-batch halved ", kMaxHalvings,
-                     " times; give the node more memory, or use a shorter "
-                     "data.max_seq_len or more devices: ",
-                     attempt.message()));
+    return Hold(draft, job, attempt.failure_class(),
+                absl::StrCat("out of memory with the micro-batch halved ",
+                             kMaxHalvings, " times: ", attempt.message()));
   }
   if (FailAtRestartLimit(draft, job, attempt)) return;
   view.set_micro_batch_halvings(halvings);
@@ -136,7 +163,7 @@ void HalveOrHold(Draft& draft, Job& job, const AttemptRecord& attempt) {
                           " times: half the rows per forward, twice as many "
                           "accumulated; the results stay the same"),
              attempt.attempt());
-  Retry(draft, job, attempt, attempt.message());
+  Retry(draft, job, attempt);
 }
 
 // INFRA, INTERNAL: again, within bounds.
@@ -150,7 +177,24 @@ void RetryOrGiveUp(Draft& draft, Job& job, const AttemptRecord& attempt) {
                              attempt.message()));
   }
   if (FailAtRestartLimit(draft, job, attempt)) return;
-  Retry(draft, job, attempt, attempt.message());
+  Retry(draft, job, attempt);
+}
+
+// A node went, with its agent or its machine: that says nothing about the job
+// and costs none of its restarts. A job that takes down whatever it runs on
+// must end all the same.
+void StartElsewhere(Draft& draft, Job& job, const AttemptRecord& attempt) {
+  JobRecord& record = job.record;
+  const int departures = record.departures_without_progress() + 1;
+  record.set_departures_without_progress(departures);
+  if (departures >= kMaxDeparturesWithoutProgress) {
+    return Hold(draft, job, attempt.failure_class(),
+                absl::StrCat(departures,
+                             " attempts lost a node before a newer checkpoint; "
+                             "the last: ",
+                             attempt.message()));
+  }
+  StartAgain(draft, job, attempt);
 }
 
 // NUMERICAL: one replay tells a passing fault of a machine from one of the job.
@@ -169,7 +213,7 @@ void ReplayOrHold(Draft& draft, Job& job, const AttemptRecord& attempt) {
                      ", which is kept: ", attempt.message()));
   }
   job.record.set_numerical_replayed(true);
-  Retry(draft, job, attempt, attempt.message());
+  Retry(draft, job, attempt);
 }
 
 // DISK: whose it is stands before the path that is full.
@@ -242,23 +286,27 @@ bool SetAsideUnusable(Draft& draft, const Job& job,
 void DecideAfterFailure(Draft& draft, Job& job, const AttemptRecord& attempt) {
   const bool nothing_left = SetAsideUnusable(draft, job, attempt);
   const FailureClass failure_class = attempt.failure_class();
-  if (failure_class == qlora::v1::FAILURE_CLASS_DRAINED ||
-      failure_class == qlora::v1::FAILURE_CLASS_PREEMPTED) {
-    return Requeue(draft, job, attempt);
-  }
+  if (IsDeparture(failure_class)) return Requeue(draft, job, attempt);
+  job.mutable_job().set_failure_class(failure_class);
   if (failure_class == qlora::v1::FAILURE_CLASS_OOM) {
-    job.mutable_job().set_failure_class(failure_class);
     return HalveOrHold(draft, job, attempt);
   }
+  const bool departed =
+      failure_class == qlora::v1::FAILURE_CLASS_INFRA &&
+      std::any_of(attempt.parts().begin(), attempt.parts().end(),
+                  [](const auto& part) { return part.departed(); });
   JobRecord& record = job.record;
-  record.set_failures_without_progress(record.failures_without_progress() + 1);
-  job.mutable_job().set_failure_class(failure_class);
+  if (!departed) {
+    record.set_failures_without_progress(record.failures_without_progress() +
+                                         1);
+  }
   if (nothing_left) {
     return Hold(
         draft, job, failure_class,
         absl::StrCat("no checkpoint is left that it could resume from: ",
                      attempt.message()));
   }
+  if (departed) return StartElsewhere(draft, job, attempt);
   switch (failure_class) {
     case qlora::v1::FAILURE_CLASS_USER:
       return FinishJob(draft, job, JobState::JOB_STATE_FAILED, failure_class,
@@ -308,6 +356,7 @@ void CommitCheckpoint(Draft& draft, AttemptRecord& attempt,
                         std::move(checkpoint));
   job.mutable_job().set_head_step(first.step());
   job.record.set_failures_without_progress(0);
+  job.record.set_departures_without_progress(0);
   job.record.set_numerical_replayed(false);
   if (first.final()) {
     *job.mutable_job().mutable_output() = first.output();
@@ -356,10 +405,10 @@ bool PartIsOver(const AttemptPart& part) { return part.ended() || part.lost(); }
 void NoteFailure(AttemptRecord& attempt, FailureClass failure_class,
                  std::string_view message) {
   const FailureClass known = attempt.failure_class();
-  if (known != qlora::v1::FAILURE_CLASS_UNSPECIFIED &&
-      (IsDefinite(known) || !IsDefinite(failure_class))) {
-    return;
-  }
+  const bool explained =
+      (known == qlora::v1::FAILURE_CLASS_INFRA && IsDeparture(failure_class)) ||
+      (!IsDefinite(known) && IsDefinite(failure_class));
+  if (known != qlora::v1::FAILURE_CLASS_UNSPECIFIED && !explained) return;
   attempt.set_failure_class(failure_class);
   attempt.set_message(std::string(message));
 }
@@ -479,7 +528,10 @@ void FinishJob(Draft& draft, Job& job, JobState state,
   view.set_state(state);
   view.set_failure_class(failure_class);
   view.set_reason(reason);
-  view.clear_hint();
+  view.set_hint(state == JobState::JOB_STATE_FAILED &&
+                        LogsTellMore(failure_class)
+                    ? LogsHint(view.job_id())
+                    : "");
   view.clear_backoff_until();
   *view.mutable_finish_time() = ToProto(draft.now);
   const std::string outcome = ShortName(state);

@@ -13,7 +13,8 @@ AttemptPart* FindPart(AttemptRecord& attempt, std::string_view node);
 bool PartIsOver(const AttemptPart& part);
 
 // Remembers why the attempt fails: the first cause, unless a later one is more
-// definite (a full disk beats a lost peer).
+// definite (a full disk beats a lost peer) or explains it (a peer is lost
+// because its node was drained).
 void NoteFailure(AttemptRecord& attempt, qlora::v1::FailureClass failure_class,
                  std::string_view message);
 

@@ -122,12 +122,13 @@ void OnEnded(Draft& draft, AttemptRecord& attempt, AttemptPart& part,
   part.set_checkpoint_unusable(ended.checkpoint_unusable());
   if (ended.complete()) return;
   const bool saved = SavedAndLeft(ended);
-  const bool failed =
-      !saved && ended.failure_class() != qlora::v1::FAILURE_CLASS_UNSPECIFIED;
+  const bool known =
+      ended.failure_class() != qlora::v1::FAILURE_CLASS_UNSPECIFIED;
+  const bool failed = !saved && known;
   const bool asked = attempt.state() == ATTEMPT_STATE_DRAINING;
   if (failed) {
     NoteFailure(attempt, ended.failure_class(), ended.message());
-  } else if (saved) {
+  } else if (saved && (known || !asked)) {
     NoteFailure(
         attempt,
         ended.failure_class() == qlora::v1::FAILURE_CLASS_PREEMPTED
@@ -166,7 +167,9 @@ void GiveUpOnStop(Draft& draft, const AttemptKey& key) {
     if (PartIsOver(part)) continue;
     part.set_lost(true);
     Node* node = draft.nodes.Mutable(part.node());
-    if (node != nullptr && node->stream != 0) {
+    if (node == nullptr || node->stream == 0) {
+      part.set_departed(true);
+    } else {
       node->record.mutable_node()->set_state(qlora::v1::NODE_STATE_QUARANTINED);
       draft.Tell(key.first, "NodeQuarantined",
                  absl::StrCat(part.node(),
@@ -300,10 +303,15 @@ absl::Status ResumeJob(Draft& draft, const std::string& job_id) {
   view.set_state(JobState::JOB_STATE_QUEUED);
   view.clear_reason();
   view.clear_hint();
+  if (view.failure_class() == qlora::v1::FAILURE_CLASS_OOM) {
+    // There is more memory now, they say.
+    view.clear_micro_batch_halvings();
+  }
   view.clear_failure_class();
   view.clear_ranks();
   JobRecord& record = job.record;
   record.set_failures_without_progress(0);
+  record.set_departures_without_progress(0);
   record.set_numerical_replayed(false);
   record.set_restarts_before_resume(view.restarts());
   record.clear_avoid_nodes();
@@ -419,6 +427,7 @@ void LosePart(Draft& draft, const AttemptKey& key, const std::string& node,
     StopParts(draft, attempt, /*save=*/false);
   }
   part->set_lost(true);
+  part->set_departed(true);
   FinishIfOver(draft, key);
 }
 

@@ -28,7 +28,16 @@ absl::Status CheckName(const std::string& name) {
   return absl::OkStatus();
 }
 
-absl::Status CheckHello(const Draft& draft, const qlora::v1::Hello& hello) {
+// Far above what any cluster reaches; sums of two do not overflow.
+constexpr int64_t kMaxNumber = int64_t{1} << 60;
+
+int64_t NewestTerm(const qlora::v1::Hello& hello) {
+  int64_t term = hello.term();
+  for (const auto& item : hello.inventory()) term = std::max(term, item.term());
+  return term;
+}
+
+absl::Status CheckHello(const State& state, const qlora::v1::Hello& hello) {
   if (absl::Status status = CheckName(hello.node()); !status.ok()) {
     return status;
   }
@@ -43,20 +52,19 @@ absl::Status CheckHello(const Draft& draft, const qlora::v1::Hello& hello) {
                        "\" twice or not at all"));
     }
   }
-  if (!hello.cluster_id().empty() &&
-      hello.cluster_id() != draft.state.cluster_id) {
+  if (!hello.cluster_id().empty() && hello.cluster_id() != state.cluster_id) {
     return absl::FailedPreconditionError(absl::StrCat(
         "node ", hello.node(), " belongs to cluster ", hello.cluster_id(),
-        ", this coordinator leads ", draft.state.cluster_id,
+        ", this coordinator leads ", state.cluster_id,
         "; start the worker with an empty data directory to move it"));
   }
-  for (const auto& item : hello.inventory()) {
-    if (item.term() > draft.state.term) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("node ", hello.node(), " has worked for term ",
-                       item.term(), ", newer than this coordinator's ",
-                       draft.state.term, "; is its database an old backup?"));
-    }
+  if (NewestTerm(hello) > kMaxNumber ||
+      hello.last_command_seen() > static_cast<uint64_t>(kMaxNumber)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "node ", hello.node(), " has seen term ", NewestTerm(hello),
+        " and command ", hello.last_command_seen(),
+        ", which no coordinator can have reached; start the worker with an "
+        "empty data directory"));
   }
   return absl::OkStatus();
 }
@@ -172,10 +180,20 @@ void TakeIn(Draft& draft, const qlora::v1::Hello& hello, uint64_t stream) {
 
 }  // namespace
 
+absl::StatusOr<int64_t> TermToLead(const State& state,
+                                   const qlora::v1::Hello& hello) {
+  if (absl::Status status = CheckHello(state, hello); !status.ok()) {
+    return status;
+  }
+  const int64_t seen = NewestTerm(hello);
+  return hello.cluster_id().empty() || seen <= state.term ? state.term
+                                                          : seen + 1;
+}
+
 absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,
                                            const qlora::v1::Hello& hello,
                                            uint64_t stream) {
-  if (absl::Status status = CheckHello(draft, hello); !status.ok()) {
+  if (absl::Status status = CheckHello(draft.state, hello); !status.ok()) {
     return status;
   }
   const Node* known = draft.nodes.Find(hello.node());

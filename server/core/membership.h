@@ -17,11 +17,17 @@
 
 namespace qlora::server {
 
-// Takes a node in. A new boot id loses what ran under the old one, unless the
-// inventory says that its end is still to be reported; a replaced stream is
-// closed.
-// InvalidArgument: malformed. FailedPrecondition: belongs to another cluster.
-// AlreadyExists: the name's stream is open under another boot id.
+// The term in which this node can be led: the state's, or a newer one if the
+// node has seen that or newer ones, so that the state comes from an older copy
+// of the database. Errors as OnHello's for a malformed or a stranger's Hello.
+absl::StatusOr<int64_t> TermToLead(const State& state,
+                                   const qlora::v1::Hello& hello);
+
+// Takes a node in, which has seen no term newer than the state's. A new boot id
+// loses what ran under the old one, unless the inventory says that its end is
+// still to be reported; a replaced stream is closed. InvalidArgument:
+// malformed. FailedPrecondition: belongs to another cluster. AlreadyExists: the
+// name's stream is open under another boot id.
 absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,
                                            const qlora::v1::Hello& hello,
                                            uint64_t stream);

@@ -125,6 +125,8 @@ TEST(Job, UserFailure_IsNotRetried) {
   core.Ended("n1", id, FAILURE_CLASS_USER);
   EXPECT_EQ(core.job(id).state(), kFailed);
   EXPECT_EQ(core.job(id).reason(), "the test says so");
+  // Which says it all.
+  EXPECT_EQ(core.job(id).hint(), "");
 }
 
 TEST(Job, InfraFailure_RestartsFromTheHeadCheckpoint) {
@@ -158,6 +160,95 @@ TEST(Job, NoProgressInThreeAttempts_IsHeld) {
   EXPECT_EQ(core.job(id).state(), kHeld);
 }
 
+// Runs the job's next attempt on n1, whose agent has a new boot id.
+void RestartAgent(CoreHarness& core, const std::string& id,
+                  const std::string& boot) {
+  core.Disconnect("n1");
+  ASSERT_TRUE(core.Join("n1", 1, boot).ok());
+  ASSERT_EQ(core.job(id).state(), kBackoff) << core.job(id).reason();
+  for (int i = 0; i < 20 && core.job(id).state() != kStarting; ++i) {
+    core.Advance(absl::Seconds(20));
+    core.Heartbeat("n1");
+  }
+  ASSERT_EQ(core.job(id).state(), kStarting) << core.job(id).reason();
+  core.Prepared("n1", id);
+  core.Running("n1", id);
+}
+
+TEST(Job, NodeThatGoesAndReturns_CostsNoRestart) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1", "restart: {max: 1}\n");
+  FailAndRestart(core, id, FAILURE_CLASS_INFRA);
+  for (int i = 0; i < 9; ++i) {
+    RestartAgent(core, id, "new-boot-" + std::to_string(i));
+    core.Restart();
+    const int attempt = core.job(id).attempt();
+    ASSERT_TRUE(
+        core.Join("n1", 1, "new-boot-" + std::to_string(i), {{id, attempt}})
+            .ok());
+    ASSERT_EQ(core.job(id).state(), kRunning);
+  }
+  EXPECT_EQ(core.job(id).restarts(), 1);
+  core.Staged("n1", id, 0, 7);
+  RestartAgent(core, id, "the-last");
+  EXPECT_EQ(core.attempt(id).resume_step(), 7);
+}
+
+TEST(Job, JobThatTakesItsNodeDown_IsHeldInTheEnd) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  for (int i = 0; i < 9; ++i) {
+    RestartAgent(core, id, "new-boot-" + std::to_string(i));
+  }
+  core.Disconnect("n1");
+  ASSERT_TRUE(core.Join("n1", 1, "the-last").ok());
+  EXPECT_EQ(core.job(id).state(), kHeld);
+  EXPECT_THAT(core.job(id).reason(),
+              HasSubstr("10 attempts lost a node before a newer checkpoint"));
+}
+
+// A gang over n1 and n2 that runs.
+std::string RunningGang(CoreHarness& core) {
+  EXPECT_TRUE(core.Join("n1").ok());
+  EXPECT_TRUE(core.Join("n2").ok());
+  const std::string id = core.Submit(kTwoNodes);
+  for (const char* node : {"n1", "n2"}) core.Prepared(node, id);
+  for (const char* node : {"n1", "n2"}) core.Running(node, id);
+  EXPECT_EQ(core.job(id).state(), kRunning);
+  return id;
+}
+
+TEST(Job, PeersOfANodeThatWent_CostNoRestart) {
+  CoreHarness core;
+  const std::string id = RunningGang(core);
+  core.Disconnect("n2");
+  core.Ended("n1", id, FAILURE_CLASS_INFRA);
+  core.Advance(absl::Seconds(71));
+  EXPECT_EQ(core.job(id).state(), kBackoff);
+  EXPECT_EQ(core.job(id).restarts(), 0);
+}
+
+TEST(Job, PeersOfANodeThatDrains_CostNoRestart) {
+  CoreHarness core;
+  const std::string id = RunningGang(core);
+  core.Ended("n1", id, FAILURE_CLASS_INFRA);
+  core.Ended("n2", id, FAILURE_CLASS_DRAINED);
+  EXPECT_EQ(core.job(id).state(), kBackoff);
+  EXPECT_EQ(core.job(id).restarts(), 0);
+  EXPECT_EQ(core.attempt(id).failure_class(), FAILURE_CLASS_DRAINED);
+}
+
+TEST(Job, PeersThatWereStopped_DoNotExcuseARankThatFailed) {
+  CoreHarness core;
+  const std::string id = RunningGang(core);
+  core.Ended("n1", id, FAILURE_CLASS_INFRA);
+  core.Ended("n2", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
+  EXPECT_EQ(core.job(id).restarts(), 1);
+  EXPECT_EQ(core.attempt(id).failure_class(), FAILURE_CLASS_INFRA);
+}
+
 TEST(Job, RestartsWithProgress_EndAtRestartMax) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
@@ -169,6 +260,7 @@ TEST(Job, RestartsWithProgress_EndAtRestartMax) {
   core.Staged("n1", id, 0, 30);
   core.Ended("n1", id, FAILURE_CLASS_INFRA);
   EXPECT_EQ(core.job(id).state(), kFailed);
+  EXPECT_EQ(core.job(id).hint(), "qloractl logs " + id);
 }
 
 TEST(Job, NumericalFailure_IsReplayedOnceFromACheckpointThenHeld) {
@@ -224,6 +316,25 @@ TEST(Job, OutOfMemory_HalvesTheMicroBatchThreeTimesThenIsHeld) {
   EXPECT_EQ(core.job(id).state(), kHeld);
   EXPECT_NE(core.job(id).reason().find("halved 3 times"), std::string::npos);
   EXPECT_EQ(core.job(id).failure_class(), FAILURE_CLASS_OOM);
+  EXPECT_THAT(core.job(id).hint(), HasSubstr("after giving the node more"));
+}
+
+TEST(Job, Resume_AfterOutOfMemoryTriesWholeMicroBatchesAgain) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1", "restart: {max: 9}\n");
+  for (int i = 1; i <= 3; ++i) FailAndRestart(core, id, FAILURE_CLASS_OOM);
+  core.Ended("n1", id, FAILURE_CLASS_OOM);
+  core.Do([&](Draft& draft) { EXPECT_TRUE(ResumeJob(draft, id).ok()); });
+  EXPECT_EQ(SentHalvings(core), 0);
+  core.Prepared("n1", id);
+  core.Running("n1", id);
+  FailAndRestart(core, id, FAILURE_CLASS_OOM);
+  EXPECT_EQ(SentHalvings(core), 1);
+  // What worked stays when something else held the job.
+  core.Ended("n1", id, FAILURE_CLASS_DISK);
+  core.Do([&](Draft& draft) { EXPECT_TRUE(ResumeJob(draft, id).ok()); });
+  EXPECT_EQ(SentHalvings(core), 1);
 }
 
 TEST(Job, OtherFailureAfterOutOfMemory_KeepsTheHalvedMicroBatch) {

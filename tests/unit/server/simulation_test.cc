@@ -274,7 +274,12 @@ class Simulation {
               view.output_size() > 0 && IsTerminal(view.state()) &&
                   view.state() != qlora::v1::JOB_STATE_CANCELLED);
     const bool held = view.state() == qlora::v1::JOB_STATE_HELD;
-    EXPECT_EQ(!view.hint().empty(), held) << id << " hints at " << view.hint();
+    const bool unexplained =
+        view.state() == qlora::v1::JOB_STATE_FAILED &&
+        (view.failure_class() == qlora::v1::FAILURE_CLASS_INFRA ||
+         view.failure_class() == qlora::v1::FAILURE_CLASS_INTERNAL);
+    EXPECT_EQ(!view.hint().empty(), held || unexplained)
+        << id << " hints at " << view.hint();
     if (held) {
       EXPECT_FALSE(view.reason().empty());
       EXPECT_EQ(view.last_failure().attempt(), view.attempt());
