@@ -1,4 +1,5 @@
-// Wakes streams that wait for something to happen to a job. Thread-safe.
+// Wakes streams that wait for something to happen to a job, or for the end of
+// this process. Thread-safe.
 #pragma once
 
 #include <functional>
@@ -41,6 +42,21 @@ class Notifier {
     for (const auto& wake : Wakes(key)) wake();
   }
 
+  // Wakes everybody: from now on closed() is true, and streams shall end.
+  void Close() {
+    std::vector<std::string> keys;
+    {
+      MutexLock lock(&mu_);
+      closed_ = true;
+      for (const auto& [key, wakes] : wakes_) keys.push_back(key);
+    }
+    for (const std::string& key : keys) Notify(key);
+  }
+  bool closed() {
+    MutexLock lock(&mu_);
+    return closed_;
+  }
+
  private:
   std::vector<std::function<void()>> Wakes(const std::string& key) {
     std::vector<std::function<void()>> wakes;
@@ -58,6 +74,7 @@ class Notifier {
   }
 
   Mutex mu_;
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
   uint64_t last_id_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<std::string, std::map<uint64_t, std::function<void()>>> wakes_
       ABSL_GUARDED_BY(mu_);

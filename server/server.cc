@@ -19,6 +19,7 @@
 #include "common/daemon/monitoring_server.h"
 #include "server/core/references.h"
 #include "server/effects.h"
+#include "server/lexical_path.h"
 #include "server/services/artifact_service.h"
 #include "server/services/job_service.h"
 #include "server/services/registry_services.h"
@@ -32,18 +33,14 @@ namespace {
 constexpr int kPoolThreads = 8;
 constexpr absl::Duration kTick = absl::Milliseconds(200);
 constexpr absl::Duration kSyncLogs = absl::Seconds(5);
+// At shutdown, for calls that wait for nobody but their peer.
+constexpr std::chrono::seconds kLastWords(1);
 
 absl::Status CannotListen(const std::string& address) {
   return absl::UnavailableError(absl::StrCat(
       "cannot listen on ", address,
       ": the port is taken or the address is not this machine's; choose "
       "another with --listen, port 0 for any free one"));
-}
-
-// "/a/b" for "/a/./b/".
-std::string WithoutSlash(const std::filesystem::path& path) {
-  const std::filesystem::path normal = path.lexically_normal();
-  return (normal.has_filename() ? normal : normal.parent_path()).string();
 }
 
 }  // namespace
@@ -133,7 +130,7 @@ absl::Status Server::Parts::Open() {
   std::vector<std::string> roots;
   for (const std::string& root : options.model_roots) {
     roots.push_back(std::filesystem::canonical(root).string());
-    const std::string given = WithoutSlash(std::filesystem::absolute(root));
+    const std::string given = LexicalPath(std::filesystem::absolute(root));
     if (given != roots.back()) roots.push_back(given);
   }
   admission = std::make_unique<Admission>(coordinator.get(), artifacts.get(),
@@ -250,9 +247,9 @@ Server::Parts::~Parts() {
   }
   if (grpc_server != nullptr) {
     grpc_server->GetHealthCheckService()->SetServingStatus(false);
+    notifier.Close();
     streams.CloseAll(absl::UnavailableError("the coordinator shuts down"));
-    grpc_server->Shutdown(std::chrono::system_clock::now() +
-                          std::chrono::seconds(5));
+    grpc_server->Shutdown(std::chrono::system_clock::now() + kLastWords);
     grpc_server->Wait();
     // What the last calls left to do still needs the coordinator.
     pool.reset();

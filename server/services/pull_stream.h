@@ -1,5 +1,6 @@
 // A server stream that is pulled: whenever the client takes a message, or
-// something was notified, the source is asked for the next one.
+// something was notified, the source is asked for the next one. It ends with
+// UNAVAILABLE as soon as the notifier is closed.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -28,16 +29,17 @@ class PullStream : public grpc::ServerWriteReactor<Response> {
   // Wakes the stream; may outlive it. Thread-safe.
   using Wake = std::function<void()>;
 
-  PullStream(ThreadPool* pool, Source source)
+  // Woken by what is notified under key.
+  PullStream(ThreadPool* pool, Notifier* notifier, const std::string& key,
+             Source source)
       : pool_(pool),
+        notifier_(notifier),
         source_(std::move(source)),
-        link_(std::make_shared<Link>(this)) {}
+        link_(std::make_shared<Link>(this)),
+        subscription_(notifier->Subscribe(key, MakeWake())) {}
 
   Wake MakeWake() {
     return [link = link_] { link->Wake(); };
-  }
-  void Subscribe(Notifier* notifier, const std::string& key) {
-    subscription_ = notifier->Subscribe(key, MakeWake());
   }
   // Called once, when the stream has ended, before it goes.
   void OnEnd(std::function<void()> on_end) { on_end_ = std::move(on_end); }
@@ -101,6 +103,10 @@ class PullStream : public grpc::ServerWriteReactor<Response> {
   void Step() {
     while (true) {
       if (link_->Cancelled()) return End(grpc::Status::CANCELLED);
+      if (notifier_->closed()) {
+        return End(
+            ToGrpc(absl::UnavailableError("the coordinator shuts down")));
+      }
       response_.Clear();
       const absl::StatusOr<Pull> next = source_(&response_);
       if (!next.ok()) return End(ToGrpc(next.status()));
@@ -116,11 +122,12 @@ class PullStream : public grpc::ServerWriteReactor<Response> {
   }
 
   ThreadPool* const pool_;
+  Notifier* const notifier_;
   const Source source_;
   const std::shared_ptr<Link> link_;
   Response response_;
   std::function<void()> on_end_;
-  std::unique_ptr<Notifier::Subscription> subscription_;
+  const std::unique_ptr<Notifier::Subscription> subscription_;
 };
 
 // Makes a stream that follows what is notified under key, and starts it.
@@ -128,8 +135,8 @@ template <typename Response>
 grpc::ServerWriteReactor<Response>* StartPull(
     ThreadPool* pool, Notifier* notifier, const std::string& key,
     typename PullStream<Response>::Source source) {
-  auto* stream = new PullStream<Response>(pool, std::move(source));
-  if (!key.empty()) stream->Subscribe(notifier, key);
+  auto* stream =
+      new PullStream<Response>(pool, notifier, key, std::move(source));
   stream->MakeWake()();
   return stream;
 }

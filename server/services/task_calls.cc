@@ -262,7 +262,7 @@ grpc::ServerWriteReactor<qlora::v1::GenerateResponse>* JobService::Generate(
   auto queue = std::make_shared<Queue>();
   auto link = std::make_shared<TaskLink>(services_.tasks);
   auto* stream = new PullStream<qlora::v1::GenerateResponse>(
-      services_.pool,
+      services_.pool, services_.notifier, "",
       [queue](qlora::v1::GenerateResponse* response) -> absl::StatusOr<Pull> {
         MutexLock lock(&queue->mu);
         if (!queue->pieces.empty()) {
