@@ -269,6 +269,30 @@ void Coordinator::Read(const std::function<void(const State&)>& f) const {
   f(state_);
 }
 
+absl::Status Coordinator::MatchTermLocked(const qlora::v1::Hello& hello) {
+  ASSIGN_OR_RETURN(const int64_t term, TermToLead(state_, hello));
+  if (term == state_.term) return absl::OkStatus();
+  LogWarning(
+      "a node has seen a newer term: this database is an older copy that was "
+      "restored, or another coordinator leads from a copy of it",
+      {{"node", hello.node()}, {"term", state_.term}, {"raised_to", term}});
+  if (absl::Status status = store_->RaiseTerm(term); !status.ok()) {
+    return absl::UnavailableError(
+        absl::StrCat("the database cannot be written: ", status.message()));
+  }
+  state_.term = term;
+  term_ = term;
+  // Workers refuse commands of older terms.
+  for (auto& [node, commands] : state_.outbox) {
+    for (Command& command : commands) {
+      auto renewed = std::make_shared<qlora::v1::WorkerCommand>(*command);
+      renewed->set_term(term);
+      command = std::move(renewed);
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<qlora::v1::Welcome> Coordinator::Hello(
     const qlora::v1::Hello& hello, uint64_t stream) {
   qlora::v1::Welcome welcome;
@@ -277,6 +301,7 @@ absl::StatusOr<qlora::v1::Welcome> Coordinator::Hello(
     // Numbers taken in but not stored belong to the state that Hello sees.
     Draft flush = NewDraft();
     RETURN_IF_ERROR(CommitLocked(flush));
+    RETURN_IF_ERROR(MatchTermLocked(hello));
     Draft draft = NewDraft();
     ASSIGN_OR_RETURN(welcome, OnHello(draft, hello, stream));
     const Timings& timings = state_.timings;

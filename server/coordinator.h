@@ -110,6 +110,7 @@ class Coordinator {
   absl::Status CheckReady();
 
   const std::string& cluster_id() const { return cluster_id_; }
+  // Grows when a worker has seen a newer one.
   int64_t term() const { return term_; }
 
  private:
@@ -132,6 +133,9 @@ class Coordinator {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   uint64_t LastEventLocked(const std::string& node) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Goes on in a term that this node follows, if it is not the present one.
+  absl::Status MatchTermLocked(const qlora::v1::Hello& hello)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // f(draft), then commit, then effects.
   absl::Status Change(const std::function<absl::Status(Draft&)>& f);
   void PerformEffects();
@@ -141,8 +145,8 @@ class Coordinator {
   EffectSink* const sink_;
   Clock* const clock_;
   std::string cluster_id_;
-  int64_t term_ = 0;
 
+  std::atomic<int64_t> term_ = 0;
   std::atomic<bool> draining_ = false;
 
   mutable Mutex mu_;

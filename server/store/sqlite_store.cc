@@ -175,6 +175,19 @@ absl::Status SqliteStore::CheckTerm() {
   return absl::OkStatus();
 }
 
+absl::Status SqliteStore::RaiseTerm(int64_t term) {
+  RETURN_IF_ERROR(db_.Execute("BEGIN IMMEDIATE"));
+  absl::Status status = CheckTerm();
+  if (status.ok()) status = SetMeta("term", absl::StrCat(term));
+  if (status.ok()) status = db_.Execute("COMMIT");
+  if (status.ok()) {
+    term_ = term;
+  } else {
+    (void)db_.Execute("ROLLBACK");
+  }
+  return status;
+}
+
 absl::Status SqliteStore::Commit(const Transaction& transaction) {
   RETURN_IF_ERROR(db_.Execute("BEGIN IMMEDIATE"));
   absl::Status status = Write(transaction);

@@ -46,6 +46,9 @@ class Store {
   // jobs are not filled in.
   virtual absl::StatusOr<State> Load() = 0;
 
+  // Goes on with a newer term than the one that Load gave. Errors as Commit.
+  virtual absl::Status RaiseTerm(int64_t term) = 0;
+
   // Durable when it returns OK. Unavailable: the database cannot be written
   // (try again later); ResourceExhausted: the disk is full; Aborted: another
   // coordinator has taken the lead; Internal: an invariant would break.

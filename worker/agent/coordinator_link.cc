@@ -198,6 +198,7 @@ absl::Status CoordinatorLink::Register(Stream& stream) {
   }
   hello.set_cluster_id(memory.cluster_id);
   hello.set_last_command_seen(memory.last_command);
+  hello.set_term(memory.term);
   v1::ConnectResponse response;
   if (!stream.Write(request) || !stream.Read(&response)) {
     return absl::CancelledError("the stream ended");

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <limits>
 #include <thread>
 
 #include "core_harness.h"
@@ -99,6 +100,54 @@ TEST_F(CoordinatorTest, ClockThatIsSet_EndsNoLease) {
     ASSERT_TRUE(coordinator_->Tick().ok());
   }
   EXPECT_EQ(NodeState("n1"), qlora::v1::NODE_STATE_UNREACHABLE);
+}
+
+// The database is a copy from before the newest starts of the coordinator.
+TEST_F(CoordinatorTest, NodeThatHasSeenANewerTerm_RaisesOurs) {
+  Join("n1", 1);
+  qlora::v1::WorkerCommand command;
+  command.mutable_cancel_task()->set_task_id("t");
+  ASSERT_TRUE(coordinator_->SendCommand("n1", command).ok());
+  ASSERT_EQ(coordinator_->term(), 1);
+  qlora::v1::Hello hello;
+  hello.set_node("n2");
+  hello.set_boot_id("boot");
+  hello.set_cluster_id(coordinator_->cluster_id());
+  hello.set_term(41);
+  auto& held = *hello.add_inventory();
+  held.set_job_id("j-of-the-lost-days");
+  held.set_attempt(1);
+  held.set_term(40);
+  const auto welcome = coordinator_->Hello(hello, 2);
+  ASSERT_TRUE(welcome.ok()) << welcome.status();
+  EXPECT_EQ(welcome->term(), 42);
+  EXPECT_EQ(welcome->decisions(0).action(), qlora::v1::Decision::ACTION_HOLD);
+  EXPECT_EQ(coordinator_->term(), 42);
+  // Or the worker would refuse it.
+  EXPECT_EQ(coordinator_->CommandsAfter("n1", 0, 1).at(0)->term(), 42);
+  // What follows is written in the new term.
+  Submit("j-1", JobFile());
+  Start();
+  EXPECT_EQ(coordinator_->term(), 43);
+}
+
+TEST_F(CoordinatorTest, TermsThatNobodyHas_RaiseNothing) {
+  qlora::v1::Hello hello;
+  hello.set_node("n1");
+  hello.set_boot_id("boot");
+  hello.set_cluster_id(coordinator_->cluster_id());
+  hello.set_term(std::numeric_limits<int64_t>::max());
+  EXPECT_EQ(coordinator_->Hello(hello, 1).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  hello.set_term(7);
+  hello.set_last_command_seen(std::numeric_limits<uint64_t>::max());
+  EXPECT_EQ(coordinator_->Hello(hello, 1).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  hello.clear_last_command_seen();
+  hello.set_cluster_id("another");
+  EXPECT_EQ(coordinator_->Hello(hello, 1).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(coordinator_->term(), 1);
 }
 
 TEST_F(CoordinatorTest, ProcessThatStoodStill_EndsNoLease) {
