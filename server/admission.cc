@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
+#include <optional>
 #include <random>
+#include <set>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -16,6 +19,7 @@
 #include "common/spec/model_files.h"
 #include "server/core/job_plan.h"
 #include "server/core/scheduler.h"
+#include "server/lexical_path.h"
 #include "server/status_details.h"
 
 namespace qlora::server {
@@ -42,17 +46,34 @@ bool Has(
                      [&](const auto& input) { return input.path() == path; });
 }
 
-std::string Lexical(const std::string& path) {
-  std::string text = std::filesystem::path(path).lexically_normal().string();
-  while (text.size() > 1 && text.back() == '/') text.pop_back();
-  return text;
-}
-
 bool LexicallyBeneath(const std::string& path,
                       const std::vector<std::string>& roots) {
   qlora::v1::Node node;
   *node.mutable_model_roots() = {roots.begin(), roots.end()};
   return NodeSeesDirectory(node, path);
+}
+
+// The name and those that there are, most alike first: "no dataset "x"; there
+// are y and z".
+template <typename T>
+std::string NoSuch(absl::string_view what, const std::string& name,
+                   const std::map<std::string, T>& all) {
+  constexpr size_t kMaxShown = 8;
+  std::vector<std::pair<size_t, std::string>> names;
+  for (const auto& [other, value] : all) {
+    const auto differs =
+        std::mismatch(name.begin(), name.end(), other.begin(), other.end());
+    names.emplace_back(name.end() - differs.first, other);
+  }
+  std::sort(names.begin(), names.end());
+  std::string text = absl::StrCat("no ", what, " \"", name, "\" is registered");
+  for (size_t i = 0; i < names.size() && i < kMaxShown; ++i) {
+    absl::StrAppend(&text, i == 0 ? "; there are " : ", ", names[i].second);
+  }
+  if (names.size() > kMaxShown) {
+    absl::StrAppend(&text, " and ", names.size() - kMaxShown, " more");
+  }
+  return text;
 }
 
 // What the spec says, as users see the job.
@@ -145,11 +166,44 @@ absl::StatusOr<Job> Admission::Admit(const std::string& job_file,
                    ResolveModel(spec.model.base, !spec.model.random_init));
   *job.record.mutable_model() = std::move(model.source);
   job.record.set_model_config(std::move(model.config_json));
+  ASSIGN_OR_RETURN(*job.record.mutable_adapter_config(),
+                   ReadAdapterConfig(spec, job.record.inputs()));
   ASSIGN_OR_RETURN(job.plan, MakePlan(job.record));
   RETURN_IF_ERROR(CheckTargetModules(*job.plan));
   RETURN_IF_ERROR(CheckTokenizerOf(*job.plan, job.record.model()));
   RETURN_IF_ERROR(CheckSize(job));
   return job;
+}
+
+// Of lora.init_adapter; empty without one, or if only workers can see it.
+absl::StatusOr<std::string> Admission::ReadAdapterConfig(
+    const JobSpec& spec, const Inputs& inputs) const {
+  constexpr char kName[] = "adapter_config.json";
+  const std::string& adapter = spec.lora.init_adapter;
+  const auto input =
+      std::find_if(inputs.begin(), inputs.end(),
+                   [&](const auto& i) { return i.path() == adapter; });
+  absl::StatusOr<std::string> text;
+  if (adapter.empty()) return std::string();
+  if (input != inputs.end()) {
+    text = ReadUploaded(input->files(), kName, kMaxJsonBytes);
+  } else if (CheckDirectory(adapter).ok()) {
+    text =
+        ReadFile(absl::StrCat(LexicalPath(adapter), "/", kName), kMaxJsonBytes);
+  } else {
+    return std::string();
+  }
+  JobSpec adapted = spec;
+  const absl::Status status =
+      text.ok() ? TakeFromAdapter(*text, adapted) : text.status();
+  if (status.ok()) return text;
+  return FieldError(
+      "lora.init_adapter",
+      absl::StrCat(
+          adapter, ": ",
+          absl::IsNotFound(status)
+              ? absl::StrCat("has no ", kName, ", which every PEFT adapter has")
+              : std::string(status.message())));
 }
 
 // What a node would find out first, if the model can be seen from here.
@@ -186,7 +240,7 @@ absl::StatusOr<std::string> Admission::ReadUploaded(
                        max_bytes, " are read"));
     }
     ASSIGN_OR_RETURN(const std::string path, artifacts_->PathOf(file.sha256()));
-    return ReadFile(path);
+    return ReadFile(path, max_bytes);
   }
   return absl::NotFoundError(absl::StrCat("the model has no ", name));
 }
@@ -249,18 +303,18 @@ absl::Status Admission::ResolveInput(const JobSpec& spec,
   if (Has(inputs, path)) return absl::OkStatus();
   qlora::v1::UploadedInput input;
   input.set_path(path);
-  std::vector<std::string> roots = model_roots_;
+  std::string missing;
   coordinator_->Read([&](const State& state) {
-    for (const auto& [name, node] : state.nodes) {
-      const auto& more = node.record.node().model_roots();
-      roots.insert(roots.end(), more.begin(), more.end());
-    }
-    std::sort(roots.begin(), roots.end());
-    roots.erase(std::unique(roots.begin(), roots.end()), roots.end());
     if (absl::StartsWith(path, kDatasetPrefix)) {
-      const auto it =
-          state.datasets.find(path.substr(sizeof(kDatasetPrefix) - 1));
-      if (it != state.datasets.end()) *input.add_files() = it->second.file();
+      const std::string name = path.substr(sizeof(kDatasetPrefix) - 1);
+      const auto it = state.datasets.find(name);
+      if (it != state.datasets.end()) {
+        *input.add_files() = it->second.file();
+      } else {
+        missing = absl::StrCat(NoSuch("dataset", name, state.datasets),
+                               "; `qloractl dataset push FILE --name ", name,
+                               "` adds it");
+      }
     } else if (absl::StartsWith(path, kAdapterPrefix)) {
       const Job* job = NewestAdapter(state, spec.project,
                                      path.substr(sizeof(kAdapterPrefix) - 1));
@@ -271,17 +325,15 @@ absl::Status Admission::ResolveInput(const JobSpec& spec,
     *inputs.Add() = std::move(input);
     return absl::OkStatus();
   }
-  if (absl::StartsWith(path, kDatasetPrefix)) {
-    return FieldError(
-        field, absl::StrCat("no ", path, "; see `qloractl dataset list`"));
-  }
+  if (!missing.empty()) return FieldError(field, missing);
   if (absl::StartsWith(path, kAdapterPrefix)) {
     return FieldError(
         field, absl::StrCat("no finished job's adapter is called ",
                             path.substr(8), " in project ", spec.project));
   }
   if (absl::StartsWith(path, "/")) {
-    if (LexicallyBeneath(Lexical(path), roots)) return absl::OkStatus();
+    const std::vector<std::string> roots = AllRoots();
+    if (LexicallyBeneath(LexicalPath(path), roots)) return absl::OkStatus();
     return FieldError(
         field, absl::StrCat(path,
                             " was not uploaded (qloractl sees no such file) "
@@ -293,6 +345,17 @@ absl::Status Admission::ResolveInput(const JobSpec& spec,
                                         "beside the job file"));
 }
 
+std::vector<std::string> Admission::AllRoots() const {
+  std::set<std::string> roots(model_roots_.begin(), model_roots_.end());
+  coordinator_->Read([&](const State& state) {
+    for (const auto& [name, node] : state.nodes) {
+      const auto& more = node.record.node().model_roots();
+      roots.insert(more.begin(), more.end());
+    }
+  });
+  return {roots.begin(), roots.end()};
+}
+
 absl::Status Admission::CheckDirectory(const std::string& directory) const {
   if (!absl::StartsWith(directory, "/")) {
     return absl::InvalidArgumentError(
@@ -300,7 +363,7 @@ absl::Status Admission::CheckDirectory(const std::string& directory) const {
   }
   const std::string roots =
       model_roots_.empty() ? "none" : absl::StrJoin(model_roots_, ", ");
-  const std::string path = Lexical(directory);
+  const std::string path = LexicalPath(directory);
   std::error_code error;
   if (LexicallyBeneath(path, model_roots_) &&
       !std::filesystem::is_directory(path, error)) {
@@ -315,7 +378,7 @@ absl::Status Admission::CheckDirectory(const std::string& directory) const {
 
 absl::StatusOr<ResolvedModel> Admission::ResolveDirectory(
     const std::string& directory, bool weights) const {
-  const std::string path = Lexical(directory);
+  const std::string path = LexicalPath(directory);
   ResolvedModel model;
   model.source.set_name(directory);
   model.source.set_directory(path);
@@ -357,21 +420,42 @@ absl::StatusOr<ResolvedModel> Admission::ResolveDirectory(
   return model;
 }
 
+// Where a model of that name may be instead.
+std::string Admission::NameElsewhere(const std::string& base) const {
+  const std::vector<std::string> roots = AllRoots();
+  for (const std::string& root : roots) {
+    const std::string path = LexicalPath(absl::StrCat(root, "/", base));
+    std::error_code error;
+    if (IsSafeRelativePath(base) && IsBeneathOneOf(path, model_roots_) &&
+        std::filesystem::exists(path + "/config.json", error)) {
+      return absl::StrCat("say model.base: ", path);
+    }
+  }
+  return absl::StrCat("`qloractl model import DIR --name ", base,
+                      "` adds it, or name a directory below a model root (",
+                      roots.empty() ? "none" : absl::StrJoin(roots, ", "), ")");
+}
+
 absl::StatusOr<ResolvedModel> Admission::ResolveModel(const std::string& base,
                                                       bool weights) const {
   if (absl::StartsWith(base, "/")) return ResolveDirectory(base, weights);
   std::optional<qlora::v1::Model> found;
+  std::string missing;
   coordinator_->Read([&](const State& state) {
     const auto it = state.models.find(base);
-    if (it != state.models.end()) found = it->second;
+    if (it != state.models.end()) {
+      found = it->second;
+    } else {
+      missing = NoSuch("model", base, state.models);
+    }
   });
   if (!found) {
     return FieldError(
         "model.base",
-        absl::StrCat("no model \"", base,
-                     "\" is registered, and no such directory exists beside "
-                     "the job file; see `qloractl model list` and `qloractl "
-                     "model import`"));
+        absl::StrCat(missing,
+                     ", and no such directory exists beside the job "
+                     "file; ",
+                     NameElsewhere(base)));
   }
   if (!found->directory().empty()) {
     ASSIGN_OR_RETURN(ResolvedModel model,

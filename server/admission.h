@@ -49,8 +49,8 @@ class Admission {
       const google::protobuf::RepeatedPtrField<qlora::v1::ArtifactFile>& files)
       const;
 
-  // The content of the file of that name among a model's. NotFound if there is
-  // none, InvalidArgument if it is larger than max_bytes.
+  // The content of the file of that name among a model's or an adapter's.
+  // NotFound if there is none, InvalidArgument if it is larger than max_bytes.
   absl::StatusOr<std::string> ReadUploaded(
       const google::protobuf::RepeatedPtrField<qlora::v1::ArtifactFile>& files,
       const std::string& name, size_t max_bytes) const;
@@ -64,6 +64,11 @@ class Admission {
   absl::Status ResolveInputs(const JobSpec& spec, Inputs& inputs) const;
   absl::Status ResolveInput(const JobSpec& spec, const std::string& field,
                             const std::string& path, Inputs& inputs) const;
+  absl::StatusOr<std::string> ReadAdapterConfig(const JobSpec& spec,
+                                                const Inputs& inputs) const;
+  // The model roots of this process and of all nodes.
+  std::vector<std::string> AllRoots() const;
+  std::string NameElsewhere(const std::string& base) const;
   absl::Status CheckTokenizerOf(const JobPlan& plan,
                                 const qlora::v1::ModelSource& model) const;
   absl::StatusOr<ResolvedModel> ResolveDirectory(const std::string& directory,

@@ -1,7 +1,6 @@
 #include "server/model_registry.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -15,6 +14,7 @@
 #include "common/formats/safetensors.h"
 #include "common/spec/model_description.h"
 #include "common/spec/model_files.h"
+#include "server/lexical_path.h"
 
 namespace qlora::server {
 namespace {
@@ -73,12 +73,6 @@ absl::Status Describe(const ModelTexts& texts, const FindTensor& find,
   return CheckTokenizer(texts.tokenizer, description);
 }
 
-// Without "..", which past a link leads elsewhere than its text says: what is
-// checked must be what is read and kept.
-std::string Lexical(const std::string& directory) {
-  return std::filesystem::path(directory).lexically_normal().string();
-}
-
 absl::Status InspectDirectory(const std::string& directory,
                               const Admission& admission,
                               qlora::v1::Model& model) {
@@ -98,9 +92,9 @@ absl::Status InspectDirectory(const std::string& directory,
 
 // Shards that the index names.
 absl::StatusOr<std::set<std::string>> ShardsOf(const std::string& index) {
-  const auto json = nlohmann::json::parse(index, nullptr, false);
-  if (!json.is_object() || !json.contains("weight_map") ||
-      !json["weight_map"].is_object()) {
+  ASSIGN_OR_RETURN(const nlohmann::json json,
+                   ParseJsonObject(index, kIndex, kMaxIndexBytes));
+  if (!json.contains("weight_map") || !json["weight_map"].is_object()) {
     return absl::InvalidArgumentError(
         absl::StrCat(kIndex, " has no weight_map"));
   }
@@ -200,7 +194,7 @@ absl::StatusOr<qlora::v1::Model> InspectModel(
   model.set_name(request.name());
   const absl::Status status =
       request.files().empty()
-          ? InspectDirectory(Lexical(request.directory()), admission, model)
+          ? InspectDirectory(LexicalPath(request.directory()), admission, model)
           : InspectFiles(request, admission, artifacts, model);
   if (absl::IsNotFound(status) || absl::IsUnimplemented(status)) {
     return absl::InvalidArgumentError(status.message());

@@ -168,9 +168,20 @@ bool SeesModel(const Node& node, const Job& job) {
   return directory.empty() || NodeSeesDirectory(node.record.node(), directory);
 }
 
+// "1 node with 2 free cpu devices".
+std::string Wanted(const JobSpec& spec, bool free) {
+  const auto& wanted = spec.resources;
+  const bool any = wanted.device == DeviceKind::kAny;
+  return absl::StrCat(Plural(wanted.nodes, "node"), " with ",
+                      wanted.devices_per_node, free ? " free " : " ",
+                      any ? "" : absl::StrCat(KindsFor(wanted.device)[0], " "),
+                      wanted.devices_per_node == 1 ? "device" : "devices",
+                      any ? " of any kind" : "");
+}
+
 Search FindPlace(const Job& job, const SearchScope& scope) {
   const JobSpec& spec = job.plan->spec;
-  std::vector<std::string> why;
+  std::vector<std::string> why, enough;
   for (const Node* node : scope.nodes) {
     if (!SeesModel(*node, job)) {
       why.push_back(absl::StrCat(node->name(), " has ",
@@ -187,20 +198,47 @@ Search FindPlace(const Job& job, const SearchScope& scope) {
         candidates.push_back({node, std::move(devices)});
       }
     }
-    if (static_cast<int>(candidates.size()) < spec.resources.nodes) continue;
+    if (static_cast<int>(candidates.size()) < spec.resources.nodes) {
+      for (const Candidate& c : candidates) enough.push_back(c.node->name());
+      continue;
+    }
     SortByFit(job, candidates);
     return {Assign(spec, candidates), ""};
   }
-  const auto& wanted = spec.resources;
-  const bool any = wanted.device == DeviceKind::kAny;
+  if (!enough.empty()) {
+    why.insert(why.begin(),
+               absl::StrCat("only ", absl::StrJoin(enough, ", "),
+                            enough.size() == 1 ? " has" : " have", " that"));
+  }
   return {{},
-          absl::StrCat("needs ", Plural(wanted.nodes, "node"), " with ",
-                       wanted.devices_per_node,
-                       scope.busy != nullptr ? " free " : " ",
-                       any ? "" : absl::StrCat(KindsFor(wanted.device)[0], " "),
-                       wanted.devices_per_node == 1 ? "device" : "devices",
-                       any ? " of any kind" : "", why.empty() ? "" : ": ",
-                       absl::StrJoin(why, "; "))};
+          absl::StrCat("needs ", Wanted(spec, scope.busy != nullptr),
+                       why.empty() ? "" : ": ", absl::StrJoin(why, "; "))};
+}
+
+// "n1 has 2 cpu devices of 4.0 GiB, n2 has none", cut short.
+std::string Offers(const std::vector<const Node*>& nodes) {
+  constexpr size_t kMaxShown = 8;
+  std::vector<std::string> all;
+  for (size_t i = 0; i < nodes.size() && i < kMaxShown; ++i) {
+    std::map<std::pair<std::string, int64_t>, int> kinds;
+    for (const Device& device : nodes[i]->record.node().devices()) {
+      ++kinds[{device.kind(), device.memory_bytes()}];
+    }
+    std::vector<std::string> counts;
+    for (const auto& [kind, count] : kinds) {
+      counts.push_back(absl::StrCat(
+          Plural(count, absl::StrCat(kind.first, " device")),
+          kind.second > 0 ? absl::StrCat(" of ", FormatBytes(kind.second))
+                          : ""));
+    }
+    all.push_back(
+        absl::StrCat(nodes[i]->name(), " has ",
+                     counts.empty() ? "none" : absl::StrJoin(counts, " and ")));
+  }
+  if (nodes.size() > kMaxShown) {
+    all.push_back(absl::StrCat("and ", nodes.size() - kMaxShown, " more"));
+  }
+  return absl::StrJoin(all, ", ");
 }
 
 std::vector<std::string> Queue(const Draft& draft) {
@@ -312,8 +350,11 @@ absl::Status CheckCanEverFit(const State& state, const Job& job) {
   if (scope.nodes.empty()) return absl::OkStatus();
   const Search found = FindPlace(job, scope);
   if (!found.ranks.empty()) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat(
-      "the registered nodes can never hold this job: it ", found.missing));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the registered nodes can never hold this job: it ", found.missing, " (",
+      Offers(scope.nodes),
+      "); ask for less there, or start the workers that are missing (`qloractl "
+      "node list`; on one machine `qloractl local start --cpu-ranks N`)"));
 }
 
 std::vector<std::string> NodesThatHold(const State& state, const JobSpec& spec,

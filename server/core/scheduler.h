@@ -16,7 +16,8 @@ namespace qlora::server {
 void Schedule(Draft& draft);
 
 // OK if the registered nodes could hold the job when nothing else ran, or if
-// there are none. FailedPrecondition says what is missing where.
+// there are none. InvalidArgument says what is missing where, and what there
+// is.
 absl::Status CheckCanEverFit(const State& state, const Job& job);
 
 // Names of nodes whose devices have room for a rank of that many bytes of that

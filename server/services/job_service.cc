@@ -33,7 +33,7 @@ absl::Status Create(const ServiceContext& services,
   absl::Status fits;
   services.coordinator->Read(
       [&](const State& state) { fits = CheckCanEverFit(state, job); });
-  RETURN_IF_ERROR(fits);
+  if (!fits.ok()) return FieldError("resources", std::string(fits.message()));
   if (request.validate_only()) {
     *response = job.job();
     return absl::OkStatus();

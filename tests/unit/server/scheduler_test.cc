@@ -91,8 +91,15 @@ TEST(Scheduler, JobThatCanNeverFit_IsRefusedWithTheReason) {
   const std::string id = core.Submit("resources: {devices_per_node: 3}\n");
   const absl::Status status =
       CheckCanEverFit(core.state(), core.state().jobs.at(id));
-  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("n1 has 2 of 2"));
+  const std::string gang = core.Submit("resources: {nodes: 2}\n");
+  EXPECT_EQ(CheckCanEverFit(core.state(), core.state().jobs.at(gang)).message(),
+            "the registered nodes can never hold this job: it needs 2 nodes "
+            "with 1 device of any kind: only n1 has that (n1 has 2 cpu "
+            "devices); ask for less there, or start the workers that are "
+            "missing (`qloractl node list`; on one machine `qloractl local "
+            "start --cpu-ranks N`)");
   const std::string cuda = core.Submit("resources: {device: cuda}\n");
   EXPECT_FALSE(CheckCanEverFit(core.state(), core.state().jobs.at(cuda)).ok());
 }
@@ -138,6 +145,25 @@ TEST(Scheduler, Cores_CountForTheMemory) {
   device.add_cores(4);
   EXPECT_THAT(std::string(CheckCanEverFit(core.state(), job).message()),
               HasSubstr("too small: a rank needs"));
+}
+
+TEST(Scheduler, RankThatIsTheAdapters_CountsForTheMemory) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  Job job = core.state().jobs.at(
+      core.Submit("lora: {init_adapter: \"adapter:a\"}\n"));
+  job.record.set_adapter_config("{\"r\": 128}");
+  EXPECT_EQ(MakePlan(job.record).value()->spec.lora.rank, 128);
+  // A stated one is the job file's.
+  job = core.state().jobs.at(
+      core.Submit("lora: {init_adapter: \"adapter:a\", rank: 8}\n"));
+  job.record.set_adapter_config("{\"r\": 128}");
+  EXPECT_EQ(MakePlan(job.record).value()->spec.lora.rank, 8);
+  JobSpec spec;
+  EXPECT_EQ(TakeFromAdapter("{\"r\": 0}", spec).code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(TakeFromAdapter("[]", spec).code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST(Scheduler, Directory_IsSeenOnlyBelowARoot) {

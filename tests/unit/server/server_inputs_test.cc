@@ -5,6 +5,7 @@
 namespace qlora::server {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -114,7 +115,76 @@ TEST_F(ServerTest, WhatTheJobNames_MustBeThere) {
       "model: {base: nobody}\n"
       "data: {train: [{path: rows.jsonl, format: text}]}\n");
   EXPECT_THAT(Create(request, &job).error_message(),
-              HasSubstr("no model \"nobody\""));
+              AllOf(HasSubstr("model.base: no model \"nobody\" is registered"),
+                    HasSubstr("`qloractl model import DIR --name nobody`"),
+                    HasSubstr("(" + dir_.path() + "/models)")));
+}
+
+TEST_F(ServerTest, NamesThatMeanNothing_AreToldThoseThatDo) {
+  v1::PutDatasetRequest put;
+  *put.mutable_file() = Upload("a.jsonl", "{\"input_ids\": [5]}\n");
+  v1::Dataset dataset;
+  for (const char* name : {"other", "support-v2", "apples"}) {
+    put.set_request_id(name);
+    put.set_name(name);
+    ASSERT_TRUE(datasets_->PutDataset(Deadline().get(), put, &dataset).ok());
+  }
+  v1::CreateJobRequest request = Request("r1");
+  std::string text = request.job_file();
+  text.replace(text.find("rows.jsonl"), 10, "\"dataset:support\"");
+  request.set_job_file(text);
+  v1::Job job;
+  EXPECT_EQ(Create(request, &job).error_message(),
+            "data.train[0].path: no dataset \"support\" is registered; there "
+            "are support-v2, apples, other; `qloractl dataset push FILE --name "
+            "support` adds it");
+  // A directory's name where its path is meant.
+  request = Request("r2");
+  text = request.job_file();
+  text.replace(text.find(ModelDir()), ModelDir().size(), "tiny");
+  request.set_job_file(text);
+  EXPECT_THAT(Create(request, &job).error_message(),
+              HasSubstr("say model.base: " + ModelDir()));
+}
+
+TEST_F(ServerTest, GangThatNoNodeCanHold_IsInvalid) {
+  FakeWorker worker(server_->grpc_address(), "n1", 2);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  v1::Job job;
+  const grpc::Status status =
+      Create(Request("r1", "resources: {nodes: 2}\n"), &job);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(
+      status.error_message(),
+      AllOf(HasSubstr("resources: the registered nodes can never"),
+            HasSubstr("needs 2 nodes"), HasSubstr("n1 has 2 cpu devices")));
+}
+
+TEST_F(ServerTest, InitAdapter_IsReadWhereItCanBeSeen) {
+  const auto request = [&](const std::string& id, const std::string& config) {
+    v1::CreateJobRequest request = Request(id);
+    request.set_job_file(
+        "apiVersion: qlora/v1\nname: x\nmethod: lora\nmodel: m\n"
+        "lora: {init_adapter: adapter}\n"
+        "data: {train: [{path: rows.jsonl, format: tokens}]}\n");
+    auto& input = *request.add_inputs();
+    input.set_path("adapter");
+    *input.add_files() =
+        Upload(config.empty() ? "x" : "adapter_config.json", config);
+    return request;
+  };
+  const grpc::Status imported =
+      Import({Upload("config.json", kModelConfig),
+              Upload("model.safetensors", Weights(64))});
+  ASSERT_TRUE(imported.ok()) << imported.error_message();
+  v1::Job job;
+  EXPECT_THAT(Create(request("r1", ""), &job).error_message(),
+              HasSubstr("lora.init_adapter: adapter: has no adapter_config"));
+  EXPECT_THAT(Create(request("r2", "{\"r\": -1}"), &job).error_message(),
+              HasSubstr("lora.init_adapter: adapter: adapter_config.json: r"));
+  const grpc::Status status = Create(request("r3", "{\"r\": 4}"), &job);
+  EXPECT_TRUE(status.ok()) << status.error_message();
 }
 
 TEST_F(ServerTest, DirectoryOutsideTheRoots_IsRefused) {
