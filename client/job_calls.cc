@@ -29,6 +29,7 @@ absl::Status WithRootHint(Session& session, absl::Status status,
       continue;
     }
     std::error_code error;
+    if (!fs::exists(named, error)) return status;
     const fs::path root =
         fs::is_regular_file(named, error) ? named.parent_path() : named;
     return WithHint(std::move(status),

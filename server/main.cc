@@ -7,6 +7,7 @@
 
 #include "absl/time/time.h"
 #include "common/base/log.h"
+#include "common/daemon/command_line.h"
 #include "common/daemon/duration_option.h"
 #include "common/daemon/yaml_config.h"
 #include "server/server.h"
@@ -70,13 +71,14 @@ void AddFlags(CLI::App& app, Flags& flags) {
                "Check flags, environment and file, and exit");
 }
 
-int Run(const Flags& flags) {
+int Run(const CLI::App& app, const Flags& flags) {
   if (const absl::Status status = CheckOptions(flags.options); !status.ok()) {
-    std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+    const std::string message(status.message());
+    std::fprintf(stderr, "error: %s\n", WithConfigFile(app, message).c_str());
     return 2;
   }
   if (flags.check_config) {
-    std::puts("configuration ok");
+    std::puts("configuration is fine");
     return 0;
   }
   // Blocked before any thread starts, so that only sigwait takes them.
@@ -92,7 +94,6 @@ int Run(const Flags& flags) {
               flags.log_format == "json" ? LogFormat::kJson : LogFormat::kText);
   auto server = Server::Start(flags.options);
   if (!server.ok()) {
-    LogError("cannot start", {{"error", server.status()}});
     std::fprintf(stderr, "error: %s\n",
                  std::string(server.status().message()).c_str());
     return 1;
@@ -111,7 +112,8 @@ int Run(const Flags& flags) {
 int main(int argc, char** argv) {
   CLI::App app(
       "qlora-coordinator: queues jobs, places them on workers and "
-      "keeps what they produce.");
+      "keeps what they produce.",
+      "qlora-coordinator");
   qlora::server::Flags flags;
   app.set_config("--config", "", "YAML file with these flags as keys");
   qlora::server::AddFlags(app, flags);
@@ -120,7 +122,7 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    return qlora::EndParsing(app, error);
   }
-  return qlora::server::Run(flags);
+  return qlora::server::Run(app, flags);
 }

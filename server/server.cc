@@ -113,7 +113,10 @@ absl::Status CheckOptions(const ServerOptions& options) {
 }
 
 absl::Status Server::Parts::Open() {
-  RETURN_IF_ERROR(CreateDirectories(options.data_dir));
+  if (const absl::Status made = CreateDirectories(options.data_dir);
+      !made.ok()) {
+    return {made.code(), absl::StrCat("--data-dir ", made.message())};
+  }
   ASSIGN_OR_RETURN(DirectoryLock held,
                    DirectoryLock::Acquire(options.data_dir));
   directory_lock = std::make_unique<DirectoryLock>(std::move(held));

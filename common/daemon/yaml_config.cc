@@ -11,10 +11,9 @@ namespace qlora {
 namespace {
 
 [[noreturn]] void Fail(const YAML::Mark& mark, const std::string& message) {
-  throw CLI::ConversionError("line " + std::to_string(mark.line + 1) +
-                                 ", column " + std::to_string(mark.column + 1) +
-                                 ": " + message,
-                             CLI::ExitCodes::ConversionError);
+  throw CLI::ConfigError("line " + std::to_string(mark.line + 1) + ", column " +
+                             std::to_string(mark.column + 1) + ": " + message,
+                         CLI::ExitCodes::ConfigError);
 }
 
 size_t EditDistance(std::string_view a, std::string_view b) {

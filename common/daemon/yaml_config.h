@@ -23,7 +23,7 @@ class YamlConfig : public CLI::Config {
                       std::set<std::string> skip = {})
       : keys_(std::move(keys)), skip_(std::move(skip)) {}
 
-  // Throws CLI::ConversionError with line, column, the key and, for a
+  // Throws CLI::ConfigError with line, column, the key and, for a
   // misspelled one, what was probably meant.
   std::vector<CLI::ConfigItem> from_config(std::istream& input) const override;
   // Not offered.

@@ -157,6 +157,7 @@ void TakeIn(Draft& draft, const qlora::v1::Hello& hello, uint64_t stream) {
         absl::AbortedError("a newer stream of this node replaces this one")});
   }
   node.stream = stream;
+  node.process = hello.process();
   node.last_heartbeat = draft.now;
   const bool same_boot = node.record.boot_id() == hello.boot_id();
   qlora::v1::Node& view = *node.record.mutable_node();
@@ -200,8 +201,10 @@ absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,
   if (known != nullptr && known->stream != 0 &&
       known->record.boot_id() != hello.boot_id()) {
     return absl::AlreadyExistsError(absl::StrCat(
-        "another worker is connected as node ", hello.node(),
-        "; choose another --node-name, or wait until its stream has ended"));
+        "the node name \"", hello.node(), "\" is taken: another worker (",
+        known->process.empty() ? "of an older version" : known->process,
+        ") is connected with it; start this one with another --node-name, or "
+        "stop that one first"));
   }
   TakeIn(draft, hello, stream);
   LoseMissing(draft, hello);

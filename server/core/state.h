@@ -78,6 +78,8 @@ struct Node {
   absl::Time last_heartbeat = absl::InfinitePast();
   // The open stream; 0: none.
   uint64_t stream = 0;
+  // Hello.process of that stream.
+  std::string process = {};
 
   const std::string& name() const { return record.node().name(); }
   qlora::v1::NodeState state() const { return record.node().state(); }

@@ -113,8 +113,15 @@ void CoordinatorLink::Run() {
 void CoordinatorLink::KeepConnected() {
   Backoff backoff(options_.first_backoff, options_.longest_backoff);
   absl::Status last_logged;
+  absl::Time taken_since = absl::InfiniteFuture();
   while (true) {
     const absl::Status ended = Session();
+    taken_since = absl::IsAlreadyExists(ended)
+                      ? std::min(taken_since, SteadyNow())
+                      : absl::InfiniteFuture();
+    if (SteadyNow() - taken_since >= options_.name_patience) {
+      return callbacks_.on_refused(ended);
+    }
     MutexLock lock(&mu_);
     if (status_.ok()) {
       backoff.Reset();

@@ -31,6 +31,8 @@ struct LinkOptions {
   v1::Hello hello;
   absl::Duration first_backoff = absl::Milliseconds(200);
   absl::Duration longest_backoff = absl::Seconds(10);
+  // How long the stream of a former run may hold the node's name.
+  absl::Duration name_patience = absl::Seconds(5);
 };
 
 struct LinkCallbacks {
@@ -39,6 +41,9 @@ struct LinkCallbacks {
   std::function<void(google::protobuf::RepeatedPtrField<v1::Decision>)>
       on_welcome;
   std::function<void(bool)> on_connected;
+  // Another worker has the node's name: AlreadyExists. There is no new stream
+  // afterwards.
+  std::function<void(absl::Status)> on_refused;
 };
 
 class CoordinatorLink {

@@ -24,12 +24,6 @@ int main(int argc, char** argv) {
   if (const auto code = agent::ParseCommandLine(argc, argv, options)) {
     return *code;
   }
-  const absl::Status checked = agent::CheckOptions(options);
-  if (!checked.ok()) return Fail(checked);
-  if (options.check_config) {
-    std::printf("configuration is fine\n");
-    return 0;
-  }
   // Before any thread: the launcher must not inherit half a lock.
   auto launcher = agent::Launcher::Start();
   if (!launcher.ok()) return Fail(launcher.status());

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "common/daemon/address.h"
+#include "common/daemon/command_line.h"
 #include "common/daemon/duration_option.h"
 #include "common/daemon/yaml_config.h"
 #include "worker/agent/devices.h"
@@ -89,8 +90,6 @@ void AddOptions(CLI::App& app, WorkerOptions& o) {
       ->envname(env("LOG_FORMAT"))
       ->check(CLI::IsMember({"text", "json"}))
       ->capture_default_str();
-  app.add_flag("--check-config", o.check_config,
-               "Check flags and configuration, then exit");
 }
 
 absl::Status CheckNodeName(const std::string& name) {
@@ -135,29 +134,7 @@ absl::Status ResolveTrainer(std::string& trainer) {
   return absl::OkStatus();
 }
 
-}  // namespace
-
-std::optional<int> ParseCommandLine(int argc, char** argv,
-                                    WorkerOptions& options) {
-  CLI::App app("The worker of qlorad: runs the ranks of jobs on this node.",
-               "qlora-worker");
-  app.set_version_flag("--version", QLORA_VERSION);
-  AddOptions(app, options);
-  app.set_config("--config", "", "YAML file with these flags as keys");
-  app.config_formatter(
-      std::make_shared<YamlConfig>(ConfigKeys(app), KeysSetByEnvironment(app)));
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::Success& help_or_version) {
-    return app.exit(help_or_version);
-  } catch (const CLI::ParseError& error) {
-    std::fprintf(stderr, "error: %s\nhint: qlora-worker --help\n",
-                 error.what());
-    return 2;
-  }
-  return std::nullopt;
-}
-
+// Fills in defaults. InvalidArgument or NotFound naming the flag.
 absl::Status CheckOptions(WorkerOptions& options) {
   RETURN_IF_ERROR(RequireLoopback("--coordinator", options.coordinator));
   RETURN_IF_ERROR(RequireLoopback("--metrics-listen", options.metrics_listen));
@@ -179,6 +156,37 @@ absl::Status CheckOptions(WorkerOptions& options) {
   }
   RETURN_IF_ERROR(ResolveModelRoots(options.model_roots));
   return ResolveTrainer(options.trainer);
+}
+
+}  // namespace
+
+std::optional<int> ParseCommandLine(int argc, char** argv,
+                                    WorkerOptions& options) {
+  CLI::App app("The worker of qlorad: runs the ranks of jobs on this node.",
+               "qlora-worker");
+  app.set_version_flag("--version", QLORA_VERSION);
+  AddOptions(app, options);
+  bool check_config = false;
+  app.add_flag("--check-config", check_config,
+               "Check flags and configuration, then exit");
+  app.set_config("--config", "", "YAML file with these flags as keys");
+  app.config_formatter(
+      std::make_shared<YamlConfig>(ConfigKeys(app), KeysSetByEnvironment(app)));
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return EndParsing(app, error);
+  }
+  if (const absl::Status checked = CheckOptions(options); !checked.ok()) {
+    const std::string message(checked.message());
+    std::fprintf(stderr, "error: %s\n", WithConfigFile(app, message).c_str());
+    return 2;
+  }
+  if (check_config) {
+    std::printf("configuration is fine\n");
+    return 0;
+  }
+  return std::nullopt;
 }
 
 }  // namespace qlora::agent

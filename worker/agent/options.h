@@ -21,7 +21,7 @@ struct WorkerOptions {
   std::string node_name;
   // "auto" or "cpu=N".
   std::string devices = "auto";
-  // Absolute after CheckOptions.
+  // Absolute.
   std::vector<std::string> model_roots;
   std::string data_plane_interface = "lo";
   std::string metrics_listen = "127.0.0.1:9465";
@@ -31,16 +31,12 @@ struct WorkerOptions {
   absl::Duration step_timeout = absl::Minutes(1);
   absl::Duration first_step_timeout = absl::Minutes(30);
   std::string log_format = "text";
-  bool check_config = false;
 };
 
-// Returns the exit code for --help, --version and wrong usage (which it has
-// printed), else fills `options`.
+// Returns the exit code for --help, --version and --check-config, and for what
+// is wrong (which it has printed); else fills `options`. Checks everything that
+// can be checked without acting.
 std::optional<int> ParseCommandLine(int argc, char** argv,
                                     WorkerOptions& options);
-
-// Fills in defaults and checks everything that can be checked without acting.
-// InvalidArgument or NotFound naming the flag and what to do.
-absl::Status CheckOptions(WorkerOptions& options);
 
 }  // namespace qlora::agent

@@ -52,6 +52,8 @@ v1::Hello MakeHello(const WorkerOptions& options, const NodeDevices& node) {
   hello.set_node(options.node_name);
   hello.set_boot_id(RandomId());
   hello.set_version(QLORA_VERSION);
+  hello.set_process(
+      absl::StrCat("pid ", ::getpid(), ", data directory ", options.data_dir));
   for (const v1::Device& device : node.devices) *hello.add_devices() = device;
   hello.set_memory_bytes(node.memory_bytes);
   for (const std::string& root : options.model_roots) {
@@ -69,7 +71,11 @@ struct Storage {
 };
 
 absl::StatusOr<Storage> OpenStorage(const WorkerOptions& options) {
-  RETURN_IF_ERROR(CreateDirectories(options.data_dir));
+  if (const absl::Status made = CreateDirectories(options.data_dir);
+      !made.ok()) {
+    return absl::Status(made.code(),
+                        absl::StrCat("--data-dir ", made.message()));
+  }
   ASSIGN_OR_RETURN(DirectoryLock lock,
                    DirectoryLock::Acquire(options.data_dir));
   ASSIGN_OR_RETURN(auto state,
@@ -149,9 +155,7 @@ class Worker {
   void Serve() {
     std::thread loop([this] { loop_.Run(); });
     WaitForSignal();
-    LogInfo("worker is shutting down; ranks save and leave",
-            {{"grace", absl::FormatDuration(kDrainGrace)},
-             {"coordinator", connected_ ? "connected" : "away"}});
+    LogWhyItEnds();
     Drain();
     // First: what runs on it wakes the link.
     loop_.Stop();
@@ -173,20 +177,22 @@ class Worker {
   }
 
   LinkCallbacks MakeCallbacks() {
-    return {.inventory = [this] { return Inventory(); },
-            .on_command =
-                [this](v1::WorkerCommand command) {
-                  supervisor_.Handle(std::move(command));
-                },
-            .on_welcome =
-                [this](auto decisions) {
-                  supervisor_.Decide(std::move(decisions));
-                },
-            .on_connected =
-                [this](bool connected) {
-                  connected_ = connected;
-                  supervisor_.SetConnected(connected);
-                }};
+    return {
+        .inventory = [this] { return Inventory(); },
+        .on_command =
+            [this](v1::WorkerCommand command) {
+              supervisor_.Handle(std::move(command));
+            },
+        .on_welcome =
+            [this](auto decisions) {
+              supervisor_.Decide(std::move(decisions));
+            },
+        .on_connected =
+            [this](bool connected) {
+              connected_ = connected;
+              supervisor_.SetConnected(connected);
+            },
+        .on_refused = [this](absl::Status status) { Fail(std::move(status)); }};
   }
 
   // What lives, and what ended without the coordinator knowing.
@@ -215,6 +221,17 @@ class Worker {
     ::sigaddset(&signals, SIGINT);
     int signal = 0;
     ::sigwait(&signals, &signal);
+  }
+
+  void LogWhyItEnds() {
+    MutexLock lock(&mu_);
+    if (!failure_.ok()) {
+      LogError("worker fails; its ranks end with it");
+      return;
+    }
+    LogInfo("worker is shutting down; ranks save and leave",
+            {{"grace", absl::FormatDuration(kDrainGrace)},
+             {"coordinator", connected_ ? "connected" : "away"}});
   }
 
   // Until no rank is left and what they made has arrived, or a second signal.
@@ -254,7 +271,6 @@ class Worker {
 
   // Ends the worker; its ranks end with it.
   void Fail(absl::Status status) {
-    LogError("worker fails", {{"reason", status}});
     MutexLock lock(&mu_);
     if (failure_.ok()) failure_ = std::move(status);
     changed_.SignalAll();

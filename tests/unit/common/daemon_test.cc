@@ -7,6 +7,7 @@
 
 #include "common/base/crc32c.h"
 #include "common/daemon/address.h"
+#include "common/daemon/command_line.h"
 #include "common/daemon/monitoring_server.h"
 #include "common/daemon/yaml_config.h"
 
@@ -119,12 +120,24 @@ TEST(YamlConfig, UnknownKey_NamesPlaceAndSuggestion) {
   EXPECT_THROW(Load("data-dir: [\n"), CLI::Error);
 }
 
+// A configuration file that goes with the test.
+class ConfigFile {
+ public:
+  explicit ConfigFile(const std::string& yaml) {
+    const int fd = ::mkstemp(path_);
+    EXPECT_EQ(::write(fd, yaml.data(), yaml.size()),
+              static_cast<ssize_t>(yaml.size()));
+    ::close(fd);
+  }
+  ~ConfigFile() { ::unlink(path_); }
+  std::string path() const { return path_; }
+
+ private:
+  char path_[32] = "/tmp/qlora-config-XXXXXX";
+};
+
 TEST(YamlConfig, FlagsWinOverTheFile) {
-  char path[] = "/tmp/qlora-config-XXXXXX";
-  const int fd = ::mkstemp(path);
-  const std::string yaml = "data-dir: /file\nmodel-root: [/a, /b]\n";
-  ASSERT_GT(::write(fd, yaml.data(), yaml.size()), 0);
-  ::close(fd);
+  const ConfigFile file("data-dir: /file\nmodel-root: [/a, /b]\n");
   CLI::App app;
   std::string data_dir;
   std::vector<std::string> roots;
@@ -132,10 +145,34 @@ TEST(YamlConfig, FlagsWinOverTheFile) {
   app.add_option("--model-root", roots);
   app.set_config("--config");
   app.config_formatter(std::make_shared<YamlConfig>(ConfigKeys(app)));
-  app.parse(std::string("--config ") + path + " --data-dir /flag");
+  app.parse("--config " + file.path() + " --data-dir /flag");
   EXPECT_EQ(data_dir, "/flag");
   EXPECT_EQ(roots, (std::vector<std::string>{"/a", "/b"}));
-  ::unlink(path);
+}
+
+TEST(WithConfigFile, NamesTheFileThatSetTheFlag) {
+  const ConfigFile file("data-dir: /file\nlease: 1s\n");
+  CLI::App app;
+  std::string data_dir, lease, lease_margin;
+  app.add_option("--data-dir", data_dir);
+  app.add_option("--lease", lease);
+  app.add_option("--lease-margin", lease_margin);
+  app.set_config("--config");
+  app.config_formatter(std::make_shared<YamlConfig>(ConfigKeys(app)));
+  app.parse("--config " + file.path() + " --data-dir /flag");
+  for (const char* of_file : {"--lease 1s: no", "too long: --lease"}) {
+    EXPECT_EQ(WithConfigFile(app, of_file), file.path() + ": " + of_file);
+  }
+  for (const char* other : {"--data-dir /flag: no", "--lease-margin: no", ""}) {
+    EXPECT_EQ(WithConfigFile(app, other), other);
+  }
+}
+
+TEST(WithConfigFile, WithoutOne_SaysNoMore) {
+  CLI::App app;
+  app.set_config("--config");
+  app.parse("");
+  EXPECT_EQ(WithConfigFile(app, "--lease: no"), "--lease: no");
 }
 
 }  // namespace

@@ -115,6 +115,7 @@ class CoreHarness {
     qlora::v1::Hello hello;
     hello.set_node(name);
     hello.set_boot_id(boot);
+    hello.set_process("the process of " + boot);
     if (!new_spool) hello.set_cluster_id(state_.cluster_id);
     const auto node = state_.nodes.find(name);
     if (node != state_.nodes.end()) {

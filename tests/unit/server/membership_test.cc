@@ -21,8 +21,11 @@ TEST(Membership, MalformedHello_IsRefused) {
 TEST(Membership, SecondWorkerOfTheName_IsRefusedWhileTheFirstIsConnected) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1", 1, "boot-1").ok());
-  EXPECT_EQ(core.Join("n1", 1, "boot-2").status().code(),
-            absl::StatusCode::kAlreadyExists);
+  const absl::Status taken = core.Join("n1", 1, "boot-2").status();
+  EXPECT_EQ(taken.code(), absl::StatusCode::kAlreadyExists);
+  for (const char* part : {"\"n1\"", "the process of boot-1", "--node-name"}) {
+    EXPECT_NE(taken.message().find(part), absl::string_view::npos) << taken;
+  }
   core.Disconnect("n1");
   EXPECT_TRUE(core.Join("n1", 1, "boot-2").ok());
 }
