@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "worker/agent/text.h"
 
 namespace qlora::agent {
 namespace {
@@ -14,10 +15,15 @@ bool EndedWell(const RankEnd& end) {
   return end.signal == 0 && end.exit_code == 0 && !end.failure.has_value();
 }
 
+bool HasMessage(const RankEnd& end) {
+  return end.failure.has_value() && !end.failure->message().empty();
+}
+
 std::string Describe(const RankEnd& end) {
   const std::string rank = absl::StrCat("rank ", end.rank);
-  if (end.failure.has_value() && !end.failure->message().empty()) {
-    return absl::StrCat(rank, ": ", end.failure->message());
+  if (HasMessage(end)) {
+    return absl::StrCat(rank, ": ",
+                        WithoutSourcePlaces(end.failure->message()));
   }
   if (end.out_of_memory) {
     return absl::StrCat(rank, " was killed by the kernel for want of memory");
@@ -49,6 +55,27 @@ const RankEnd* FirstCause(const std::vector<RankEnd>& ends) {
     }
   }
   return first;
+}
+
+v1::FailureClass ClassOf(const RankEnd& end) {
+  const bool said =
+      end.failure.has_value() &&
+      end.failure->failure_class() != v1::FAILURE_CLASS_UNSPECIFIED;
+  return said ? end.failure->failure_class() : ClassOfExit(end);
+}
+
+// Which rank it was is left out where it tells nothing: it was the only one, or
+// it found what any other finds in the job, the data and the numbers.
+std::string Reason(const std::vector<RankEnd>& ends, const RankEnd& first) {
+  const bool of_the_job = ClassOf(first) == v1::FAILURE_CLASS_USER ||
+                          ClassOf(first) == v1::FAILURE_CLASS_NUMERICAL;
+  const bool said_by_all = std::ranges::all_of(ends, [&](const RankEnd& end) {
+    return HasMessage(end) && HasMessage(first) &&
+           end.failure->message() == first.failure->message();
+  });
+  return HasMessage(first) && (of_the_job || said_by_all)
+             ? WithoutSourcePlaces(first.failure->message())
+             : Describe(first);
 }
 
 }  // namespace
@@ -124,12 +151,8 @@ v1::AttemptEnded DecideOutcome(const std::vector<RankEnd>& ends,
     ended.set_failure_class(agent_cause->failure_class);
     ended.set_message(agent_cause->message);
   } else if (first != nullptr) {
-    const bool has_class =
-        first->failure.has_value() &&
-        first->failure->failure_class() != v1::FAILURE_CLASS_UNSPECIFIED;
-    ended.set_failure_class(has_class ? first->failure->failure_class()
-                                      : ClassOfExit(*first));
-    ended.set_message(Describe(*first));
+    ended.set_failure_class(ClassOf(*first));
+    ended.set_message(Reason(ends, *first));
   } else {
     ended.set_failure_class(v1::FAILURE_CLASS_INFRA);
     ended.set_message("the ranks were ended");

@@ -50,7 +50,9 @@ v1::FailureClass ClassOfStatus(const absl::Status& status);
 // `ends` in the order of the exits. The first cause is the agent's, if it has
 // one and not all ranks left well; else the first rank that died of something
 // other than a lost peer; else the first that failed. Every rank well and none
-// stopped: complete.
+// stopped: complete. The message is for the user: what the rank said, without
+// places in source files, and which rank where that tells something; the rank's
+// log has all of it.
 v1::AttemptEnded DecideOutcome(const std::vector<RankEnd>& ends,
                                const std::optional<AgentCause>& agent_cause);
 

@@ -137,8 +137,7 @@ void Task::OnProcessEnd() {
     return Finish("", v1::FAILURE_CLASS_UNSPECIFIED);
   }
   const v1::AttemptEnded outcome = DecideOutcome({end}, std::nullopt);
-  std::string error =
-      end.failure.has_value() ? end.failure->message() : outcome.message();
+  std::string error = outcome.message();
   if (!end.failure.has_value() && !last_line_.empty()) {
     absl::StrAppend(&error, ": ", last_line_);
   }

@@ -1,6 +1,7 @@
 #include "worker/agent/text.h"
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "common/base/utf8.h"
 
@@ -51,6 +52,19 @@ std::string_view GlogLevel(std::string_view line) {
   return LevelOfLetter(line[0]);
 }
 
+// "/path/pair.cc:534".
+bool IsSourcePlace(std::string_view text) {
+  const size_t colon = text.rfind(':');
+  if (colon == std::string_view::npos || colon + 1 == text.size() ||
+      !std::ranges::all_of(text.substr(colon + 1), IsDigit)) {
+    return false;
+  }
+  const std::string_view file = text.substr(0, colon);
+  return std::ranges::any_of(
+      std::initializer_list<std::string_view>{".cc", ".cpp", ".h", ".hpp"},
+      [&](std::string_view ending) { return file.ends_with(ending); });
+}
+
 // "ERROR: text", "warning: text", "[error] text".
 std::string_view FirstWordLevel(std::string_view line) {
   const size_t end = line.find_first_of(":]");
@@ -66,6 +80,23 @@ std::string_view FirstWordLevel(std::string_view line) {
 }
 
 }  // namespace
+
+std::string WithoutSourcePlaces(std::string_view message) {
+  std::string kept;
+  while (true) {
+    const size_t open = message.find('[');
+    const size_t close = message.find(']', open);
+    if (close == std::string_view::npos) return kept.append(message);
+    if (IsSourcePlace(message.substr(open + 1, close - open - 1))) {
+      kept.append(message.substr(0, open));
+      message.remove_prefix(close + 1);
+      if (message.starts_with(' ')) message.remove_prefix(1);
+    } else {
+      kept.append(message.substr(0, open + 1));
+      message.remove_prefix(open + 1);
+    }
+  }
+}
 
 PrintedLine ParsePrintedLine(std::string_view line) {
   PrintedLine own;

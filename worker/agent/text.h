@@ -31,6 +31,10 @@ struct PrintedLine {
   std::string_view text;
 };
 
+// The message without the places in source files that libraries put into theirs
+// ("[.../gloo/transport/tcp/pair.cc:534] ").
+std::string WithoutSourcePlaces(std::string_view message);
+
 // The level as the line states it: as our own programs do, whose time, level
 // and program are left out of the text ("<time> E qlora-trainer: no model"); as
 // glog does ("[W1121 12:00:00 file.cc:1] ..."); or as its first word ("Warning:

@@ -298,7 +298,7 @@ TEST_F(SupervisorTest, RankFails_ItsMessageIsTheReason) {
   Run("fail_rank=0\nexit=10\nclass=1", 2);
   const v1::AttemptEnded ended = WaitForEnd();
   EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_USER);
-  EXPECT_EQ(ended.message(), "rank 0: the script says so");
+  EXPECT_EQ(ended.message(), "the script says so");
 }
 
 TEST_F(SupervisorTest, Garbage_IsInternalAndTheRankIsKilled) {

@@ -140,5 +140,19 @@ TEST(ReadProcStat, OwnProcess_RunsAndHasItsParent) {
   EXPECT_FALSE(ReadProcStat(-1).has_value());
 }
 
+TEST(WithoutSourcePlaces, LeavesEverythingElse) {
+  EXPECT_EQ(WithoutSourcePlaces(
+                "gathering: [/src/gloo/transport/tcp/pair.cc:534] Connection "
+                "closed by peer [127.0.0.1]:42"),
+            "gathering: Connection closed by peer [127.0.0.1]:42");
+  EXPECT_EQ(WithoutSourcePlaces("[enforce fail at cpu.cpp:7] no memory"),
+            "no memory");
+  EXPECT_EQ(WithoutSourcePlaces("[a.h:1][b.cc:22] no"), "no");
+  for (const char* kept : {"", "[", "]", "[]", "[x.cc:]", "rows[3] of a.cc:1",
+                           "[12:30]", "[data.csv:4] bad"}) {
+    EXPECT_EQ(WithoutSourcePlaces(kept), kept);
+  }
+}
+
 }  // namespace
 }  // namespace qlora::agent
