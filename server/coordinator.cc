@@ -106,9 +106,12 @@ Draft Coordinator::NewDraft() {
 
 absl::Status Coordinator::CommitLocked(Draft& draft,
                                        std::optional<RequestResult> request) {
-  const absl::Time start = absl::Now();
-  Schedule(draft);
-  sink_->OnSchedulerPass(absl::Now() - start);
+  // What waits in an unchanged state goes on waiting.
+  if (!scheduled_ || !draft.empty()) {
+    const absl::Time start = absl::Now();
+    Schedule(draft);
+    sink_->OnSchedulerPass(absl::Now() - start);
+  }
   Transaction transaction{.draft = &draft,
                           .request = std::move(request),
                           .events = events_,
@@ -123,6 +126,7 @@ absl::Status Coordinator::CommitLocked(Draft& draft,
           absl::StrCat("the database cannot be written: ", status.message()));
     }
   }
+  scheduled_ = true;
   std::vector<Effect> effects = std::move(draft.effects);
   std::move(draft).ApplyTo(state_);
   for (const auto& [node, number] : events_) {

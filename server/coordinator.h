@@ -160,6 +160,8 @@ class Coordinator {
   std::map<std::string, uint64_t> events_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, uint64_t> command_acks_ ABSL_GUARDED_BY(mu_);
   std::deque<Effect> effects_ ABSL_GUARDED_BY(mu_);
+  // A pass of the scheduler was made over the loaded state.
+  bool scheduled_ ABSL_GUARDED_BY(mu_) = false;
   // A thread performs effects.
   bool performing_ ABSL_GUARDED_BY(mu_) = false;
 };

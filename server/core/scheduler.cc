@@ -315,6 +315,10 @@ void Schedule(Draft& draft) {
   copies.reserve(open.size());
   for (const Node*& node : open) node = &copies.emplace_back(*node);
   const std::string absent = AbsentNodes(all);
+  Busy busy = BusyDevices([&](auto f) {
+    draft.attempts.ForEach(
+        [&](const AttemptKey&, const AttemptRecord& a) { f(a); });
+  });
   for (const std::string& id : queue) {
     if (!draft.jobs.Find(id)->plan->error.ok()) {
       HoldUnreadable(draft, id);
@@ -324,19 +328,18 @@ void Schedule(Draft& draft) {
       Explain(draft, id, "waits for a worker: none is registered");
       continue;
     }
-    const Busy busy = BusyDevices([&](auto f) {
-      draft.attempts.ForEach(
-          [&](const AttemptKey&, const AttemptRecord& a) { f(a); });
-    });
     const Job& job = *draft.jobs.Find(id);
     Search found = FindPlace(job, {open, &busy});
     if (!found.ranks.empty()) {
       StartAttempt(draft, id, found.ranks);
+      for (const auto& rank : found.ranks)
+        busy[rank.node()][rank.device()] = id;
       continue;
     }
-    const Search idle = FindPlace(job, {open, nullptr});
     Explain(draft, id,
             absl::StrCat("waits for devices: ", found.missing, absent));
+    if (open.empty()) continue;
+    const Search idle = FindPlace(job, {open, nullptr});
     std::set<std::string> closed;
     for (const auto& rank : idle.ranks) closed.insert(rank.node());
     std::erase_if(

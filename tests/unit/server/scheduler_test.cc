@@ -85,6 +85,24 @@ TEST(Scheduler, NodeOfTheLastFailure_IsUsedLast) {
   EXPECT_EQ(core.job(id).ranks(0).node(), "n2");
 }
 
+// Took minutes when each waiting job looked at all attempts there ever were.
+TEST(Scheduler, ManyJobsAndOldAttempts_TakeLittleTime) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  for (int i = 0; i < 10'000; ++i) {
+    AttemptRecord& old = core.state().attempts[{"j-old", i}];
+    old.set_job_id("j-old");
+    old.set_attempt(i);
+    old.set_state(ATTEMPT_STATE_SUCCEEDED);
+    old.add_ranks()->set_node("n1");
+  }
+  const absl::Time start = absl::Now();
+  std::string last;
+  for (int i = 0; i < 500; ++i) last = core.Submit();
+  EXPECT_THAT(core.job(last).reason(), HasSubstr("waits for devices"));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(20));
+}
+
 TEST(Scheduler, JobThatCanNeverFit_IsRefusedWithTheReason) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1", 2).ok());
