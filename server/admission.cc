@@ -248,10 +248,12 @@ absl::StatusOr<std::string> Admission::ReadUploaded(
 absl::Status Admission::CheckUploaded(
     const google::protobuf::RepeatedPtrField<qlora::v1::ArtifactFile>& files)
     const {
+  std::set<std::string> paths;
   for (const auto& file : files) {
-    if (!IsSafeRelativePath(file.path())) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "file path \"", file.path(), "\" must be relative, without .."));
+    if (!IsSafeRelativePath(file.path()) || !paths.insert(file.path()).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("file path \"", file.path(),
+                       "\" must be relative, without .., and named once"));
     }
     ASSIGN_OR_RETURN(const auto info, artifacts_->Stat(file.sha256()));
     if (!info.complete || info.size_bytes != file.size_bytes()) {

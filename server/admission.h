@@ -44,7 +44,7 @@ class Admission {
                                              bool weights) const;
 
   // OK if the artifact store has these files. FailedPrecondition names one that
-  // it has not.
+  // it has not, InvalidArgument one whose path is wrong or comes twice.
   absl::Status CheckUploaded(
       const google::protobuf::RepeatedPtrField<qlora::v1::ArtifactFile>& files)
       const;

@@ -8,6 +8,7 @@
 #include "absl/strings/str_join.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
+#include "common/base/utf8.h"
 #include "server/core/job.h"
 #include "server/core/job_plan.h"
 #include "server/core/membership.h"
@@ -19,13 +20,11 @@ namespace {
 // Less is the clock being kept right.
 constexpr absl::Duration kClockJump = absl::Seconds(1);
 
+// Of a page of jobs: a client takes no more than kMaxMessageBytes.
+constexpr size_t kMaxPageBytes = 2 << 20;
+
 bool Newer(const Job& a, const Job& b) {
-  const auto age = [](const Job& job) {
-    return std::make_tuple(job.job().create_time().seconds(),
-                           job.job().create_time().nanos(),
-                           absl::string_view(job.job().job_id()));
-  };
-  return age(a) > age(b);
+  return AgeOf(a.job()) > AgeOf(b.job());
 }
 
 bool Matches(const JobFilter& filter, const Job& job) {
@@ -59,6 +58,10 @@ void FillPlans(State& state) {
 }
 
 }  // namespace
+
+JobAge AgeOf(const qlora::v1::Job& job) {
+  return {job.create_time().seconds(), job.create_time().nanos(), job.job_id()};
+}
 
 absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Create(
     const Timings& timings, Store* store, EffectSink* sink, Clock* clock) {
@@ -217,11 +220,17 @@ absl::StatusOr<Job> Coordinator::FindJob(const std::string& reference,
     return absl::InvalidArgumentError("job: name one by id, name or @last");
   }
   MutexLock lock(&mu_);
+  const auto visible = [&](const Job& job) {
+    return !job.record.deleting() && job.job().project() == project;
+  };
+  const auto exact = state_.jobs.find(reference);
+  if (exact != state_.jobs.end() && visible(exact->second)) {
+    return exact->second;
+  }
   const Job* newest_named = nullptr;
   std::vector<const Job*> prefixed;
   for (const auto& [id, job] : state_.jobs) {
-    if (job.record.deleting() || job.job().project() != project) continue;
-    if (id == reference) return job;
+    if (!visible(job)) continue;
     if ((job.job().name() == reference || reference == "@last") &&
         (newest_named == nullptr || Newer(job, *newest_named))) {
       newest_named = &job;
@@ -240,23 +249,29 @@ absl::StatusOr<Job> Coordinator::FindJob(const std::string& reference,
       absl::StrCat("no job \"", reference, "\" in project ", project));
 }
 
-std::vector<qlora::v1::Job> Coordinator::ListJobs(const JobFilter& filter,
-                                                  const std::string& after,
-                                                  int limit) const {
+JobPage Coordinator::ListJobs(const JobFilter& filter,
+                              const std::optional<JobAge>& after,
+                              int limit) const {
   MutexLock lock(&mu_);
-  const auto last = state_.jobs.find(after);
-  std::vector<const Job*> jobs;
+  std::vector<std::pair<JobAge, const Job*>> jobs;
   for (const auto& [id, job] : state_.jobs) {
     if (!Matches(filter, job)) continue;
-    if (last != state_.jobs.end() && !Newer(last->second, job)) continue;
-    jobs.push_back(&job);
+    JobAge age = AgeOf(job.job());
+    if (!after || age < *after) jobs.emplace_back(std::move(age), &job);
   }
   const size_t count = std::min(jobs.size(), static_cast<size_t>(limit));
   std::partial_sort(jobs.begin(), jobs.begin() + count, jobs.end(),
-                    [](const Job* a, const Job* b) { return Newer(*a, *b); });
-  std::vector<qlora::v1::Job> views;
-  for (size_t i = 0; i < count; ++i) views.push_back(jobs[i]->job());
-  return views;
+                    std::greater<>());
+  JobPage page;
+  size_t bytes = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const qlora::v1::Job& job = jobs[i].second->job();
+    bytes += job.ByteSizeLong();
+    if (i > 0 && bytes > kMaxPageBytes) break;
+    page.jobs.push_back(job);
+  }
+  page.more = page.jobs.size() < jobs.size();
+  return page;
 }
 
 std::vector<qlora::v1::Node> Coordinator::ListNodes() const {
@@ -383,8 +398,9 @@ absl::Status Coordinator::Event(const std::string& node, uint64_t stream,
     Draft draft = NewDraft();
     OnAttemptEvent(draft, node, event);
     if (event.has_notice() && HasPartLocked(node, event)) {
-      draft.Tell(event.job_id(), event.notice().type(),
-                 event.notice().message(), event.attempt());
+      draft.Tell(event.job_id(), Abridged(event.notice().type(), kMaxTextBytes),
+                 Abridged(event.notice().message(), kMaxTextBytes),
+                 event.attempt());
     }
     const auto pending = events_.find(node);
     const std::optional<uint64_t> before =

@@ -12,9 +12,11 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -41,6 +43,16 @@ struct JobFilter {
   std::map<std::string, std::string> labels;
 };
 
+// Where a job stands in the order of age: time of creation, id.
+using JobAge = std::tuple<int64_t, int32_t, std::string>;
+JobAge AgeOf(const qlora::v1::Job& job);
+
+struct JobPage {
+  std::vector<qlora::v1::Job> jobs;
+  // There are older ones.
+  bool more = false;
+};
+
 class Coordinator {
  public:
   // Takes the lead over the store. All pointers must outlive it.
@@ -64,10 +76,10 @@ class Coordinator {
   // NotFound; Aborted if a prefix is ambiguous.
   absl::StatusOr<Job> FindJob(const std::string& reference,
                               const std::string& project) const;
-  // Newest first, after the job `after` (empty: from the newest).
-  std::vector<qlora::v1::Job> ListJobs(const JobFilter& filter,
-                                       const std::string& after,
-                                       int limit) const;
+  // Newest first, those older than `after`; at most `limit`, and fewer if they
+  // would make too large a message.
+  JobPage ListJobs(const JobFilter& filter, const std::optional<JobAge>& after,
+                   int limit) const;
   std::vector<qlora::v1::Node> ListNodes() const;
 
   // Reads the state under the lock: f must be quick and keep no reference.

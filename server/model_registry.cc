@@ -200,6 +200,11 @@ absl::StatusOr<qlora::v1::Model> InspectModel(
     return absl::InvalidArgumentError(status.message());
   }
   RETURN_IF_ERROR(status);
+  if (model.ByteSizeLong() > kMaxJobBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "config.json and the names of the files take ", model.ByteSizeLong(),
+        " bytes; at most ", kMaxJobBytes, " can be sent to a worker"));
+  }
   return model;
 }
 

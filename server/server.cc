@@ -31,6 +31,8 @@ namespace qlora::server {
 namespace {
 
 constexpr int kPoolThreads = 8;
+// Of their own: leases must not run out because users' calls take all threads.
+constexpr int kWorkerThreads = 4;
 constexpr absl::Duration kTick = absl::Milliseconds(200);
 constexpr absl::Duration kSyncLogs = absl::Seconds(5);
 // At shutdown, for calls that wait for nobody but their peer.
@@ -76,6 +78,7 @@ struct Server::Parts {
   std::unique_ptr<Tasks> tasks;
   std::unique_ptr<Admission> admission;
   std::unique_ptr<ThreadPool> pool;
+  std::unique_ptr<ThreadPool> worker_pool;
   std::vector<std::unique_ptr<grpc::Service>> services;
   std::unique_ptr<grpc::Server> grpc_server;
   std::unique_ptr<MonitoringServer> monitoring;
@@ -139,6 +142,7 @@ absl::Status Server::Parts::Open() {
   admission = std::make_unique<Admission>(coordinator.get(), artifacts.get(),
                                           std::move(roots));
   pool = std::make_unique<ThreadPool>(kPoolThreads);
+  worker_pool = std::make_unique<ThreadPool>(kWorkerThreads);
   return absl::OkStatus();
 }
 
@@ -153,7 +157,9 @@ absl::Status Server::Parts::Listen() {
   services.push_back(std::make_unique<NodeService>(context));
   services.push_back(std::make_unique<CheckpointService>(context));
   services.push_back(std::make_unique<ServerService>());
-  services.push_back(std::make_unique<WorkerService>(context, &streams));
+  ServiceContext workers = context;
+  workers.pool = worker_pool.get();
+  services.push_back(std::make_unique<WorkerService>(workers, &streams));
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -161,6 +167,7 @@ absl::Status Server::Parts::Listen() {
   builder.SetMaxReceiveMessageSize(kMaxMessageBytes);
   // Else a second coordinator would share the port without a word.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, 10'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
@@ -255,6 +262,7 @@ Server::Parts::~Parts() {
     grpc_server->Shutdown(std::chrono::system_clock::now() + kLastWords);
     grpc_server->Wait();
     // What the last calls left to do still needs the coordinator.
+    worker_pool.reset();
     pool.reset();
     grpc_server.reset();
   }

@@ -380,6 +380,19 @@ void DropStaged(AttemptRecord& attempt, int64_t step) {
                staged.end());
 }
 
+// Where the rank's share of that step is kept: said again, it replaces what it
+// said before.
+StagedRank& StagedBy(AttemptRecord& attempt,
+                     const qlora::v1::RankStaged& staged) {
+  for (StagedRank& known : *attempt.mutable_staged()) {
+    if (known.staged().rank() == staged.rank() &&
+        known.staged().step() == staged.step()) {
+      return known;
+    }
+  }
+  return *attempt.add_staged();
+}
+
 AttemptState EndState(const AttemptRecord& attempt, const Job& job) {
   if (job.job().state() == JobState::JOB_STATE_CANCELLING) {
     return ATTEMPT_STATE_CANCELLED;
@@ -483,7 +496,7 @@ void OnStaged(Draft& draft, const AttemptKey& key,
   std::set<std::string> states;
   const qlora::v1::RankStaged* first = nullptr;
   absl::Time first_staged = draft.now;
-  StagedRank& mine = *attempt.add_staged();
+  StagedRank& mine = StagedBy(attempt, staged);
   *mine.mutable_staged() = staged;
   *mine.mutable_time() = ToProto(draft.now);
   for (const StagedRank& rank : attempt.staged()) {

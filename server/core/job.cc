@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/plural.h"
+#include "common/base/utf8.h"
 #include "server/core/attempt.h"
 
 namespace qlora::server {
@@ -113,7 +114,9 @@ bool SavedAndLeft(const qlora::v1::AttemptEnded& ended) {
 }
 
 void OnEnded(Draft& draft, AttemptRecord& attempt, AttemptPart& part,
-             const qlora::v1::AttemptEnded& ended) {
+             const qlora::v1::AttemptEnded& reported) {
+  qlora::v1::AttemptEnded ended = reported;
+  ended.set_message(Abridged(reported.message(), kMaxTextBytes));
   part.set_ended(true);
   part.set_complete(ended.complete());
   part.set_stopped(ended.stopped());
@@ -147,6 +150,15 @@ void OnEnded(Draft& draft, AttemptRecord& attempt, AttemptPart& part,
                attempt.attempt());
   }
   if (!asked) StopParts(draft, attempt, /*save=*/saved);
+}
+
+bool HasRank(const AttemptRecord& attempt, const std::string& node,
+             int32_t rank) {
+  return std::any_of(attempt.ranks().begin(), attempt.ranks().end(),
+                     [&](const auto& assigned) {
+                       return assigned.rank() == rank &&
+                              assigned.node() == node;
+                     });
 }
 
 // Names of the parts that `lacks` says something is missing of.
@@ -395,7 +407,8 @@ void OnAttemptEvent(Draft& draft, const std::string& node,
   if (event.has_prepared()) {
     part->set_prepared(true);
     if (!event.prepared().rendezvous_address().empty()) {
-      attempt.set_rendezvous_address(event.prepared().rendezvous_address());
+      attempt.set_rendezvous_address(
+          Abridged(event.prepared().rendezvous_address(), kMaxTextBytes));
     }
     if (attempt.state() == ATTEMPT_STATE_PREPARING) {
       StartIfPrepared(draft, attempt);
@@ -408,7 +421,9 @@ void OnAttemptEvent(Draft& draft, const std::string& node,
     }
     if (attempt.state() == ATTEMPT_STATE_READY) RunIfRunning(draft, attempt);
   } else if (event.has_staged()) {
-    OnStaged(draft, key, event.staged());
+    if (HasRank(attempt, node, event.staged().rank())) {
+      OnStaged(draft, key, event.staged());
+    }
   } else if (event.has_ended()) {
     OnEnded(draft, attempt, *part, event.ended());
     FinishIfOver(draft, key);

@@ -96,6 +96,9 @@ inline constexpr int kMaxMessageBytes = 4 << 20;
 // names of the checkpoint's.
 inline constexpr size_t kMaxJobBytes = 2 << 20;
 inline constexpr size_t kMaxStagedBytes = 1 << 20;
+// Of a sentence that a worker reports: it becomes part of jobs and events, and
+// a job with all that it has must fit a message.
+inline constexpr size_t kMaxTextBytes = 8 << 10;
 
 using AttemptKey = std::pair<std::string, int32_t>;
 using CheckpointKey = std::pair<std::string, int64_t>;

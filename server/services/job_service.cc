@@ -2,9 +2,14 @@
 
 #include <google/protobuf/util/json_util.h>
 
+#include <algorithm>
 #include <map>
+#include <optional>
+#include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "common/base/status_macros.h"
 #include "server/core/job.h"
 #include "server/core/scheduler.h"
@@ -14,6 +19,11 @@ namespace qlora::server {
 using JobView = qlora::v1::Job;
 
 namespace {
+
+// What surely fits a message.
+constexpr size_t kMaxPoints = 16'000;
+// Of a reason that a user gives; it stays with the job.
+constexpr size_t kMaxReasonBytes = 1024;
 
 absl::Status Create(const ServiceContext& services,
                     const qlora::v1::CreateJobRequest& request,
@@ -93,6 +103,25 @@ absl::Status ChangeJob(
   return absl::OkStatus();
 }
 
+// The age of the last job of a page: it may be gone when the next is asked for.
+std::string PageToken(const JobView& last) {
+  const auto [seconds, nanos, id] = AgeOf(last);
+  return absl::StrCat(seconds, ".", nanos, ".", id);
+}
+
+absl::StatusOr<std::optional<JobAge>> ParsePageToken(const std::string& token) {
+  if (token.empty()) return std::optional<JobAge>();
+  const std::vector<std::string> parts =
+      absl::StrSplit(token, absl::MaxSplits('.', 2));
+  JobAge age;
+  if (parts.size() != 3 || !absl::SimpleAtoi(parts[0], &std::get<0>(age)) ||
+      !absl::SimpleAtoi(parts[1], &std::get<1>(age))) {
+    return FieldError("page_token", "is none that ListJobs has given");
+  }
+  std::get<2>(age) = parts[2];
+  return std::optional<JobAge>(age);
+}
+
 absl::Status List(const ServiceContext& services,
                   const qlora::v1::ListJobsRequest& request,
                   qlora::v1::ListJobsResponse* response) {
@@ -106,17 +135,14 @@ absl::Status List(const ServiceContext& services,
     filter.states.insert(static_cast<qlora::v1::JobState>(state));
   }
   filter.labels = {request.labels().begin(), request.labels().end()};
-  auto jobs =
-      services.coordinator->ListJobs(filter, request.page_token(), size + 1);
-  const bool more = jobs.size() > static_cast<size_t>(size);
-  if (more) jobs.resize(size);
-  for (JobView& job : jobs) {
+  ASSIGN_OR_RETURN(const auto after, ParsePageToken(request.page_token()));
+  JobPage page = services.coordinator->ListJobs(filter, after, size);
+  if (page.more) {
+    response->set_next_page_token(PageToken(page.jobs.back()));
+  }
+  for (JobView& job : page.jobs) {
     *job.mutable_progress() = services.telemetry->Progress(job.job_id());
     *response->add_jobs() = std::move(job);
-  }
-  if (more) {
-    response->set_next_page_token(
-        response->jobs(response->jobs_size() - 1).job_id());
   }
   return absl::OkStatus();
 }
@@ -154,8 +180,8 @@ absl::Status Query(const ServiceContext& services,
                                            request.from_step()));
   const size_t count = points.size();
   const size_t limit = request.max_points() == 0
-                           ? count
-                           : static_cast<size_t>(request.max_points());
+                           ? kMaxPoints
+                           : std::min<size_t>(request.max_points(), kMaxPoints);
   size_t index = 0, taken = 0;
   for (auto& [step, point] : points) {
     // The taken-th of `limit` evenly spaced places, first and last included.
@@ -209,7 +235,13 @@ grpc::ServerUnaryReactor* JobService::ListJobs(
 grpc::ServerUnaryReactor* JobService::CancelJob(
     Context* context, const qlora::v1::CancelJobRequest* request,
     JobView* response) {
-  return Reply(services_, context, [=, this] {
+  return Reply(services_, context, [=, this]() -> absl::Status {
+    if (request->reason().size() > kMaxReasonBytes) {
+      return FieldError(
+          "reason",
+          absl::StrCat("has ", request->reason().size(), " bytes, at most ",
+                       kMaxReasonBytes, " are allowed"));
+    }
     return ChangeJob(
         services_, *request,
         [&](Draft& draft, const std::string& id) {

@@ -84,9 +84,13 @@ grpc::ServerWriteReactor<Message>* Follow(
                                                          offset);
         }
         // The state first: what was written before the end is then read below.
-        const auto now = services.coordinator->FindJob(id, ProjectOf(project));
-        const bool ended = !now.ok() || (IsTerminal(now->job().state()) &&
-                                         settled(now->job()));
+        bool ended = true;
+        services.coordinator->Read([&](const State& state) {
+          const auto it = state.jobs.find(id);
+          ended = it == state.jobs.end() || it->second.record.deleting() ||
+                  (IsTerminal(it->second.job().state()) &&
+                   settled(it->second.job()));
+        });
         while (true) {
           ASSIGN_OR_RETURN(const bool more, (*cursor)->Next(message));
           if (!more) return ended || !follow ? Pull::kEnd : Pull::kWait;

@@ -27,7 +27,8 @@ absl::Status FindNamed(const std::map<std::string, T>& all, const char* what,
   return absl::OkStatus();
 }
 
-// By name, a page at a time; the token is the last name of the page before.
+// By name, a page at a time, which fits a message; the token is the last name
+// of the page before.
 template <typename T, typename Request, typename Add>
 absl::Status ListNamed(const std::map<std::string, T>& all,
                        const Request& request, Add add, std::string* token) {
@@ -36,12 +37,15 @@ absl::Status ListNamed(const std::map<std::string, T>& all,
   }
   const int size = request.page_size() == 0 ? 100 : request.page_size();
   int count = 0;
+  size_t bytes = 0;
   for (auto it = all.upper_bound(request.page_token()); it != all.end(); ++it) {
-    if (count++ == size) {
+    bytes += it->second.ByteSizeLong();
+    if (count == size || (count > 0 && bytes > kMaxJobBytes)) {
       *token = std::prev(it)->first;
       return absl::OkStatus();
     }
     add(it->second);
+    ++count;
   }
   return absl::OkStatus();
 }

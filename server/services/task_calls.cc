@@ -116,6 +116,16 @@ absl::StatusOr<qlora::v1::RunTask> MakeGenerate(
       request.prompts().empty()) {
     return FieldError("prompt", "there is nothing to go on from");
   }
+  if (request.max_new_tokens() < 0) {
+    return FieldError("max_new_tokens", "must not be negative");
+  }
+  // Also if it is not a number.
+  if (!(request.temperature() >= 0)) {
+    return FieldError("temperature", "must be 0 or more");
+  }
+  if (!(request.top_p() >= 0 && request.top_p() <= 1)) {
+    return FieldError("top_p", "must be between 0 and 1");
+  }
   qlora::v1::RunTask task;
   auto& trainer = *task.mutable_task();
   trainer.set_mode(qlora::v1::TRAINER_MODE_GENERATE);

@@ -1,18 +1,23 @@
 #include "server/services/worker_service.h"
 
-#include <deque>
+#include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
+#include "common/base/utf8.h"
 
 namespace qlora::server {
 
 using qlora::v1::ConnectRequest;
 using qlora::v1::ConnectResponse;
 using qlora::v1::WorkerEvent;
+
+// Readers of the log take it in one message.
+constexpr size_t kMaxLogLine = 256 << 10;
 
 // What a stream does, apart from gRPC's reactor: the reactor dies with the
 // call, this lives as long as someone may wake it.
@@ -44,7 +49,8 @@ class WorkerStream : public std::enable_shared_from_this<WorkerStream> {
   absl::Status OnEvent(const WorkerEvent& event);
   absl::Status OnStaged(const WorkerEvent& event);
   absl::Status OnRecord(const WorkerEvent& event);
-  void Enqueue(ConnectResponse response);
+  // The next thing to write; false if there is none.
+  bool NextLocked(ConnectResponse* response) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Starts the next write, or finishes, if it can.
   void Pump();
 
@@ -58,7 +64,11 @@ class WorkerStream : public std::enable_shared_from_this<WorkerStream> {
   grpc::CallbackServerContext* context_ ABSL_GUARDED_BY(mu_);
   // Null once Finish was called.
   Reactor* reactor_ ABSL_GUARDED_BY(mu_) = nullptr;
-  std::deque<ConnectResponse> queue_ ABSL_GUARDED_BY(mu_);
+  // What is to be written, before commands. One of each kind: a peer that only
+  // writes makes nothing grow here.
+  std::optional<qlora::v1::Welcome> welcome_ ABSL_GUARDED_BY(mu_);
+  bool heartbeat_reply_ ABSL_GUARDED_BY(mu_) = false;
+  uint64_t event_ack_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t last_command_ ABSL_GUARDED_BY(mu_) = 0;
   bool welcomed_ ABSL_GUARDED_BY(mu_) = false;
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
@@ -135,9 +145,8 @@ absl::Status WorkerStream::Process(const ConnectRequest& request) {
       return OnHello(request.hello());
     case ConnectRequest::kHeartbeat: {
       RETURN_IF_ERROR(coordinator.Heartbeat(node_, id_, request.heartbeat()));
-      ConnectResponse reply;
-      reply.mutable_heartbeat_reply()->set_term(coordinator.term());
-      Enqueue(std::move(reply));
+      MutexLock lock(&mu_);
+      heartbeat_reply_ = true;
       return absl::OkStatus();
     }
     case ConnectRequest::kEvent:
@@ -157,11 +166,9 @@ absl::Status WorkerStream::OnHello(const qlora::v1::Hello& hello) {
   LogInfo("node connected", {{"node", node_},
                              {"boot", hello.boot_id()},
                              {"devices", hello.devices_size()}});
-  ConnectResponse response;
-  *response.mutable_welcome() = std::move(welcome);
   {
     MutexLock lock(&mu_);
-    queue_.push_back(std::move(response));
+    welcome_ = std::move(welcome);
     last_command_ = hello.cluster_id().empty() ? 0 : hello.last_command_seen();
     welcomed_ = true;
   }
@@ -217,6 +224,8 @@ absl::Status WorkerStream::OnRecord(const WorkerEvent& event) {
   } else if (event.has_log()) {
     qlora::v1::LogLine line = event.log();
     line.set_attempt(event.attempt());
+    line.set_text(Abridged(event.log().text(), kMaxLogLine));
+    line.set_level(Abridged(event.log().level(), kMaxTextBytes));
     status = services_.log->Append(event.job_id(), LogKind::kLogs, line);
   }
   // Curves and logs are not worth stopping for.
@@ -227,18 +236,33 @@ absl::Status WorkerStream::OnRecord(const WorkerEvent& event) {
   return absl::OkStatus();
 }
 
-void WorkerStream::Enqueue(ConnectResponse response) {
+void WorkerStream::Ack(uint64_t number) {
   {
     MutexLock lock(&mu_);
-    queue_.push_back(std::move(response));
+    event_ack_ = std::max(event_ack_, number);
   }
   Pump();
 }
 
-void WorkerStream::Ack(uint64_t number) {
-  ConnectResponse response;
-  response.set_event_ack(number);
-  Enqueue(std::move(response));
+bool WorkerStream::NextLocked(ConnectResponse* response) {
+  response->Clear();
+  if (!welcomed_) return false;
+  if (welcome_) {
+    *response->mutable_welcome() = *std::exchange(welcome_, std::nullopt);
+  } else if (heartbeat_reply_) {
+    heartbeat_reply_ = false;
+    response->mutable_heartbeat_reply()->set_term(
+        services_.coordinator->term());
+  } else if (event_ack_ > 0) {
+    response->set_event_ack(std::exchange(event_ack_, 0));
+  } else {
+    const std::vector<Command> next =
+        services_.coordinator->CommandsAfter(node_, last_command_, 1);
+    if (next.empty()) return false;
+    last_command_ = next.front()->number();
+    *response->mutable_command() = *next.front();
+  }
+  return true;
 }
 
 void WorkerStream::Wake() { Pump(); }
@@ -254,21 +278,10 @@ void WorkerStream::Pump() {
       finish = std::exchange(reactor_, nullptr);
       context_ = nullptr;
       status = *close_;
-    } else if (!queue_.empty()) {
-      reactor_->response = std::move(queue_.front());
-      queue_.pop_front();
     } else {
-      if (!welcomed_) return;
-      const std::vector<Command> next =
-          services_.coordinator->CommandsAfter(node_, last_command_, 1);
-      if (next.empty()) return;
-      last_command_ = next.front()->number();
-      *reactor_->response.mutable_command() = *next.front();
-    }
-    if (finish == nullptr) {
+      if (!NextLocked(&reactor_->response)) return;
       writing_ = true;
-      reactor_->StartWrite(&reactor_->response);
-      return;
+      return reactor_->StartWrite(&reactor_->response);
     }
   }
   finish->Finish(ToGrpc(status));

@@ -350,7 +350,11 @@ class CliTest(unittest.TestCase):
             job("w", 1).replace("rank: 4", "rank: 4, target_modules: [q_prj]"):
                 (6, "lora.target_modules: 'q_prj' matches no module"),
             job("w", 1).replace("{device: cpu}", "{devices_per_node: 64}"): (
-                7, "with 64 devices of any kind"),
+                6, "local has 2 cpu devices"),
+            job("w", 1).replace("{device: cpu}", "{nodes: 2}"): (
+                6, "needs 2 nodes with 1 device of any kind: only local"),
+            job("w", 1).replace("path: rows.jsonl", "path: 'dataset:gone'"): (
+                6, "qloractl dataset push FILE --name gone"),
         }
         for text, (code, error) in wrong.items():
             with self.subTest(error):

@@ -592,6 +592,20 @@ TEST(Job, Checkpoint_CommitsWhenAllRanksStagedTheSame) {
   EXPECT_EQ(core.job(id).head_step(), 5);
 }
 
+TEST(Job, ShareOfAnothersRank_CommitsNothing) {
+  CoreHarness core;
+  const std::string id = RunningGang(core);
+  core.Staged("n2", id, 0, 5);
+  core.Staged("n2", id, 1, 5);
+  core.Staged("n1", id, -1, 5);
+  EXPECT_EQ(core.job(id).head_step(), 0);
+  // Said again and again it takes no more room.
+  for (int i = 0; i < 9; ++i) core.Staged("n2", id, 1, 5);
+  EXPECT_EQ(core.attempt(id).staged_size(), 1);
+  core.Staged("n1", id, 0, 5);
+  EXPECT_EQ(core.job(id).head_step(), 5);
+}
+
 TEST(Job, DivergedRanks_AreStoppedAsADefect) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1", 2).ok());

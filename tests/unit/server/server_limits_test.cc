@@ -2,6 +2,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "server_harness.h"
 
 namespace qlora::server {
@@ -40,6 +42,152 @@ TEST_F(ServerTest, Shutdown_EndsStreamsAtOnce) {
   }
   EXPECT_EQ(events->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_FALSE(writer->Finish().ok());
+}
+
+TEST_F(ServerTest, Pages_GoOnBehindAJobThatIsGone) {
+  std::vector<std::string> ids;
+  for (int i = 0; i < 4; ++i) ids.push_back(Submit(std::to_string(i)).job_id());
+  v1::ListJobsRequest request;
+  request.set_page_size(2);
+  v1::ListJobsResponse page;
+  ASSERT_TRUE(jobs_->ListJobs(Deadline().get(), request, &page).ok());
+  ASSERT_EQ(page.jobs_size(), 2);
+  EXPECT_EQ(page.jobs(1).job_id(), ids[2]);
+  v1::DeleteJobRequest remove;
+  remove.set_request_id("delete");
+  remove.set_job(ids[2]);
+  v1::DeleteJobResponse removed;
+  ASSERT_TRUE(jobs_->DeleteJob(Deadline().get(), remove, &removed).ok());
+  request.set_page_token(page.next_page_token());
+  ASSERT_TRUE(jobs_->ListJobs(Deadline().get(), request, &page).ok());
+  ASSERT_EQ(page.jobs_size(), 2);
+  EXPECT_EQ(page.jobs(0).job_id(), ids[1]);
+  EXPECT_EQ(page.jobs(1).job_id(), ids[0]);
+  EXPECT_EQ(page.next_page_token(), "");
+  for (const char* token : {"j-1", "1.2", "x.y.z"}) {
+    request.set_page_token(token);
+    EXPECT_EQ(jobs_->ListJobs(Deadline().get(), request, &page).error_code(),
+              grpc::StatusCode::INVALID_ARGUMENT)
+        << token;
+  }
+}
+
+TEST_F(ServerTest, PagesOfLargeJobs_FitAMessage) {
+  constexpr int kJobs = 24;
+  const std::string padding = "# " + std::string(240'000, 'x') + "\n";
+  for (int i = 0; i < kJobs; ++i) {
+    v1::Job job;
+    const auto request = Request(std::to_string(i), padding);
+    ASSERT_TRUE(Create(request, &job).ok());
+  }
+  v1::ListJobsRequest request;
+  request.set_page_size(1000);
+  int seen = 0;
+  do {
+    v1::ListJobsResponse page;
+    const grpc::Status status =
+        jobs_->ListJobs(Deadline().get(), request, &page);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    ASSERT_GT(page.jobs_size(), 0);
+    seen += page.jobs_size();
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
+  EXPECT_EQ(seen, kJobs);
+}
+
+TEST_F(ServerTest, LongTexts_LeaveTheJobReadable) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  const std::string id = RunJob(worker, "r1");
+  v1::CancelJobRequest cancel;
+  cancel.set_request_id("cancel");
+  cancel.set_job(id);
+  cancel.set_reason(std::string(3 << 20, 'x'));
+  v1::Job job;
+  EXPECT_THAT(jobs_->CancelJob(Deadline().get(), cancel, &job).error_message(),
+              HasSubstr("reason: has 3145728 bytes, at most 1024"));
+  const std::string text(4'100'000, 'y');
+  worker.Send(id, 1, [&](auto& e) { e.mutable_log()->set_text(text); });
+  worker.Send(id, 1, [&](auto& e) {
+    e.mutable_notice()->set_type("Loud");
+    e.mutable_notice()->set_message(text);
+  });
+  worker.AwaitAck(worker.Send(id, 1, [&](auto& e) {
+    e.mutable_ended()->set_failure_class(v1::FAILURE_CLASS_USER);
+    e.mutable_ended()->set_message(text);
+  }));
+  EXPECT_LT(Get(id).ByteSizeLong(), 64u << 10);
+  v1::StreamLogsRequest logs;
+  logs.set_job(id);
+  auto context = Deadline();
+  auto lines = jobs_->StreamLogs(context.get(), logs);
+  v1::LogLine line;
+  ASSERT_TRUE(lines->Read(&line));
+  EXPECT_LE(line.text().size(), 256u << 10);
+  EXPECT_FALSE(lines->Read(&line));
+  EXPECT_TRUE(lines->Finish().ok());
+  v1::StreamEventsRequest follow;
+  follow.set_job(id);
+  context = Deadline();
+  auto events = jobs_->StreamEvents(context.get(), follow);
+  v1::JobEvent event;
+  bool loud = false;
+  while (events->Read(&event)) loud |= event.type() == "Loud";
+  EXPECT_TRUE(events->Finish().ok());
+  EXPECT_TRUE(loud);
+}
+
+TEST_F(ServerTest, CurveOfManyPoints_FitsAMessage) {
+  const std::string id = Submit("r1").job_id();
+  std::string points;
+  for (int step = 1; step <= 40'000; ++step) {
+    absl::StrAppend(&points, "{\"step\": \"", step,
+                    "\", \"loss\": 1.23456789, \"grad_norm\": 0.5}\n");
+  }
+  ASSERT_TRUE(WriteFileAtomically(
+                  options_.data_dir + "/jobs/" + id + "/metrics.jsonl", points)
+                  .ok());
+  v1::QueryMetricsRequest request;
+  request.set_job(id);
+  v1::QueryMetricsResponse response;
+  const grpc::Status status =
+      jobs_->QueryMetrics(Deadline().get(), request, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(response.points_size(), 16'000);
+  EXPECT_EQ(response.points(0).step(), 1);
+  EXPECT_EQ(response.points(15'999).step(), 40'000);
+}
+
+TEST_F(ServerTest, NumbersThatMakeNoSense_AreNamed) {
+  const auto refused = [&](const char* field, auto set) {
+    v1::GenerateRequest request;
+    request.set_model(ModelDir());
+    request.set_prompt("a");
+    set(request);
+    const auto context = Deadline();
+    const auto stream = jobs_->Generate(context.get(), request);
+    v1::GenerateResponse response;
+    EXPECT_FALSE(stream->Read(&response));
+    const grpc::Status status = stream->Finish();
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(status.error_message(), HasSubstr(field));
+  };
+  refused("max_new_tokens:", [](auto& r) { r.set_max_new_tokens(-1); });
+  refused("temperature:", [](auto& r) { r.set_temperature(std::nan("")); });
+  refused("top_p:", [](auto& r) { r.set_top_p(2); });
+}
+
+TEST_F(ServerTest, UploadedFiles_AreNamedOnceAndStayInside) {
+  v1::Job job;
+  for (const char* path : {"rows.jsonl", "../rows.jsonl", "/rows.jsonl"}) {
+    v1::CreateJobRequest request = Request(path);
+    auto& files = *request.mutable_inputs(0)->mutable_files();
+    *files.Add() = files.Get(0);
+    files.Mutable(1)->set_path(path);
+    EXPECT_THAT(Create(request, &job).error_message(),
+                HasSubstr("must be relative, without .., and named once"));
+  }
 }
 
 }  // namespace

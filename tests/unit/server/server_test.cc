@@ -303,7 +303,9 @@ TEST_F(ServerTest, StagedFiles_GrowYoungOrTheShareIsDropped) {
   EXPECT_EQ(Get(id).head_step(), 0);
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RUNNING);
   EXPECT_GT(std::filesystem::last_write_time(object), past);
-  stage(5, kept);
+  v1::ArtifactFile again = kept;
+  again.set_path("more weights");
+  stage(5, again);
   EXPECT_EQ(Get(id).head_step(), 5);
 }
 
