@@ -1,13 +1,17 @@
 #include "client/cli.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <iostream>
 #include <limits>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "client/errors.h"
+#include "common/base/edit_distance.h"
 #include "common/base/status_macros.h"
 
 namespace qlora::client {
@@ -64,13 +68,73 @@ absl::Status WithHelp(absl::Status status, const CLI::App& app) {
   return WithHint(std::move(status), absl::StrCat(CommandName(app), " --help"));
 }
 
+// The deepest command that was understood.
+const CLI::App& Deepest(const CLI::App& app) {
+  const std::vector<CLI::App*> chosen = app.get_subcommands();
+  return chosen.empty() ? app : Deepest(*chosen.front());
+}
+
+// Names of the commands below `app`, or its flags and the global ones.
+std::vector<std::string> Choices(const CLI::App& app, bool flags) {
+  std::vector<std::string> names;
+  if (!flags) {
+    for (const CLI::App* verb : app.get_subcommands(nullptr)) {
+      names.push_back(verb->get_name());
+    }
+    return names;
+  }
+  for (const CLI::App* at = &app; at != nullptr; at = at->get_parent()) {
+    for (const CLI::Option* option : at->get_options()) {
+      for (const std::string& name : option->get_lnames()) {
+        names.push_back(absl::StrCat("--", name));
+      }
+    }
+  }
+  return names;
+}
+
+// The one that was likely meant; empty if none is near.
+std::string Nearest(const std::string& text,
+                    const std::vector<std::string>& choices) {
+  std::string nearest;
+  size_t best = std::max<size_t>(1, text.size() / 3) + 1;
+  for (const std::string& choice : choices) {
+    const size_t distance = EditDistance(text, choice);
+    if (distance >= best) continue;
+    best = distance;
+    nearest = choice;
+  }
+  return nearest;
+}
+
 // CLI11 speaks of a missing verb where there is a misspelled one.
 absl::Status WrongLine(const CLI::App& app, const CLI::ParseError& error) {
   const std::vector<std::string> unknown = app.remaining(/*recurse=*/true);
-  const std::string message =
-      unknown.empty() ? error.what()
-                      : absl::StrCat("unknown command or flag ", unknown[0]);
-  return WithHelp(UsageError(message), app);
+  const CLI::App& at = Deepest(app);
+  const std::vector<std::string> verbs = Choices(at, /*flags=*/false);
+  if (unknown.empty()) {
+    const bool no_verb = !verbs.empty() && error.get_name() == "RequiredError";
+    return WithHelp(
+        UsageError(no_verb ? absl::StrCat("give a command: ",
+                                          absl::StrJoin(verbs, ", "))
+                           : std::string(error.what())),
+        app);
+  }
+  const std::string& word = unknown[0];
+  const bool flag = absl::StartsWith(word, "-");
+  if (!flag && verbs.empty()) {
+    return WithHelp(UsageError(absl::StrCat("unexpected argument ", word)),
+                    app);
+  }
+  const std::string nearest =
+      Nearest(word.substr(0, flag ? word.find('=') : word.npos),
+              flag ? Choices(at, /*flags=*/true) : verbs);
+  return WithHelp(
+      UsageError(absl::StrCat(
+          "unknown ", flag ? "flag " : "command ", word,
+          nearest.empty() ? ""
+                          : absl::StrCat("; did you mean ", nearest, "?"))),
+      app);
 }
 
 }  // namespace
@@ -104,6 +168,7 @@ CLI::Option* AddTimeout(CLI::App* verb, absl::Duration* timeout,
 Cli::Cli() : app_("Fine-tunes models on your own machines.", "qloractl") {
   app_.require_subcommand(1);
   app_.fallthrough();
+  app_.set_version_flag("--version", "qloractl " QLORA_VERSION);
   app_.footer("-o, --endpoint, --context and --project go with every verb.");
   app_.option_defaults()->always_capture_default(false);
   app_.add_option("--endpoint", flags_.endpoint,

@@ -1,4 +1,4 @@
-// DescribeJob, FormatHeld and FormatPlan: many lines about one thing.
+// DescribeJob, FormatTrouble and FormatPlan: many lines about one thing.
 #include <algorithm>
 
 #include "absl/strings/match.h"
@@ -14,7 +14,7 @@ namespace {
 void AppendField(std::string* text, const std::string& name,
                  const std::string& value) {
   if (!value.empty())
-    absl::StrAppendFormat(text, "%-14s%s\n", name + ":", value);
+    absl::StrAppendFormat(text, "%-14s%s\n", name + ":", IndentRest(value, 14));
 }
 
 std::string Indented(const std::string& text) {
@@ -32,11 +32,11 @@ std::string ProgressText(const v1::Job& job) {
       absl::StrFormat("step %d of %d, epoch %.2f", progress.step(),
                       progress.total_steps(), progress.epoch());
   if (progress.step() > 0) {
-    absl::StrAppendFormat(&text, ", loss %.4f", progress.loss());
+    absl::StrAppend(&text, ", loss ", FormatLoss(progress.loss()));
   }
   if (progress.has_eval_loss()) {
-    absl::StrAppendFormat(&text, ", evaluation loss %.4f",
-                          progress.eval_loss());
+    absl::StrAppend(&text, ", evaluation loss ",
+                    FormatLoss(progress.eval_loss()));
   }
   if (progress.has_eta() && job.state() == v1::JOB_STATE_RUNNING) {
     absl::StrAppend(&text, ", about ",
@@ -175,9 +175,15 @@ std::string DescribeJob(const v1::Job& job,
   return text;
 }
 
-std::string FormatHeld(const v1::Job& job) {
-  if (job.state() != v1::JOB_STATE_HELD) return "";
-  return absl::StrCat("reason: ", job.reason(), "\nhint: ", job.hint(), "\n");
+std::string FormatTrouble(const v1::Job& job) {
+  if (job.state() != v1::JOB_STATE_HELD &&
+      job.state() != v1::JOB_STATE_FAILED) {
+    return "";
+  }
+  std::string text =
+      absl::StrCat("reason: ", IndentRest(job.reason(), 8), "\n");
+  if (!job.hint().empty()) absl::StrAppend(&text, "hint: ", job.hint(), "\n");
+  return text;
 }
 
 std::string FormatPlan(const v1::PlanJobResponse& plan) {

@@ -71,10 +71,10 @@ class FollowView {
     *output_.out << text << std::endl;
   }
 
-  // The last state stays readable.
+  // How far it has come stays readable; its state was printed before.
   void Detach() {
     progress_.Clear();
-    if (job_) Note(StateLine(*job_));
+    if (live_ && job_ && last_point_) Note(FormatPoint(*last_point_));
   }
 
   // What is no result goes to standard error.
@@ -152,11 +152,11 @@ std::string OutcomeText(const v1::Job& job, double first_loss) {
   } else if (job.progress().step() > 0) {
     absl::StrAppend(&text, ": ", Plural(job.progress().step(), "step"),
                     ", loss ");
-    if (first_loss > 0) absl::StrAppendFormat(&text, "%.4f -> ", first_loss);
-    absl::StrAppendFormat(&text, "%.4f", job.progress().loss());
+    if (first_loss > 0) absl::StrAppend(&text, FormatLoss(first_loss), " -> ");
+    absl::StrAppend(&text, FormatLoss(job.progress().loss()));
     if (job.progress().has_eval_loss()) {
-      absl::StrAppendFormat(&text, ", evaluation loss %.4f",
-                            job.progress().eval_loss());
+      absl::StrAppend(&text, ", evaluation loss ",
+                      FormatLoss(job.progress().eval_loss()));
     }
   }
   const std::string next = NextCommand(job);
@@ -175,11 +175,12 @@ std::string ProgressText(const v1::Job& job, const v1::MetricPoint* point,
   const absl::Duration eta =
       absl::Seconds(point->step_seconds()) * (total - point->step());
   std::string text = absl::StrFormat(
-      "%s %d/%d  loss %.4f  lr %s  %.0f tok/s  ETA %s", Bar(fraction, 24, utf8),
-      point->step(), total, point->loss(), FormatNumber(point->learning_rate()),
-      point->tokens_per_second(), ShortDuration(eta));
+      "%s %d/%d  loss %s  lr %s  %.0f tok/s  ETA %s", Bar(fraction, 24, utf8),
+      point->step(), total, FormatLoss(point->loss()),
+      FormatNumber(point->learning_rate()), point->tokens_per_second(),
+      ShortDuration(eta));
   if (job.progress().has_eval_loss()) {
-    absl::StrAppendFormat(&text, "  eval %.4f", job.progress().eval_loss());
+    absl::StrAppend(&text, "  eval ", FormatLoss(job.progress().eval_loss()));
   }
   return text;
 }

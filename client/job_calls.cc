@@ -7,8 +7,23 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "client/errors.h"
+#include "client/job_input.h"
 
 namespace qlora::client {
+namespace {
+
+// The job file names a registered `kind` of thing, and there is none.
+bool NamesNoneOf(const std::string& message, const std::string& kind) {
+  return absl::StrContains(message, absl::StrCat(": no ", kind)) ||
+         absl::StrContains(message, absl::StrCat(": no finished job's ", kind));
+}
+
+bool ExplainsKey(const std::string& place) {
+  return !absl::StrContains(place, ' ') &&
+         ExplainCommand(place) != ExplainCommand("");
+}
+
+}  // namespace
 
 absl::Status JobError(absl::Status status, const std::string& what) {
   if (absl::IsNotFound(status) || absl::IsAborted(status)) {
@@ -17,11 +32,18 @@ absl::Status JobError(absl::Status status, const std::string& what) {
   return WithWhat(std::move(status), what);
 }
 
-absl::Status WithRootHint(Session& session, absl::Status status,
-                          const std::vector<std::string>& paths) {
+absl::Status WithRemedy(Session& session, absl::Status status,
+                        const std::vector<std::string>& paths) {
   namespace fs = std::filesystem;
-  if (!session.connection().is_local()) return status;
+  const std::string message(status.message());
+  for (const char* kind : {"model", "dataset", "adapter"}) {
+    if (NamesNoneOf(message, kind)) {
+      return WithHint(std::move(status),
+                      absl::StrCat("qloractl ", kind, " list"));
+    }
+  }
   for (const fs::path path : paths) {
+    if (!session.connection().is_local()) break;
     const fs::path named = path.has_filename() ? path : path.parent_path();
     if (!absl::StrContains(status.message(),
                            absl::StrCat(named.string(),
@@ -36,6 +58,10 @@ absl::Status WithRootHint(Session& session, absl::Status status,
                     absl::StrCat("qloractl local stop; qloractl local start "
                                  "--model-root ",
                                  root.string()));
+  }
+  const std::string place = message.substr(0, message.find(": "));
+  if (absl::IsInvalidArgument(status) && ExplainsKey(place)) {
+    status = WithHint(std::move(status), ExplainCommand(place));
   }
   return status;
 }

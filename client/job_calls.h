@@ -34,10 +34,11 @@ absl::Status AwaitCoordinator(Session& session, const std::string& job_id,
 // to type to come back to it.
 void NoteDetached(const std::string& job_id, const std::string& why);
 
-// Adds a hint to an error about one of the paths that is under none of the
-// model roots, where this machine's daemons could be started with it.
-absl::Status WithRootHint(Session& session, absl::Status status,
-                          const std::vector<std::string>& paths);
+// Adds a hint to the server's refusal of a job or a model: what lists the names
+// that there are, or how this machine's daemons are started so that they may
+// read one of the paths, else what explains the key.
+absl::Status WithRemedy(Session& session, absl::Status status,
+                        const std::vector<std::string>& paths);
 
 // Adds what could not be done, and a hint for a job that does not exist.
 absl::Status JobError(absl::Status status, const std::string& what);

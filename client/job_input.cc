@@ -1,10 +1,13 @@
 #include "client/job_input.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 #include <iterator>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "client/data_file.h"
 #include "client/errors.h"
 #include "client/transfer.h"
 #include "common/base/files.h"
@@ -26,16 +29,6 @@ absl::StatusOr<std::string> ReadText(const std::string& file) {
   return std::string(std::istreambuf_iterator<char>(std::cin), {});
 }
 
-// The section or key that `explain` can tell about: the nearest to a mistake.
-std::string ExplainCommand(const SpecError& error) {
-  std::string path = error.path.substr(0, error.path.find('['));
-  while (!path.empty() && FindJobKey(path) == nullptr && !IsJobSection(path)) {
-    const size_t dot = path.rfind('.');
-    path.resize(dot == std::string::npos ? 0 : dot);
-  }
-  return absl::StrCat("qloractl explain", path.empty() ? "" : " ", path);
-}
-
 std::string NameAssignment(const std::string& name) {
   return absl::StrCat("name=", name);
 }
@@ -55,7 +48,7 @@ absl::StatusOr<JobSpec> Check(const std::string& yaml,
       SpecErrorsToStatus(parsed.errors, source_name),
       absl::StrCat(source_name, assignments.empty() ? "" : " with these flags",
                    " is not a valid job file"));
-  return WithHint(std::move(status), ExplainCommand(parsed.errors[0]));
+  return WithHint(std::move(status), ExplainCommand(parsed.errors[0].path));
 }
 
 // False also for what cannot be a path, such as a long inline template.
@@ -64,17 +57,99 @@ bool Exists(const fs::path& path) {
   return fs::exists(path, error);
 }
 
+// A path in the job file, and the key that explains it.
+struct Named {
+  std::string key;
+  std::string path;
+  // What has to be there: records, an adapter, or just a file.
+  enum { kData, kAdapter, kTemplate } kind;
+};
+
+std::vector<Named> NamedFiles(const JobSpec& spec) {
+  std::vector<Named> all;
+  const std::vector<std::string> paths = NamedPaths(spec);
+  const auto add = [&](const char* key, const std::string& path, auto kind) {
+    // Registered names and a template's own text are no paths.
+    if (std::find(paths.begin(), paths.end(), path) != paths.end()) {
+      all.push_back({key, path, kind});
+    }
+  };
+  for (const DataSource& source : spec.data.train) {
+    add("data.train", source.path, Named::kData);
+  }
+  for (const DataSource& source : spec.data.eval) {
+    add("data.eval", source.path, Named::kData);
+  }
+  add("lora.init_adapter", spec.lora.init_adapter, Named::kAdapter);
+  add("data.chat_template", spec.data.chat_template, Named::kTemplate);
+  return all;
+}
+
+absl::Status CheckContent(const Named& named, const std::string& local) {
+  switch (named.kind) {
+    case Named::kData:
+      return CheckDataFile(local, named.path);
+    case Named::kAdapter:
+      if (Exists(fs::path(local) / "adapter_config.json")) break;
+      return absl::InvalidArgumentError(
+          absl::StrCat(named.path,
+                       " is no directory with an adapter: there is no "
+                       "adapter_config.json in it"));
+    case Named::kTemplate:
+      if (!fs::is_directory(local)) break;
+      return absl::InvalidArgumentError(absl::StrCat(
+          named.path, " is a directory; name the template's file"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CannotFind(const std::string& key, const std::string& path,
+                        const std::string& cause) {
+  return WithHint(WithWhat(absl::NotFoundError(cause),
+                           absl::StrCat("cannot find ", path,
+                                        ", which the job file names")),
+                  absl::StrCat("qloractl explain ", key));
+}
+
 // A relative path has to be here; an absolute one may be a worker's.
 absl::Status CheckDataFiles(const JobInput& job) {
-  for (const std::string& path : NamedPaths(job.spec)) {
-    const fs::path local = fs::path(job.directory) / path;
-    if (fs::path(path).is_absolute() || Exists(local)) continue;
-    return WithHint(
-        WithWhat(
-            absl::NotFoundError(absl::StrCat("no such file: ", local.string())),
-            absl::StrCat("cannot find ", path, ", which the job file names")),
-        "qloractl dataset list");
+  for (const Named& named : NamedFiles(job.spec)) {
+    const fs::path local = fs::path(job.directory) / named.path;
+    if (Exists(local)) {
+      const absl::Status fine = CheckContent(named, local.string());
+      if (fine.ok()) continue;
+      return WithHint(WithWhat(fine, absl::StrCat("cannot use ", named.path,
+                                                  " as ", named.key)),
+                      absl::StrCat("qloractl explain ", named.key));
+    }
+    if (fs::path(named.path).is_absolute()) continue;
+    return CannotFind(named.key, named.path,
+                      absl::StrCat("no such file: ", local.string()));
   }
+  return absl::OkStatus();
+}
+
+// Makes a relative directory absolute. What is no directory here is a name, and
+// the server's to look for.
+absl::Status ResolveBase(JobInput* job) {
+  const fs::path named = job->spec.model.base;
+  if (named.is_absolute()) return absl::OkStatus();
+  const fs::path local = (fs::path(job->directory) / named).lexically_normal();
+  std::error_code error;
+  if (!fs::is_directory(local, error)) {
+    // A name begins with neither.
+    if (!absl::StartsWith(named.string(), "./") &&
+        !absl::StartsWith(named.string(), "../")) {
+      return absl::OkStatus();
+    }
+    return CannotFind("model.base", named.string(),
+                      absl::StrCat("no such directory: ", local.string()));
+  }
+  job->spec.model.base = fs::canonical(local).string();
+  ASSIGN_OR_RETURN(
+      job->yaml,
+      ApplyOverrides(job->yaml,
+                     {absl::StrCat("model.base=", job->spec.model.base)}));
   return absl::OkStatus();
 }
 
@@ -94,6 +169,16 @@ absl::StatusOr<bool> WorkersHave(Connection& connection,
 }
 
 }  // namespace
+
+std::string ExplainCommand(std::string place) {
+  place.resize(std::min(place.size(), place.find('[')));
+  while (!place.empty() && FindJobKey(place) == nullptr &&
+         !IsJobSection(place)) {
+    const size_t dot = place.rfind('.');
+    place.resize(dot == std::string::npos ? 0 : dot);
+  }
+  return absl::StrCat("qloractl explain", place.empty() ? "" : " ", place);
+}
 
 absl::StatusOr<JobInput> ReadJob(const std::string& file,
                                  const std::vector<std::string>& set,
@@ -120,16 +205,7 @@ absl::StatusOr<JobInput> ReadJob(const std::string& file,
   const std::string source = file == "-" ? "standard input" : file;
   ASSIGN_OR_RETURN(job.spec, Check(*text, assignments, name, source));
   ASSIGN_OR_RETURN(job.yaml, ApplyOverrides(*text, assignments));
-  const fs::path base = fs::path(job.directory) / job.spec.model.base;
-  std::error_code error;
-  if (!fs::path(job.spec.model.base).is_absolute() &&
-      fs::is_directory(base, error)) {
-    job.spec.model.base = fs::canonical(base).string();
-    ASSIGN_OR_RETURN(
-        job.yaml,
-        ApplyOverrides(job.yaml,
-                       {absl::StrCat("model.base=", job.spec.model.base)}));
-  }
+  RETURN_IF_ERROR(ResolveBase(&job));
   RETURN_IF_ERROR(CheckDataFiles(job));
   return job;
 }

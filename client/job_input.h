@@ -23,11 +23,15 @@ struct JobInput {
 
 // Reads FILE ("-": standard input, paths relative to the current directory),
 // applies --set and --name, and checks everything that can be checked here.
-// InvalidArgument with line and column of each mistake; NotFound for the job
-// file or a relative path in it.
+// InvalidArgument with line and column of each mistake, or for data without a
+// record; NotFound for the job file or a relative path in it.
 absl::StatusOr<JobInput> ReadJob(const std::string& file,
                                  const std::vector<std::string>& set,
                                  const std::string& name);
+
+// "qloractl explain KEY" for the nearest section or key to a place in the job
+// file, such as "data.train[0].path"; without a key if none is near.
+std::string ExplainCommand(std::string place);
 
 // Paths that the daemons must be able to read, as far as the client knows.
 std::vector<std::string> ServerPaths(const JobSpec& spec);

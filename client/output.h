@@ -37,7 +37,7 @@ absl::StatusOr<std::string> ToYaml(const google::protobuf::Message& message);
 absl::Status PrintJson(const Output& output, const std::string& json);
 
 // Cells in columns two blanks apart, as wide as needed. Trailing blanks are
-// cut.
+// cut, and so is what follows the first line of a cell.
 class Table {
  public:
   struct Header {
@@ -46,6 +46,10 @@ class Table {
   };
   explicit Table(std::vector<Header> headers) : headers_(std::move(headers)) {}
   void AddRow(std::vector<std::string> cells) {
+    for (std::string& cell : cells) {
+      const size_t end = cell.find('\n');
+      if (end != std::string::npos) cell.replace(end, cell.npos, " ...");
+    }
     rows_.push_back(std::move(cells));
   }
   // The header in bold with color.

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 
@@ -217,32 +218,29 @@ View<v1::Checkpoint> CheckpointView() {
 
 View<v1::MetricPoint> MetricView() {
   using P = const v1::MetricPoint&;
-  return {{{"STEP", [](P p) { return absl::StrCat(p.step()); }, false, true},
-           {"EPOCH", [](P p) { return absl::StrFormat("%.2f", p.epoch()); },
-            false, true},
-           {"LOSS", [](P p) { return absl::StrFormat("%.4f", p.loss()); },
-            false, true},
-           {"EVAL LOSS",
-            [](P p) {
-              return p.has_eval_loss() ? absl::StrFormat("%.4f", p.eval_loss())
-                                       : "-";
-            },
-            false, true},
-           {"GRAD NORM", [](P p) { return FormatNumber(p.grad_norm()); }, false,
-            true},
-           {"LEARNING RATE",
-            [](P p) { return FormatNumber(p.learning_rate()); }, false, true},
-           {"TOKENS/S",
-            [](P p) { return absl::StrFormat("%.0f", p.tokens_per_second()); },
-            false, true},
-           {"TOKENS", [](P p) { return absl::StrCat(p.tokens_trained()); },
-            true, true},
-           {"SECONDS",
-            [](P p) { return absl::StrFormat("%.3f", p.step_seconds()); }, true,
-            true},
-           {"MEMORY", [](P p) { return FormatBytes(p.memory_bytes()); }, true,
-            true}},
-          [](P p) { return absl::StrCat(p.step()); }};
+  return {
+      {{"STEP", [](P p) { return absl::StrCat(p.step()); }, false, true},
+       {"EPOCH", [](P p) { return absl::StrFormat("%.2f", p.epoch()); }, false,
+        true},
+       {"LOSS", [](P p) { return FormatLoss(p.loss()); }, false, true},
+       {"EVAL LOSS",
+        [](P p) { return p.has_eval_loss() ? FormatLoss(p.eval_loss()) : "-"; },
+        false, true},
+       {"GRAD NORM", [](P p) { return FormatNumber(p.grad_norm()); }, false,
+        true},
+       {"LEARNING RATE", [](P p) { return FormatNumber(p.learning_rate()); },
+        false, true},
+       {"TOKENS/S",
+        [](P p) { return absl::StrFormat("%.0f", p.tokens_per_second()); },
+        false, true},
+       {"TOKENS", [](P p) { return absl::StrCat(p.tokens_trained()); }, true,
+        true},
+       {"SECONDS",
+        [](P p) { return absl::StrFormat("%.3f", p.step_seconds()); }, true,
+        true},
+       {"MEMORY", [](P p) { return FormatBytes(p.memory_bytes()); }, true,
+        true}},
+      [](P p) { return absl::StrCat(p.step()); }};
 }
 
 View<v1::JobEvent> EventView() {
@@ -255,6 +253,10 @@ View<v1::JobEvent> EventView() {
       [](E e) { return e.type(); }};
 }
 
+std::string IndentRest(const std::string& text, size_t columns) {
+  return absl::StrReplaceAll(text, {{"\n", "\n" + std::string(columns, ' ')}});
+}
+
 std::string FormatLogLine(const v1::LogLine& line, bool with_rank) {
   return absl::StrCat(
       absl::FormatTime("%H:%M:%S ", ToTime(line.time()), absl::LocalTimeZone()),
@@ -264,18 +266,19 @@ std::string FormatLogLine(const v1::LogLine& line, bool with_rank) {
 
 std::string FormatEvent(const v1::JobEvent& event) {
   // The longest type is CheckpointCommitted.
-  return absl::StrFormat("%s  %-19s  %s\n",
-                         FormatTime(event.has_time(), event.time()),
-                         event.type(), event.message());
+  const std::string before = absl::StrFormat(
+      "%s  %-19s  ", FormatTime(event.has_time(), event.time()), event.type());
+  return absl::StrCat(before, IndentRest(event.message(), before.size()), "\n");
 }
 
 std::string FormatPoint(const v1::MetricPoint& point) {
   std::string text = absl::StrFormat(
-      "step %d/%d loss %.4f grad_norm %s lr %s tokens/s %.0f", point.step(),
-      point.total_steps(), point.loss(), FormatNumber(point.grad_norm()),
-      FormatNumber(point.learning_rate()), point.tokens_per_second());
+      "step %d/%d loss %s grad_norm %s lr %s tokens/s %.0f", point.step(),
+      point.total_steps(), FormatLoss(point.loss()),
+      FormatNumber(point.grad_norm()), FormatNumber(point.learning_rate()),
+      point.tokens_per_second());
   if (point.has_eval_loss()) {
-    absl::StrAppendFormat(&text, " eval_loss %.4f", point.eval_loss());
+    absl::StrAppend(&text, " eval_loss ", FormatLoss(point.eval_loss()));
   }
   return text;
 }

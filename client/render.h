@@ -36,6 +36,9 @@ View<v1::Checkpoint> CheckpointView();
 View<v1::MetricPoint> MetricView();
 View<v1::JobEvent> EventView();
 
+// Lines but the first begin after so many blanks.
+std::string IndentRest(const std::string& text, size_t columns);
+
 // A log line as `logs` prints it: "14:05:09 0 info text"; the rank only when
 // asked for.
 std::string FormatLogLine(const v1::LogLine& line, bool with_rank);
@@ -51,9 +54,9 @@ std::string DescribeJob(const v1::Job& job,
                         const std::vector<v1::JobEvent>& events,
                         const std::vector<v1::Checkpoint>& checkpoints,
                         absl::Time now);
-// Why a HELD job rests and what to do, for below its row in a table; else
-// empty.
-std::string FormatHeld(const v1::Job& job);
+// Why a HELD or FAILED job does not go on and what to do, for below its row in
+// a table; else empty.
+std::string FormatTrouble(const v1::Job& job);
 std::string FormatPlan(const v1::PlanJobResponse& plan);
 
 // The metrics as comma-separated values, header first; empty cells where a

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -98,8 +99,8 @@ int DisplayWidth(const std::string& text) {
 
 void ProgressLine::Show(const std::string& text) {
   if (!enabled_) return;
-  const std::string line =
-      CutToWidth(prefix_ + text, DetectTerminal().width - 1);
+  const std::string line = CutToWidth(prefix_ + text.substr(0, text.find('\n')),
+                                      DetectTerminal().width - 1);
   absl::FPrintF(stderr, "\r\x1b[K%s", line);
   std::fflush(stderr);
   shown_ = true;
@@ -141,7 +142,11 @@ std::string ShortDuration(absl::Duration duration) {
 }
 
 std::string FormatNumber(double value) {
-  return absl::StrFormat("%.4g", value);
+  return std::isnan(value) ? "nan" : absl::StrFormat("%.4g", value);
+}
+
+std::string FormatLoss(double value) {
+  return std::isnan(value) ? "nan" : absl::StrFormat("%.4f", value);
 }
 
 }  // namespace qlora::client

@@ -59,5 +59,8 @@ std::string Bar(double fraction, int cells, bool utf8);
 std::string ShortDuration(absl::Duration duration);
 // Significant digits without trailing zeros: "2e-04", "0.0312", "1.843".
 std::string FormatNumber(double value);
+// Four digits behind the point. A NaN is "nan" here and above, whatever its
+// sign.
+std::string FormatLoss(double value);
 
 }  // namespace qlora::client

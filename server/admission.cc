@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <random>
 #include <set>
@@ -114,6 +115,29 @@ bool NeedsTokenizer(const JobSpec& spec) {
          std::any_of(spec.data.eval.begin(), spec.data.eval.end(), needs);
 }
 
+// "data.train[0] (chats.jsonl)": the first of format chat; empty without one.
+std::string FirstChatSource(const JobSpec::Data& data) {
+  const auto find = [](const char* key, const std::vector<DataSource>& all) {
+    for (size_t i = 0; i < all.size(); ++i) {
+      if (all[i].format != DataFormat::kChat) continue;
+      return absl::StrCat(key, "[", i, "] (", all[i].path, ")");
+    }
+    return std::string();
+  };
+  const std::string train = find("data.train", data.train);
+  return train.empty() ? find("data.eval", data.eval) : train;
+}
+
+// Whether a tokenizer_config.json names a template; in doubt it does, and a
+// worker says what is wrong with it.
+bool HasChatTemplate(const std::string& tokenizer_config) {
+  const auto json = nlohmann::json::parse(tokenizer_config, nullptr,
+                                          /*allow_exceptions=*/false);
+  if (!json.is_object()) return true;
+  const auto it = json.find("chat_template");
+  return it != json.end() && !it->empty() && *it != "";
+}
+
 // InvalidArgument if a worker could not be told to prepare the job.
 absl::Status CheckSize(const Job& job) {
   size_t bytes =
@@ -171,6 +195,7 @@ absl::StatusOr<Job> Admission::Admit(const std::string& job_file,
   ASSIGN_OR_RETURN(job.plan, MakePlan(job.record));
   RETURN_IF_ERROR(CheckTargetModules(*job.plan));
   RETURN_IF_ERROR(CheckTokenizerOf(*job.plan, job.record.model()));
+  RETURN_IF_ERROR(CheckChatTemplateOf(*job.plan, job.record.model()));
   RETURN_IF_ERROR(CheckSize(job));
   return job;
 }
@@ -212,10 +237,7 @@ absl::Status Admission::CheckTokenizerOf(
   if (!plan.model || !NeedsTokenizer(plan.spec)) return absl::OkStatus();
   constexpr char kName[] = "tokenizer.json";
   const absl::StatusOr<std::string> text =
-      model.directory().empty()
-          ? ReadUploaded(model.files(), kName, kMaxTokenizerBytes)
-          : ReadFile(absl::StrCat(model.directory(), "/", kName),
-                     kMaxTokenizerBytes);
+      ReadOf(model, kName, kMaxTokenizerBytes);
   if (absl::IsNotFound(text.status())) {
     return FieldError("model.base",
                       absl::StrCat(model.name(), " has no ", kName,
@@ -227,6 +249,34 @@ absl::Status Admission::CheckTokenizerOf(
   if (fits.ok()) return fits;
   return FieldError("model.base",
                     absl::StrCat(model.name(), ": ", fits.message()));
+}
+
+absl::Status Admission::CheckChatTemplateOf(
+    const JobPlan& plan, const qlora::v1::ModelSource& model) const {
+  const JobSpec::Data& data = plan.spec.data;
+  if (!plan.model || !data.chat_template.empty()) return absl::OkStatus();
+  const std::string chat = FirstChatSource(data);
+  if (chat.empty()) return absl::OkStatus();
+  for (const char* name : {"chat_template.jinja", "tokenizer_config.json"}) {
+    const absl::StatusOr<std::string> text = ReadOf(model, name, kMaxJsonBytes);
+    if (absl::IsNotFound(text.status())) continue;
+    RETURN_IF_ERROR(text.status());
+    if (absl::StrContains(name, ".jinja") ? !text->empty()
+                                          : HasChatTemplate(*text)) {
+      return absl::OkStatus();
+    }
+  }
+  return FieldError("data.chat_template",
+                    absl::StrCat("is needed: ", chat, " has format chat, but ",
+                                 model.name(), " has no chat template"));
+}
+
+absl::StatusOr<std::string> Admission::ReadOf(
+    const qlora::v1::ModelSource& model, const std::string& name,
+    size_t max_bytes) const {
+  return model.directory().empty()
+             ? ReadUploaded(model.files(), name, max_bytes)
+             : ReadFile(absl::StrCat(model.directory(), "/", name), max_bytes);
 }
 
 absl::StatusOr<std::string> Admission::ReadUploaded(

@@ -71,6 +71,12 @@ class Admission {
   std::string NameElsewhere(const std::string& base) const;
   absl::Status CheckTokenizerOf(const JobPlan& plan,
                                 const qlora::v1::ModelSource& model) const;
+  absl::Status CheckChatTemplateOf(const JobPlan& plan,
+                                   const qlora::v1::ModelSource& model) const;
+  // A file of the model; NotFound without one, InvalidArgument if it is larger.
+  absl::StatusOr<std::string> ReadOf(const qlora::v1::ModelSource& model,
+                                     const std::string& name,
+                                     size_t max_bytes) const;
   absl::StatusOr<ResolvedModel> ResolveDirectory(const std::string& directory,
                                                  bool weights) const;
 

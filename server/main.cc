@@ -67,6 +67,7 @@ void AddFlags(CLI::App& app, Flags& flags) {
               "First delay before a job starts again; doubles each time");
   AddDuration(app, "artifact-grace", "ARTIFACT_GRACE", &o.artifact_grace,
               "Unused artifacts are removed when untouched for so long");
+  app.set_version_flag("--version", QLORA_VERSION);
   app.add_flag("--check-config", flags.check_config,
                "Check flags, environment and file, and exit");
 }

@@ -2,6 +2,7 @@
 #include <iostream>
 
 #include "absl/strings/str_cat.h"
+#include "client/data_file.h"
 #include "client/names.h"
 #include "client/render.h"
 #include "client/transfer.h"
@@ -29,13 +30,10 @@ absl::StatusOr<v1::Dataset> Find(Session& session, const std::string& name) {
 
 absl::Status CheckIsFile(const std::string& file) {
   std::error_code error;
-  if (fs::is_regular_file(file, error)) return absl::OkStatus();
-  return WithHint(
-      WithWhat(fs::is_directory(file, error)
-                   ? UsageError("it is a directory; a dataset is one file")
-                   : absl::NotFoundError("no such file"),
-               absl::StrCat("cannot push ", file)),
-      "qloractl dataset push FILE --name NAME");
+  const absl::Status status = fs::exists(file, error)
+                                  ? CheckDataFile(file, file)
+                                  : absl::NotFoundError("no such file");
+  return WithWhat(status, absl::StrCat("cannot push ", file));
 }
 
 }  // namespace

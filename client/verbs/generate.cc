@@ -49,7 +49,9 @@ absl::Status Run(
   const grpc::Status status =
       ReadStream<v1::GenerateResponse>(context, *reader, piece, &printed);
   RETURN_IF_ERROR(printed);
-  return JobError(session.connection().ToStatus(status), "cannot generate");
+  return JobError(WithRemedy(session, session.connection().ToStatus(status),
+                             {request.model()}),
+                  "cannot generate");
 }
 
 struct Answer {

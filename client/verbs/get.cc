@@ -9,7 +9,7 @@ absl::Status GetJob(Session& session, const std::string& job) {
   ASSIGN_OR_RETURN(const v1::Job found, FetchJob(session, job));
   RETURN_IF_ERROR(PrintOne(session.output, found, JobView(absl::Now())));
   if (session.output.format == OutputFormat::kTable) {
-    *session.output.out << FormatHeld(found) << std::flush;
+    *session.output.out << FormatTrouble(found) << std::flush;
   }
   return absl::OkStatus();
 }

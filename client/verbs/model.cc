@@ -63,8 +63,7 @@ absl::Status ModelImport(Session& session, const ModelImportOptions& options) {
   std::error_code error;
   const fs::path directory = fs::canonical(options.directory, error);
   if (error || !fs::is_directory(directory, error)) {
-    return WithHint(WithWhat(absl::NotFoundError("no such directory"), what),
-                    "qloractl model import DIR");
+    return WithWhat(absl::NotFoundError("no such directory"), what);
   }
   v1::ImportModelRequest request;
   request.set_request_id(NewRequestId());
@@ -85,9 +84,9 @@ absl::Status ModelImport(Session& session, const ModelImportOptions& options) {
   }
   if (!model.ok()) {
     return WithWhat(
-        WithRootHint(session,
-                     AtUsersPath(model.status(), request, options.directory),
-                     {directory.string()}),
+        WithRemedy(session,
+                   AtUsersPath(model.status(), request, options.directory),
+                   {directory.string()}),
         what);
   }
   return PrintOne(session.output, *model, ModelView(absl::Now()));

@@ -21,7 +21,7 @@ absl::Status Plan(Session& session, const std::string& file,
       kTaskDeadline);
   progress.Clear();
   if (!plan.ok()) {
-    return WithWhat(WithRootHint(session, plan.status(), ServerPaths(job.spec)),
+    return WithWhat(WithRemedy(session, plan.status(), ServerPaths(job.spec)),
                     "cannot plan this job");
   }
   switch (session.output.format) {

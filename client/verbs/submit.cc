@@ -25,7 +25,7 @@ absl::StatusOr<v1::Job> CreateJob(Session& session, const JobInput& input,
       session.connection().jobs(), &v1::JobService::Stub::CreateJob, request,
       kSubmitDeadline);
   if (job.ok()) return job;
-  return WithWhat(WithRootHint(session, job.status(), ServerPaths(input.spec)),
+  return WithWhat(WithRemedy(session, job.status(), ServerPaths(input.spec)),
                   "the job was not accepted");
 }
 

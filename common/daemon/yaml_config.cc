@@ -4,8 +4,9 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <numeric>
 #include <string_view>
+
+#include "common/base/edit_distance.h"
 
 namespace qlora {
 namespace {
@@ -14,21 +15,6 @@ namespace {
   throw CLI::ConfigError("line " + std::to_string(mark.line + 1) + ", column " +
                              std::to_string(mark.column + 1) + ": " + message,
                          CLI::ExitCodes::ConfigError);
-}
-
-size_t EditDistance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 0; i < a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i + 1;
-    for (size_t j = 0; j < b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i] == b[j] ? 0 : 1);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replaced, row[j] + 1, diagonal + 1});
-    }
-  }
-  return row.back();
 }
 
 }  // namespace

@@ -49,34 +49,36 @@ bool LogsTellMore(FailureClass failure_class) {
          failure_class == qlora::v1::FAILURE_CLASS_INTERNAL;
 }
 
-// What a person can do about a job that is held: a command, and when.
+// What a person can do about a job that is held: a command for a shell, and as
+// a shell's comment when to type it.
 std::string HoldHint(const Draft& draft, const Job& job,
                      FailureClass failure_class) {
   const std::string& id = job.job().job_id();
   const int64_t step = ResumeStep(draft, id);
   const std::string resume = absl::StrCat("qloractl resume ", id);
   if (step == 0 && job.job().head_step() > 0) {
-    return absl::StrCat(resume, " to start from the beginning");
+    return absl::StrCat(resume, "  # starts from the beginning");
   }
   switch (failure_class) {
     case qlora::v1::FAILURE_CLASS_DISK:
-      return absl::StrCat(resume, " after making space where the reason says");
+      return absl::StrCat(resume,
+                          "  # after making space where the reason says");
     case qlora::v1::FAILURE_CLASS_NUMERICAL:
       if (step > 0) {
-        return absl::StrCat(
-            resume, " to try again from the checkpoint of step ", step,
-            "; or qloractl submit with a lower train.learning_rate");
+        return absl::StrCat(resume, "  # tries again from step ", step,
+                            "; else submit with a lower train.learning_rate");
       }
-      return absl::StrCat("qloractl submit with a train.learning_rate below ",
-                          job.plan->spec.train.learning_rate,
-                          "; resumed, this job would repeat the same steps");
+      return absl::StrCat(
+          "qloractl submit -f job.yaml --set "
+          "train.learning_rate=",
+          job.plan->spec.train.learning_rate / 10,
+          "  # resumed, this job would repeat the same steps");
     case qlora::v1::FAILURE_CLASS_OOM:
       return absl::StrCat(resume,
-                          " after giving the node more memory; or qloractl "
-                          "submit with a shorter data.max_seq_len or more "
-                          "devices");
+                          "  # after giving the node more memory; else submit "
+                          "with a shorter data.max_seq_len or more devices");
     default:
-      return absl::StrCat(resume, " after mending what the reason says; ",
+      return absl::StrCat(resume, "  # after mending what the reason says; ",
                           LogsHint(id), " shows what came before");
   }
 }

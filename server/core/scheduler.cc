@@ -270,7 +270,7 @@ void HoldUnreadable(Draft& draft, const std::string& id) {
                    job.plan->error.message()));
   job.mutable_job().set_hint(
       absl::StrCat("qloractl resume ", id,
-                   " after going back to the version that wrote it"));
+                   "  # after going back to the version that wrote it"));
   draft.Tell(id, "Held", job.job().reason());
 }
 

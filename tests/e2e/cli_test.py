@@ -158,11 +158,16 @@ class CliTest(unittest.TestCase):
         self.refused("dataset", "push", "Words.jsonl", code=7,
                      error="will not replace dataset words", hint="--replace")
         self.ctl("dataset", "push", "Words.jsonl", "--replace")
-        self.refused("dataset", "push", ".", code=2, error="cannot push .")
+        self.refused("dataset", "push", ".", code=6, error="cannot push .",
+                     hint="is a directory")
+        self.local.write("nothing.jsonl", "\n\n")
+        self.refused("dataset", "push", "nothing.jsonl", code=6,
+                     error="cannot push nothing.jsonl",
+                     hint="has only blank lines")
         self.refused("dataset", "push", "rows.jsonl", "--name", "Bad Name",
                      code=2, error="for instance bad-name", hint="--help")
         self.refused("dataset", "push", "none.jsonl", code=3,
-                     error="cannot push none.jsonl")
+                     error="cannot push none.jsonl", hint="no such file")
 
     def test_model_directories_as_people_call_them(self):
         model = self.local.directory / "My Tiny-Model"
@@ -210,8 +215,11 @@ class CliTest(unittest.TestCase):
                                                            "rows-bad.jsonl"))
         text = self.ctl("submit", "-f", "bad.yaml", "--follow", code=100)
         self.assertIn("FAILED", text)
-        self.assertIn("rows-bad.jsonl:25", text)
-        self.assertNotIn("next:", text)  # The reason says it all.
+        self.assertRegex(text, r"(?m)^rows-bad\.jsonl:25: not valid JSON")
+        # The log says no more than this.
+        self.assertNotIn("next: ", text)
+        self.assertRegex(self.ctl("get", "bad"),
+                         r"(?m)^reason: .*\n {8}rows-bad\.jsonl:25: ")
 
     def test_loss_that_is_not_finite_holds_the_job(self):
         """Held with the step and what to do; cancel keeps the evidence."""
@@ -224,7 +232,8 @@ class CliTest(unittest.TestCase):
         self.assertEqual(found["failureClass"], "FAILURE_CLASS_NUMERICAL")
         self.assertIn("step 1 has loss", found["reason"])
         self.assertIn("train.learning_rate", found["reason"])
-        self.assertIn("learning_rate below 0.001", found["hint"])
+        self.assertRegex(found["hint"], r"^qloractl submit -f job\.yaml --set "
+                         r"train\.learning_rate=0\.0001  # ")
         # Without a checkpoint a replay would be the same computation.
         self.assertNotIn("restarts", found)
         shown = self.ctl("get", "nan")
@@ -343,6 +352,22 @@ class CliTest(unittest.TestCase):
                    "'apiVersion: qlora/v1'"),
             job("w", 1).replace("rows.jsonl", "none.jsonl"): (
                 3, "cannot find none.jsonl"),
+            job("w", 1).replace("rows.jsonl, format: text", "empty.jsonl, "
+                                "format: text"): (
+                6, "data file empty.jsonl is empty: add records"),
+            job("w", 1).replace("rows.jsonl, format: text",
+                                "rows.jsonl, format: chat").replace(
+                f"{cluster.ROOT}/examples/base/model", "no-template"): (
+                6, "data.chat_template: is needed: data.train[0] (rows.jsonl) "
+                   "has format chat, but no-template has no chat template"),
+            job("w", 1).replace("rows.jsonl", "dataset:gone"): (
+                6, "hint: qloractl dataset list"),
+            job("w", 1).replace(f"{cluster.ROOT}/examples/base/model",
+                                "./base-model"): (
+                3, f"no such directory: {self.local.directory}/base-model"),
+            job("w", 1).replace(f"{cluster.ROOT}/examples/base/model",
+                                "base-model"): (
+                6, "hint: qloractl model list"),
             job("w", 1).replace("examples/base/model", "examples/nothing"): (
                 6, "examples/nothing: no such directory"),
             job("w", 1).replace(f"{cluster.ROOT}/examples/base/model",
@@ -356,13 +381,28 @@ class CliTest(unittest.TestCase):
             job("w", 1).replace("path: rows.jsonl", "path: 'dataset:gone'"): (
                 6, "qloractl dataset push FILE --name gone"),
         }
+        self.local.write("empty.jsonl", "")
+        self.model_without_a_template("no-template")
         for text, (code, error) in wrong.items():
-            with self.subTest(error):
-                self.local.write("wrong.yaml", text)
-                found = self.ctl("submit", "-f", "wrong.yaml", code=code)
-                self.assertRegex(found, r"(?m)^error: ")
-                self.assertIn(error, found)
+            # A plan for more devices than there are is no mistake.
+            too_big = re.search(r"nodes: 2|_node: 64", text)
+            for verb in ("submit",) if too_big else ("submit", "plan"):
+                with self.subTest(error, verb=verb):
+                    self.local.write("wrong.yaml", text)
+                    found = self.ctl(verb, "-f", "wrong.yaml", code=code)
+                    self.assertRegex(found, r"(?m)^error: ")
+                    self.assertIn(error, found)
         self.assertNotIn("j-", self.ctl("list", "--label", "a=b"))
+
+    def model_without_a_template(self, name):
+        # Not beside the job file, where the directory would go before the name.
+        copy = self.local.directory / "models" / name
+        shutil.copytree(cluster.ROOT / "examples/base/model", copy)
+        path = copy / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        del config["chat_template"]
+        path.write_text(json.dumps(config), encoding="utf-8")
+        self.ctl("model", "import", str(copy), "--upload")
 
     def test_errors_of_overrides_name_the_flag(self):
         self.local.write("set.yaml", "# A comment.\n\n" + job("set", 1))
@@ -379,7 +419,9 @@ class CliTest(unittest.TestCase):
                      error="cause: set.yaml:7:8: lora.rnk: unknown key")
 
     def test_command_lines_that_are_wrong(self):
-        self.refused("submt", code=2, error="submt", hint="qloractl --help")
+        self.refused("sumbit", code=2, error="did you mean submit?",
+                     hint="qloractl --help")
+        self.assertRegex(self.ctl("--version"), r"^qloractl [0-9.]+\n$")
         self.refused("submit", "-f", ".", code=2, error="it is a directory",
                      hint="qloractl init")
         self.refused("list", "--endpoint", "https://h:1", code=2,

@@ -242,7 +242,7 @@ def fill_hold_resume(local, job_file, reference, ballast):
     assert "No space left on device" in held["reason"], held
     assert int(held["headStep"]) >= 15, held
     text = local.ctl("describe", name).stdout
-    assert f"qloractl resume {held['jobId']} after making space" in text, text
+    assert f"qloractl resume {held['jobId']}  # after making space" in text, text
     ballast.unlink()
     result = local.ctl("resume", name)
     assert result.returncode == 0, result.stdout

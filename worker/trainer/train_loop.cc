@@ -15,11 +15,15 @@ absl::Status CheckFinite(const StepReport& report) {
   if (std::isfinite(report.loss) && std::isfinite(report.grad_norm)) {
     return absl::OkStatus();
   }
+  // A NaN has a sign, which tells nothing.
+  const auto unsigned_nan = [](double value) {
+    return std::isnan(value) ? std::abs(value) : value;
+  };
   return NumericalError(absl::StrFormat(
       "step %d has loss %g and gradient norm %g: training cannot go on; the "
       "checkpoints before it are kept. Try a smaller train.learning_rate, "
       "train.max_grad_norm, or compute_dtype float32",
-      report.step, report.loss, report.grad_norm));
+      report.step, unsigned_nan(report.loss), unsigned_nan(report.grad_norm)));
 }
 
 }  // namespace

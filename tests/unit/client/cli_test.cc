@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/time/time.h"
+#include "client/errors.h"
 #include "common/base/files.h"
 
 namespace qlora::client {
@@ -79,6 +80,33 @@ TEST(AddTimeout, PlainSecondsAndUnits) {
     AddTimeout(&app, &timeout, "");
     app.parse(std::string("--timeout ") + text);
     EXPECT_EQ(timeout, expected) << text;
+  }
+}
+
+TEST(RunCli, WrongWords_AreAnsweredWithTheNearest) {
+  const struct {
+    std::vector<const char*> line;
+    const char* says;
+  } cases[] = {
+      {{"qloractl", "sumbit", "-f", "x"},
+       "error: unknown command sumbit; did you mean submit?\n"
+       "hint: qloractl --help\n"},
+      {{"qloractl", "local", "strat"},
+       "error: unknown command strat; did you mean start?\n"
+       "hint: qloractl local --help\n"},
+      {{"qloractl", "submit", "--folow"},
+       "error: unknown flag --folow; did you mean --follow?\n"},
+      {{"qloractl", "list", "--endpiont=h:1"}, "did you mean --endpoint?\n"},
+      {{"qloractl", "xyzzy"}, "error: unknown command xyzzy\n"},
+      {{"qloractl", "get", "a", "b"}, "error: unexpected argument b\n"},
+      {{"qloractl", "node"}, "error: give a command: list\n"},
+  };
+  for (const auto& [line, says] : cases) {
+    std::vector<char*> argv;
+    for (const char* word : line) argv.push_back(const_cast<char*>(word));
+    testing::internal::CaptureStderr();
+    EXPECT_EQ(RunCli(static_cast<int>(argv.size()), argv.data()), kExitUsage);
+    EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr(says));
   }
 }
 

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <filesystem>
+
 #include "absl/strings/str_cat.h"
 #include "client/errors.h"
 #include "common/base/files.h"
@@ -87,6 +89,56 @@ TEST_F(JobInputTest, RelativePathThatIsNotHere_IsNamed) {
   EXPECT_EQ(ExitCodeFor(status), kExitNotFound);
   EXPECT_THAT(FormatError(status),
               HasSubstr("cannot find chat.jinja, which the job file names"));
+  EXPECT_THAT(FormatError(status),
+              HasSubstr("hint: qloractl explain data.chat_template\n"));
+}
+
+TEST_F(JobInputTest, DataWithoutARecord_IsRefusedBeforeItTravels) {
+  Write("empty.jsonl", "");
+  Write("blank.jsonl", "\n \n");
+  const struct {
+    const char* path;
+    const char* cause;
+  } cases[] = {
+      {"empty.jsonl", "data file empty.jsonl is empty: add records to it"},
+      {"blank.jsonl", "data file blank.jsonl has only blank lines: add "},
+      {"root", "root is a directory; data is one file"},
+  };
+  for (const auto& [path, cause] : cases) {
+    for (const std::string key : {"train", "eval"}) {
+      const std::string other = key == "train" ? "eval" : "train";
+      const auto status =
+          Read(absl::StrCat(other, ": [{path: rows.jsonl, format: chat}], ",
+                            key, ": [{path: ", path, ", format: chat}]"))
+              .status();
+      EXPECT_EQ(ExitCodeFor(status), kExitValidation) << path;
+      EXPECT_THAT(
+          FormatError(status),
+          HasSubstr(absl::StrCat("error: cannot use ", path, " as data.", key,
+                                 "\ncause: ", cause)));
+    }
+  }
+}
+
+TEST_F(JobInputTest, RelativeBase_IsADirectoryBesideTheFileOrAName) {
+  const auto base = [&](const std::string& base) {
+    Write(
+        "job.yaml",
+        absl::StrCat("apiVersion: qlora/v1\nname: n\nmodel: ", base,
+                     "\ndata: {train: [{path: rows.jsonl, format: text}]}\n"));
+    return ReadJob(directory_ + "/job.yaml", {}, "");
+  };
+  EXPECT_EQ(base("./root")->spec.model.base,
+            std::filesystem::canonical(directory_ + "/root"));
+  EXPECT_EQ(base("tiny")->spec.model.base, "tiny");
+  EXPECT_EQ(base("/no/such")->spec.model.base, "/no/such");
+  const auto status = base("../root").status();
+  EXPECT_EQ(ExitCodeFor(status), kExitNotFound);
+  EXPECT_THAT(FormatError(status),
+              HasSubstr(absl::StrCat(
+                  "cannot find ../root, which the job file names\ncause: no "
+                  "such directory: ",
+                  testing::TempDir())));
 }
 
 }  // namespace

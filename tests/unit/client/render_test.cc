@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <yaml-cpp/yaml.h>
 
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -13,6 +14,7 @@
 namespace qlora::client {
 namespace {
 
+using testing::EndsWith;
 using testing::HasSubstr;
 
 v1::Job RunningJob() {
@@ -117,10 +119,10 @@ TEST(DescribeJob, Held_SaysWhyAndWhatToDo) {
   EXPECT_THAT(text, HasSubstr("Reason:       n1: /data: No space left on"));
   EXPECT_THAT(text, HasSubstr("Hint:         qloractl resume j-0123456789ab"));
   EXPECT_THAT(text, testing::Not(HasSubstr("Last failure")));
-  EXPECT_EQ(FormatHeld(HeldJob()),
+  EXPECT_EQ(FormatTrouble(HeldJob()),
             "reason: n1: /data: No space left on device\n"
             "hint: qloractl resume j-0123456789ab after making space\n");
-  EXPECT_EQ(FormatHeld(RunningJob()), "");
+  EXPECT_EQ(FormatTrouble(RunningJob()), "");
 }
 
 TEST(DescribeJob, LastFailure_IsShownWhenTheReasonIsAnother) {
@@ -206,9 +208,18 @@ TEST(Outcome, EachState_HasItsExitCodeAndNextCommand) {
   job.set_state(v1::JOB_STATE_FAILED);
   job.set_failure_class(v1::FAILURE_CLASS_NUMERICAL);
   job.set_reason("loss is NaN at step 13");
+  job.set_hint("qloractl logs j-0123456789ab");
   EXPECT_EQ(OutcomeExitCode(job), kExitJobFailed);
   EXPECT_THAT(OutcomeText(job, 3.25),
-              HasSubstr("(NUMERICAL): loss is NaN at step 13"));
+              HasSubstr("(NUMERICAL): loss is NaN at step 13\nnext: qloractl "
+                        "logs j-0123456789ab"));
+  job.clear_hint();
+  job.set_failure_class(v1::FAILURE_CLASS_USER);
+  job.set_reason("2 bad records:\nf:1: x\nf:2: y");
+  EXPECT_THAT(OutcomeText(job, 3.25),
+              EndsWith("(USER): 2 bad records:\nf:1: x\nf:2: y"));
+  EXPECT_EQ(FormatTrouble(job),
+            "reason: 2 bad records:\n        f:1: x\n        f:2: y\n");
   job.set_state(v1::JOB_STATE_CANCELLED);
   EXPECT_EQ(OutcomeExitCode(job), kExitJobCancelled);
   EXPECT_EQ(OutcomeExitCode(HeldJob()), kExitJobNotFinished);
@@ -225,6 +236,28 @@ TEST(ProgressText, Running_ShowsStepLossRateSpeedAndEta) {
             "  ETA 1m54s");
   EXPECT_THAT(ProgressText(RunningJob(), &point, false, false),
               HasSubstr("away"));
+}
+
+TEST(FormatPoint, NotANumber_HasNoSign) {
+  v1::MetricPoint point = Point();
+  point.set_loss(-std::numeric_limits<double>::quiet_NaN());
+  point.set_grad_norm(point.loss());
+  EXPECT_THAT(FormatPoint(point), HasSubstr(" loss nan grad_norm nan lr "));
+}
+
+TEST(Table, CellOfSeveralLines_ShowsTheFirst) {
+  Table table({{"A"}, {"B"}});
+  table.AddRow({"1", "one\ntwo"});
+  table.AddRow({"2", "x"});
+  EXPECT_EQ(table.Format(false), "A  B\n1  one ...\n2  x\n");
+}
+
+TEST(FormatEvent, FurtherLines_StandBelowTheFirst) {
+  v1::JobEvent event;
+  event.set_message("m\nn");
+  const std::string text = FormatEvent(event);
+  const size_t column = text.find("m\n");
+  EXPECT_EQ(text.substr(column), "m\n" + std::string(column, ' ') + "n\n");
 }
 
 TEST(FormatEvent, LongestType_KeepsTheColumns) {

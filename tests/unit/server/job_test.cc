@@ -289,7 +289,9 @@ TEST(Job, NumericalFailureWithoutACheckpoint_IsHeldAtOnce) {
   EXPECT_EQ(core.job(id).state(), kHeld);
   EXPECT_EQ(core.job(id).restarts(), 0);
   EXPECT_THAT(core.job(id).reason(), HasSubstr("the test says so"));
-  EXPECT_THAT(core.job(id).hint(), HasSubstr("learning_rate below 0.0002"));
+  EXPECT_THAT(
+      core.job(id).hint(),
+      HasSubstr("submit -f job.yaml --set train.learning_rate=2e-05  # "));
 }
 
 int SentHalvings(const CoreHarness& core) {
@@ -498,7 +500,7 @@ TEST(Job, TheOnlyCheckpointUnusable_IsHeldAndStartsFromTheBeginning) {
   EXPECT_EQ(core.job(id).state(), kHeld);
   EXPECT_THAT(core.job(id).reason(), HasSubstr("no checkpoint is left"));
   EXPECT_EQ(core.job(id).hint(),
-            "qloractl resume " + id + " to start from the beginning");
+            "qloractl resume " + id + "  # starts from the beginning");
   ASSERT_TRUE(TryResume(core, id).ok());
   EXPECT_EQ(core.attempt(id).resume_step(), 0);
 }

@@ -152,12 +152,12 @@ class ServerTest : public ::testing::Test {
     request.set_job(id);
     return jobs_->ResumeJob(Deadline().get(), request, job);
   }
-  // Imports the files under the name "m".
-  grpc::Status Import(const std::vector<v1::ArtifactFile>& files) {
+  grpc::Status Import(const std::vector<v1::ArtifactFile>& files,
+                      const std::string& name = "m") {
     v1::ImportModelRequest request;
     static int count = 0;
     request.set_request_id("import-" + std::to_string(++count));
-    request.set_name("m");
+    request.set_name(name);
     request.mutable_files()->Assign(files.begin(), files.end());
     v1::Model model;
     return models_->ImportModel(Deadline().get(), request, &model);

@@ -84,6 +84,44 @@ TEST_F(ServerTest, UploadedModel_IsCheckedBeforeAnyNodeSeesIt) {
   EXPECT_TRUE(Create(request, &job).ok());
 }
 
+TEST_F(ServerTest, ChatDataWithoutATemplate_IsRefusedAtOnce) {
+  const v1::ArtifactFile tokenizer =
+      Upload("tokenizer.json", R"({"model": {"vocab": {"<a>": 0}}})");
+  const v1::ArtifactFile config = Upload("config.json", kModelConfig);
+  const v1::ArtifactFile weights = Upload("model.safetensors", Weights(64));
+  const auto create = [&](const std::vector<v1::ArtifactFile>& more,
+                          const std::string& chat_template) {
+    std::vector<v1::ArtifactFile> files = {config, weights, tokenizer};
+    files.insert(files.end(), more.begin(), more.end());
+    static int count = 0;
+    const std::string name = "m" + std::to_string(++count);
+    EXPECT_TRUE(Import(files, name).ok());
+    v1::CreateJobRequest request = Request("chat-" + name);
+    request.set_job_file(
+        "apiVersion: qlora/v1\nname: test\nmethod: lora\nmodel: " + name +
+        "\ndata: {train: [{path: rows.jsonl, format: chat}]" + chat_template +
+        "}\n");
+    v1::Job job;
+    return Create(request, &job);
+  };
+  for (const std::vector<v1::ArtifactFile>& without :
+       {std::vector<v1::ArtifactFile>{},
+        {Upload("tokenizer_config.json", R"({"chat_template": ""})")}}) {
+    const grpc::Status status = create(without, "");
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(status.error_message(),
+                HasSubstr("data.chat_template: is needed: data.train[0] "
+                          "(rows.jsonl) has format chat, but m"));
+  }
+  EXPECT_TRUE(create({}, ", chat_template: '{{ messages }}'").ok());
+  EXPECT_TRUE(
+      create({Upload("chat_template.jinja", "{{ messages }}")}, "").ok());
+  EXPECT_TRUE(create({Upload("tokenizer_config.json",
+                             R"({"chat_template": "{{ messages }}"})")},
+                     "")
+                  .ok());
+}
+
 TEST_F(ServerTest, BadJobFile_NamesEachPlaceInTheDetails) {
   v1::Job job;
   const grpc::Status status = Create(Request("r1", "lerning_rate: 1\n"), &job);

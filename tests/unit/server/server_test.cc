@@ -193,7 +193,7 @@ TEST_F(ServerTest, HeldJob_IsResumedOnceForEachRequest) {
   }));
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_HELD);
   EXPECT_EQ(Get(id).hint(), "qloractl resume " + id +
-                                " after making space where the reason says");
+                                "  # after making space where the reason says");
   StartServer();
   worker.Disconnect();
   status = Resume("r3", "@last", &job);

@@ -22,6 +22,17 @@ constexpr int kRecordsAtOnce = 4096;
 constexpr size_t kMessagesKept = 5;
 constexpr size_t kMaxMessage = 600;
 
+// Each on a line of its own, then how many there are besides.
+std::string Lines(const std::vector<std::string>& messages, int64_t count) {
+  std::string text;
+  for (const std::string& message : messages) {
+    absl::StrAppend(&text, "\n", message);
+  }
+  const int64_t more = count - static_cast<int64_t>(messages.size());
+  if (more > 0) absl::StrAppend(&text, "\nand ", more, " more");
+  return text;
+}
+
 void ParallelFor(size_t size, int threads,
                  const std::function<void(size_t)>& body) {
   std::atomic<size_t> next = 0;
@@ -111,16 +122,15 @@ std::string Tokenizing::WhyNothing(const DataFile& file,
       name, " has no record to use: ", stats.records - before.records,
       " read, ", bad, " bad (skipped), ", dropped,
       " longer than data.max_seq_len (dropped)");
+  if (dropped > 0) {
+    absl::StrAppend(&text, "; raise data.max_seq_len (", options_.max_seq_len,
+                    "), or set data.on_too_long to truncate or split");
+  }
   if (bad > 0) {
     const std::vector<std::string> why(
         stats.bad_messages.begin() + before.bad_messages.size(),
         stats.bad_messages.end());
-    absl::StrAppend(&text, "; correct the bad ones", why.empty() ? "" : ": ",
-                    absl::StrJoin(why, "; "));
-  }
-  if (dropped > 0) {
-    absl::StrAppend(&text, "; raise data.max_seq_len (", options_.max_seq_len,
-                    "), or set data.on_too_long to truncate or split");
+    absl::StrAppend(&text, "; correct the bad ones:", Lines(why, bad));
   }
   return text;
 }
@@ -210,15 +220,13 @@ absl::Status Tokenizing::Refuse(const std::string& where,
 absl::StatusOr<Tokenized> Tokenizing::Finish() {
   const DatasetStats& stats = out_.stats;
   if (stats.bad > 0 && options_.on_bad_record == OnBadRecord::kFail) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        Plural(stats.bad, "bad record"), " of ", stats.records, ": ",
-        absl::StrJoin(stats.bad_messages, "; "),
-        stats.bad > static_cast<int64_t>(stats.bad_messages.size()) ? "; ..."
-                                                                    : "",
-        " (correct the data, or set data.on_bad_record: skip)"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(Plural(stats.bad, "bad record"), " of ", stats.records,
+                     " (correct the data, or set data.on_bad_record: skip):",
+                     Lines(stats.bad_messages, stats.bad)));
   }
   if (!nothing_.empty()) {
-    return absl::InvalidArgumentError(absl::StrJoin(nothing_, "; "));
+    return absl::InvalidArgumentError(absl::StrJoin(nothing_, "\n"));
   }
   return std::move(out_);
 }
