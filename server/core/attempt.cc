@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/base/format.h"
 #include "common/base/plural.h"
 
@@ -395,6 +396,33 @@ StagedRank& StagedBy(AttemptRecord& attempt,
   return *attempt.add_staged();
 }
 
+// Tells of the newest checkpoint of which some ranks have said nothing.
+void TellOfUncommitted(Draft& draft, const AttemptRecord& attempt) {
+  int64_t newest = 0;
+  for (const StagedRank& rank : attempt.staged()) {
+    newest = std::max(newest, rank.staged().step());
+  }
+  if (newest <= ResumeStep(draft, attempt.job_id())) return;
+  std::vector<std::string> silent;
+  for (const auto& rank : attempt.ranks()) {
+    if (std::none_of(attempt.staged().begin(), attempt.staged().end(),
+                     [&](const StagedRank& share) {
+                       return share.staged().step() == newest &&
+                              share.staged().rank() == rank.rank();
+                     })) {
+      silent.push_back(absl::StrCat(rank.rank()));
+    }
+  }
+  // None: their states differ, which has been told.
+  if (silent.empty()) return;
+  draft.Tell(attempt.job_id(), "CheckpointLost",
+             absl::StrCat("step ", newest,
+                          " was not committed: nothing came "
+                          "of it from rank ",
+                          absl::StrJoin(silent, ", ")),
+             attempt.attempt());
+}
+
 AttemptState EndState(const AttemptRecord& attempt, const Job& job) {
   if (job.job().state() == JobState::JOB_STATE_CANCELLING) {
     return ATTEMPT_STATE_CANCELLED;
@@ -457,6 +485,7 @@ void FinishIfOver(Draft& draft, const AttemptKey& key) {
   Job& job = draft.ChangeJob(key.first);
   attempt.set_state(EndState(attempt, job));
   attempt.clear_deadline();
+  TellOfUncommitted(draft, attempt);
   attempt.clear_staged();
   if (attempt.state() == ATTEMPT_STATE_CANCELLED) {
     KeepEvidence(draft, job, attempt);

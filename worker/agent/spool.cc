@@ -86,8 +86,9 @@ struct Spool::Segment {
     fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     return fd < 0 ? ErrnoToStatus(errno, path) : absl::OkStatus();
   }
-  // Fills entries from the file; returns where the last whole record ends.
+  // Opens the file and fills entries from it, up to the last whole record.
   absl::Status Load() {
+    RETURN_IF_ERROR(Open());
     ASSIGN_OR_RETURN(const std::string content, ReadFile(path));
     size_t at = 0;
     while (content.size() - at >= kHeaderBytes + kNumberBytes) {
@@ -139,12 +140,20 @@ absl::Status Spool::Recover() {
         options_.directory + "/" + name != SegmentPath(first)) {
       continue;
     }
-    RETURN_IF_ERROR(OpenSegmentLocked(first));
-    Segment& segment = *segments_.back();
-    RETURN_IF_ERROR(segment.Load());
+    auto loaded = std::make_unique<Segment>(first, SegmentPath(first));
+    if (const absl::Status read = loaded->Load(); !read.ok()) {
+      RETURN_IF_ERROR(MoveAside(*loaded, read));
+      continue;
+    }
+    segments_.push_back(std::move(loaded));
+    const Segment& segment = *segments_.back();
     if (segment.torn_bytes == 0) continue;
-    LogWarning("spool segment has a torn tail",
-               {{"path", segment.path}, {"bytes", segment.torn_bytes}});
+    LogWarning(
+        "spool is damaged, or was cut off by a crash; events from there "
+        "on are lost",
+        {{"path", segment.path},
+         {"offset", segment.size},
+         {"bytes", segment.torn_bytes}});
     if (::ftruncate(segment.fd, segment.size) != 0) {
       return ErrnoToStatus(errno, segment.path);
     }
@@ -152,6 +161,14 @@ absl::Status Spool::Recover() {
   if (segments_.empty()) RETURN_IF_ERROR(OpenSegmentLocked(1));
   acknowledged_ = segments_.front()->first - 1;
   ReserveLocked();
+  return absl::OkStatus();
+}
+
+absl::Status Spool::MoveAside(const Segment& segment, const absl::Status& why) {
+  const std::string aside = segment.path + ".unreadable";
+  if (::rename(segment.path.c_str(), aside.c_str()) != 0) return why;
+  LogError("spool segment cannot be read; its events are lost",
+           {{"error", why}, {"moved_to", aside}});
   return absl::OkStatus();
 }
 

@@ -8,7 +8,8 @@
 // little-endian; crc is CRC-32C over kind, number and payload. Numbers grow by
 // one. What follows the last whole record of the newest segment (a torn write)
 // is cut off when the spool is opened; damage elsewhere loses the rest of that
-// segment, and its numbers read as dropped. A segment whose records are all
+// segment, and its numbers read as dropped. A segment that cannot be read at
+// all is renamed to <its name>.unreadable. One whose records are all
 // acknowledged is deleted.
 //
 // State records are synced before Append returns, droppable ones are not. Over
@@ -92,6 +93,8 @@ class Spool {
 
   explicit Spool(SpoolOptions options);
   absl::Status Recover();
+  static absl::Status MoveAside(const Segment& segment,
+                                const absl::Status& why);
   absl::Status OpenSegmentLocked(uint64_t first)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status RotateLocked(uint64_t first) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

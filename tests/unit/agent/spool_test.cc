@@ -127,6 +127,28 @@ TEST_F(SpoolTest, FlippedByte_IsNotReturned) {
   }
 }
 
+// The others are read, and new events go on from the newest number.
+TEST_F(SpoolTest, UnreadableSegment_IsMovedAside) {
+  options_.segment_bytes = 32;
+  {
+    const auto spool = Open();
+    for (const char* payload : {"one", "two", "three", "four"}) {
+      ASSERT_TRUE(spool->Append(Kind::kState, payload).ok());
+    }
+  }
+  const std::vector<fs::path> segments = Segments();
+  ASSERT_EQ(segments.size(), 2u);
+  fs::remove(segments[0]);
+  // Opens, but cannot be read from its beginning, even by root.
+  fs::create_symlink("/proc/self/mem", segments[0]);
+  const auto spool = Open();
+  ASSERT_NE(spool, nullptr);
+  EXPECT_EQ(spool->first(), 3u);
+  EXPECT_EQ(spool->Read(4)->payload, "four");
+  EXPECT_EQ(*spool->Append(Kind::kState, "five"), 5u);
+  EXPECT_TRUE(fs::is_symlink(segments[0].string() + ".unreadable"));
+}
+
 TEST_F(SpoolTest, OverTheLimit_DropsOldestDroppablePayloadsOnly) {
   options_.segment_bytes = 1000;
   options_.max_bytes = 5000;

@@ -621,6 +621,25 @@ TEST(Job, DivergedRanks_AreStoppedAsADefect) {
   EXPECT_EQ(core.job(id).failure_class(), FAILURE_CLASS_INTERNAL);
 }
 
+TEST(Job, CheckpointThatARankSaidNothingOf_IsToldAsLost) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1", 2).ok());
+  const std::string id =
+      core.RunningJob("n1", "resources: {devices_per_node: 2}\n");
+  core.Staged("n1", id, 0, 5);
+  core.Disconnect("n1");
+  std::vector<std::string> told;
+  for (const Effect& effect : core.Do([&](Draft& draft) {
+         LosePart(draft, {id, 1}, "n1", "the test says so");
+       })) {
+    const auto* line = std::get_if<AppendEvent>(&effect);
+    if (line == nullptr || line->event.type() != "CheckpointLost") continue;
+    told.push_back(line->event.message());
+  }
+  EXPECT_THAT(told, testing::ElementsAre("step 5 was not committed: nothing "
+                                         "came of it from rank 1"));
+}
+
 TEST(Job, Checkpoints_OlderThanKeepAreForgotten) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
