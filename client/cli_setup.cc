@@ -19,20 +19,18 @@ void AddExplain(Cli& cli) {
 }
 
 void AddInit(Cli& cli) {
-  struct Options {
-    std::string file = "job.yaml";
-    std::string name = "my-job";
-    bool force = false;
-  };
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<InitOptions>();
   CLI::App* verb =
       cli.app().add_subcommand("init", "Write a job file to begin with");
   verb->add_option("FILE", options->file, "Default: job.yaml");
   verb->add_option("--name", options->name, "Name of the job");
+  verb->add_option("--model", options->model,
+                   "Directory of the base model, or its registered name");
+  verb->add_option("--data", options->data,
+                   "File to train on (a .txt is text, others are chats), or "
+                   "dataset:NAME");
   verb->add_flag("--force", options->force, "Overwrite the file");
-  cli.DoSimple(verb, [options](Session& s) {
-    return Init(s, options->file, options->name, options->force);
-  });
+  cli.DoSimple(verb, [options](Session& s) { return Init(s, *options); });
 }
 
 void AddContext(Cli& cli) {

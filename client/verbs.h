@@ -132,8 +132,15 @@ absl::Status NodeList(Session& session);
 absl::Status Plan(Session& session, const std::string& file,
                   const std::vector<std::string>& set);
 absl::Status Explain(Session& session, const std::string& key);
-absl::Status Init(Session& session, const std::string& file,
-                  const std::string& name, bool force);
+struct InitOptions {
+  std::string file = "job.yaml";
+  std::string name = "my-job";
+  // Empty: a placeholder. Directories and files are as seen from here.
+  std::string model;
+  std::string data;
+  bool force = false;
+};
+absl::Status Init(Session& session, const InitOptions& options);
 
 absl::Status ContextList(Session& session);
 absl::Status ContextUse(Session& session, const std::string& name);

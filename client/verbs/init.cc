@@ -1,12 +1,18 @@
+#include <algorithm>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "client/verbs.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
+#include "common/spec/job_spec.h"
 
 namespace qlora::client {
+namespace fs = std::filesystem;
 namespace {
 
 constexpr char kTemplate[] =
@@ -16,8 +22,9 @@ apiVersion: qlora/v1
 name: NAME
 
 # A directory in Hugging Face form (config.json, safetensors, tokenizer.json)
-# below a worker's --model-root, or a name that `qloractl model import` gave.
-model: {base: ./base-model}
+# below a --model-root of `qloractl local start`, absolute or relative to this
+# file; or a name that `qloractl model import` gave.
+model: {base: BASE}
 
 # qlora: adapters on a quantized base. lora: on the base as it is. full: all
 # weights.
@@ -28,7 +35,7 @@ data:
   # One JSON object a line: {"messages": [{"role": "user", "content": "..."},
   # {"role": "assistant", "content": "..."}]}. Other formats: prompt_completion,
   # alpaca, text, tokens. A file beside this one is uploaded by `submit`.
-  train: [{path: train.jsonl, format: chat}]
+  train: [{path: DATA, format: FORMAT}]
   # Kept apart to measure the loss on what was not trained.
   eval_fraction: 0.05
   max_seq_len: 1024
@@ -49,20 +56,69 @@ checkpoint: {every: 100 steps}
 resources: {devices_per_node: 1}
 )";
 
+// As a scalar within a flow mapping.
+std::string YamlScalar(const std::string& text) {
+  const bool plain =
+      !text.empty() && std::all_of(text.begin(), text.end(), [](char c) {
+        return absl::ascii_isalnum(c) || absl::StrContains("./_-", c);
+      });
+  return plain ? text : nlohmann::json(text).dump();
+}
+
+std::string JobFile(const InitOptions& options) {
+  std::error_code error;
+  std::string model = options.model, data = options.data;
+  if (fs::is_directory(model, error)) model = fs::canonical(model).string();
+  if (fs::exists(data, error)) {
+    // Beside the job file as it is called, elsewhere by its whole path.
+    const fs::path whole = fs::absolute(data).lexically_normal();
+    const bool beside =
+        whole.parent_path() ==
+        fs::absolute(options.file).lexically_normal().parent_path();
+    data = beside ? whole.filename().string() : whole.string();
+  }
+  return absl::StrReplaceAll(
+      kTemplate, {{"NAME", YamlScalar(options.name)},
+                  {"BASE", model.empty() ? "./base-model" : YamlScalar(model)},
+                  {"DATA", data.empty() ? "train.jsonl" : YamlScalar(data)},
+                  {"FORMAT", absl::EndsWith(data, ".txt") ? "text" : "chat"}});
+}
+
+absl::Status CheckTarget(const InitOptions& options) {
+  const std::string what = absl::StrCat("cannot write ", options.file);
+  std::error_code error;
+  if (options.file.empty() || fs::is_directory(options.file, error)) {
+    return WithWhat(UsageError("name a file, for instance job.yaml"), what);
+  }
+  if (!fs::exists(options.file, error) || options.force) {
+    return absl::OkStatus();
+  }
+  return WithHint(WithWhat(absl::AlreadyExistsError("it exists"),
+                           absl::StrCat("will not overwrite ", options.file)),
+                  absl::StrCat("qloractl init --force ", options.file));
+}
+
 }  // namespace
 
-absl::Status Init(Session& session, const std::string& file,
-                  const std::string& name, bool force) {
-  std::error_code error;
-  if (std::filesystem::exists(file, error) && !force) {
-    return WithHint(WithWhat(absl::AlreadyExistsError("it exists"),
-                             absl::StrCat("will not overwrite ", file)),
-                    absl::StrCat("qloractl init --force ", file));
+absl::Status Init(Session& session, const InitOptions& options) {
+  RETURN_IF_ERROR(CheckTarget(options));
+  const std::string yaml = JobFile(options);
+  const ParsedJob parsed = ParseJobFile(yaml);
+  if (!parsed.errors.empty()) {
+    const SpecError& error = parsed.errors[0];
+    return WithWhat(UsageError(absl::StrCat(error.path, ": ", error.message)),
+                    "this would be no valid job file");
   }
-  RETURN_IF_ERROR(WriteFileAtomically(
-      file, absl::StrReplaceAll(kTemplate, {{"NAME", name}})));
-  *session.output.out << "wrote " << file << "\nnext: qloractl plan -f " << file
-                      << "\n";
+  const absl::Status written = WriteFileAtomically(options.file, yaml);
+  if (!written.ok()) {
+    return WithWhat(written, absl::StrCat("cannot write ", options.file));
+  }
+  std::ostream& out = *session.output.out;
+  out << "wrote " << options.file << "\n";
+  if (options.model.empty() || options.data.empty()) {
+    out << "fill in model.base and data.train there\n";
+  }
+  out << "next: qloractl plan -f " << options.file << "\n";
   return absl::OkStatus();
 }
 

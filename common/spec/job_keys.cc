@@ -54,9 +54,11 @@ std::vector<JobKey> TopKeys() {
        .help = "Words of your own, to find jobs by."},
       {.path = "model.base",
        .field = StringField{QLORA_FIELD(model.base)},
-       .help = "The model to start from: a name in the model registry, or a "
-               "directory in Hugging Face form under a worker's --model-root. "
-               "'model: NAME' is short for it.",
+       .help =
+           "The model to start from: a directory in Hugging Face form under "
+           "a worker's --model-root, absolute or relative to the job file, "
+           "else a name in the model registry. 'model: NAME' is short for "
+           "it.",
        .also_known_as =
            "model_name_or_path, base_model, base_model_name_or_path",
        .required = true},

@@ -456,6 +456,15 @@ class CliTest(unittest.TestCase):
         self.ctl("init", "--name", "mine", "first.yaml")
         self.refused("init", "first.yaml", code=7, error="first.yaml",
                      hint="--force")
+        self.refused("init", ".", code=2, error="cannot write .")
+        self.refused("init", "--name", "no name", "bad.job", code=2,
+                     error="name: must begin with a letter or digit")
+        # With both flags there is nothing left to fill in.
+        text = self.ctl("init", "second.yaml", "--data", "rows.txt", "--model",
+                        f"{cluster.ROOT}/examples/base/model")
+        self.assertNotIn("fill in", text)
+        self.local.write("rows.txt", "The sea and the bread. " * 20)
+        self.ctl("submit", "-f", "second.yaml", "--dry-run")
         self.ctl("submit", "-f", "first.yaml", "--dry-run", "--set",
                  "data.train.0.path=rows.jsonl", "--set",
                  "data.train.0.format=text", "--set",
