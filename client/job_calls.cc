@@ -51,7 +51,11 @@ absl::Status WithRemedy(Session& session, absl::Status status,
       continue;
     }
     std::error_code error;
-    if (!fs::exists(named, error)) return status;
+    if (!fs::exists(named, error)) {
+      return WithHint(std::move(status),
+                      absl::StrCat("correct the path: there is no ",
+                                   named.string(), " on this machine"));
+    }
     const fs::path root =
         fs::is_regular_file(named, error) ? named.parent_path() : named;
     return WithHint(std::move(status),

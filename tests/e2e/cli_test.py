@@ -178,6 +178,12 @@ class CliTest(unittest.TestCase):
         self.refused("model", "import", "My Tiny-Model", code=6,
                      error="under none of the model roots",
                      hint=f"qloractl local start --model-root {model}")
+        # A directory that is not there is not to be allowed, but corrected.
+        self.local.write("gone.yaml", job("gone", 2).replace(
+            f"{cluster.ROOT}/examples/base/model", "/nope/model"))
+        self.refused("submit", "-f", "gone.yaml", code=6,
+                     error="the job was not accepted",
+                     hint="correct the path: there is no /nope/model on this")
         (model / "model.safetensors").write_bytes(b"\x7f" * 8 + b"{}")
         text = self.ctl("model", "import", "My Tiny-Model", "--name", "broken",
                         "--upload", code=6)
