@@ -70,7 +70,7 @@ struct Schema {
   Json operator()(const NumberField& f) const {
     Json json = {{"type", "number"}};
     json[f.open_minimum ? "exclusiveMinimum" : "minimum"] = f.minimum;
-    if (f.maximum < 1e6) {
+    if (f.maximum <= 1e6) {
       json[f.open_maximum ? "exclusiveMaximum" : "maximum"] = f.maximum;
     }
     return json;

@@ -302,7 +302,7 @@ struct Describer {
     std::string text =
         absl::StrCat("a number ", f.open_minimum ? "above " : "of at least ",
                      FormatNumber(f.minimum));
-    if (f.maximum < 1e6) {
+    if (f.maximum <= 1e6) {
       absl::StrAppend(&text, f.open_maximum ? " and below " : " and at most ",
                       FormatNumber(f.maximum));
     }

@@ -355,6 +355,8 @@ TEST(JobKeysTest, Explain_KeySectionAndTypo) {
   ASSERT_TRUE(one.ok());
   EXPECT_THAT(*one, AllOf(HasSubstr("type:     a number of at least 0"),
                           HasSubstr("default:  2e-04")));
+  EXPECT_THAT(*ExplainJobKey("lora.alpha"),
+              HasSubstr("a number above 0 and at most 1e+06"));
   EXPECT_THAT(*ExplainJobKey("lora"), HasSubstr("lora.rank"));
   EXPECT_THAT(*ExplainJobKey(""), HasSubstr("deadline"));
   const auto typo = ExplainJobKey("train.epoch");
