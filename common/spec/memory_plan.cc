@@ -41,6 +41,7 @@ struct Job {
   int64_t element = 4;
   int world_size = 1;
   int threads = 1;
+  int64_t data_bytes = 0;
   int64_t rank = 0;
   int64_t trainable = 0;
   // Lowest layer that a backward enters.
@@ -179,11 +180,15 @@ MemoryPlan MakePlan(const Job& job, int rows, int kept) {
   add("workspace",
       SharedBytes(job, tokens, job.evaluation || kept_used < used));
   add("logits", LogitsBytes(job, tokens));
+  // The data's arrays are copied once, before all else is there.
+  int64_t loading = 2 * job.data_bytes;
   if (!job.full()) {
     // The base and the adapter stand by then, nothing else is used yet.
     const int64_t held = plan.items[0].bytes + job.trainable * 4;
-    add("loading", held + LoadingBytes(job) - plan.total());
+    loading = std::max(loading, job.data_bytes + held + LoadingBytes(job));
   }
+  add("data", job.data_bytes);
+  add("loading", loading - plan.total());
   add("runtime", kRuntimeBytes);
   return plan;
 }
@@ -222,6 +227,7 @@ absl::StatusOr<Job> MakeJob(const MemoryPlanInput& input) {
   job.element = job.dtype == ComputeDtype::kBfloat16 ? 2 : 4;
   job.world_size = std::max(1, input.world_size);
   job.threads = std::max(1, input.threads);
+  job.data_bytes = std::min(input.data_bytes, kHuge);
   job.evaluation = input.evaluation;
   if (job.full()) {
     job.trainable = ParameterCount(job.model);

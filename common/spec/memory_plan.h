@@ -21,8 +21,9 @@ inline constexpr int kGatheredBlocks = 3;
 
 struct MemoryItem {
   // "base (sharded)", "gathered blocks", "adapter", "gradients", "optimizer",
-  // "activations", "workspace", "logits", "loading" (what reading the base
-  // takes above all that comes after it), "runtime".
+  // "activations", "workspace", "logits", "data" (the job's tokens), "loading"
+  // (what reading the data or the base takes above all that comes after it),
+  // "runtime".
   std::string what;
   int64_t bytes;
 };
@@ -52,6 +53,8 @@ struct MemoryPlanInput {
   // Compute threads of a rank: the cores of its device, or one if it has none
   // of its own. Each has scratch.
   int threads = 1;
+  // Of the tokens in memory; 0 where the data was not read yet.
+  int64_t data_bytes = 0;
   // Forwards of one row at a time: no gradients, no optimizer, nothing is held
   // for a backward.
   bool evaluation = false;

@@ -175,6 +175,25 @@ TEST_F(ModesTest, Eval_ComputesInTheTypeOfTheJob) {
   }
 }
 
+// One character in two is a token here, more than in any usual job.
+TEST_F(ModesTest, PlainText_TakesNoMoreMemoryThanPlanned) {
+  v1::TrainerTask task =
+      Job("rows.jsonl, format: tokens}]\n  eval_fraction: 0.2",
+          "text.txt, format: text}]\n  eval_fraction: 0.001");
+  v1::LocalInput& input = *task.add_inputs();
+  input.set_name("text.txt");
+  input.set_path(SharedData() + "/datasets/tiny_shakespeare.txt");
+  // The second time the tokens come from the cache.
+  for (const char* tokens : {"made", "cached"}) {
+    const Run run = RunTask(task);
+    ASSERT_TRUE(run.has_result) << run.failure.message();
+    const v1::MetricPoint& point = run.metrics.back();
+    std::printf("tiny_shakespeare, tokens %s: peak %ld MiB of %ld\n", tokens,
+                point.memory_bytes() >> 20, point.planned_memory_bytes() >> 20);
+    EXPECT_LE(point.memory_bytes(), point.planned_memory_bytes());
+  }
+}
+
 // A job's ranks hold a share of the base each; what evaluates holds all of it.
 TEST_F(ModesTest, EvalNeedsRoomForForwardsOnly) {
   const v1::TrainerTask job = Job();
@@ -187,6 +206,8 @@ TEST_F(ModesTest, EvalNeedsRoomForForwardsOnly) {
   input.threads = 1;
   const int64_t training = PlanMemory(input)->total();
   input.evaluation = true;
+  // The few rows take less than a mebibyte.
+  input.data_bytes = 1 << 20;
   const int64_t needed = PlanMemory(input)->total();
   ASSERT_LT(needed, training);
 

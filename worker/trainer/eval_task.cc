@@ -76,12 +76,12 @@ absl::Status RunEval(const v1::TrainerTask& task, AgentLink& link) {
   ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> communicator,
                    JoinGang(task, link));
   ASSIGN_OR_RETURN(
-      const MemoryPlan plan,
-      PlanTogether(PlanInput(task, job.spec, job.model), *communicator));
-  ApplyPlan(plan, job.spec, job.options);
-  ASSIGN_OR_RETURN(
       const LoadedData data,
       LoadJobDataTogether(task, job.spec, job.model, *communicator));
+  ASSIGN_OR_RETURN(
+      const MemoryPlan plan,
+      PlanTogether(PlanInput(task, job.spec, job.model, data), *communicator));
+  ApplyPlan(plan, job.spec, job.options);
   absl::StatusOr<std::unique_ptr<LoadedModel>> loaded = LoadedModel::Load(
       job.weights_directory, job.spec, job.model, job.options, *communicator);
   RETURN_IF_ERROR(AgreeOn(*communicator, loaded.status()));

@@ -1,5 +1,7 @@
 #include "worker/trainer/job_setup.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
@@ -127,13 +129,15 @@ absl::StatusOr<std::optional<Adapter>> OpenInitAdapter(
 }
 
 MemoryPlanInput PlanInput(const v1::TrainerTask& task, const JobSpec& spec,
-                          const ModelDescription& model) {
+                          const ModelDescription& model,
+                          const LoadedData& data) {
   return {.model = &model,
           .spec = &spec,
           .world_size = std::max(1, task.world_size()),
           .budget = task.memory_bytes(),
           .fast_bfloat16 = HasFastBfloat16(),
           .threads = std::max(1, task.threads()),
+          .data_bytes = data.memory_bytes(),
           .evaluation = task.mode() == v1::TRAINER_MODE_EVAL,
           .micro_batch_halvings = task.micro_batch_halvings()};
 }
@@ -196,6 +200,8 @@ absl::StatusOr<LoadedData> LoadJobDataTogether(const v1::TrainerTask& task,
     }
     RETURN_IF_ERROR(AgreeOn(communicator, status));
   }
+  // What the tokenizer took would count beside the model.
+  malloc_trim(0);
   return data;
 }
 

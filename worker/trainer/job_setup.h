@@ -34,7 +34,8 @@ absl::StatusOr<std::optional<Adapter>> OpenInitAdapter(
 // What this rank alone plans with: the memory and threads that the task may
 // use; in mode EVAL for forwards only. spec and model must outlive the result.
 MemoryPlanInput PlanInput(const v1::TrainerTask& task, const JobSpec& spec,
-                          const ModelDescription& model);
+                          const ModelDescription& model,
+                          const LoadedData& data);
 
 // The options of the job's model, but for what a plan decides.
 absl::StatusOr<ModelOptions> MakeModelOptions(const JobSpec& spec,

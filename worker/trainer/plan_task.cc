@@ -50,18 +50,21 @@ absl::Status RunPlan(const v1::TrainerTask& task, AgentLink& link) {
   response.set_total_parameters(ParameterCount(model));
   v1::TrainerTask gang = task;
   gang.set_world_size(spec.world_size());
-  absl::StatusOr<MemoryPlan> plan = PlanMemory(PlanInput(gang, spec, model));
+  ASSIGN_OR_RETURN(const LoadedData data, LoadJobData(task, spec, model));
+  const auto plan_gang = [&] {
+    return PlanMemory(PlanInput(gang, spec, model, data));
+  };
+  absl::StatusOr<MemoryPlan> plan = plan_gang();
   if (absl::IsResourceExhausted(plan.status())) {
     response.set_does_not_fit(std::string(plan.status().message()));
     gang.set_memory_bytes(0);
-    plan = PlanMemory(PlanInput(gang, spec, model));
+    plan = plan_gang();
   }
   RETURN_IF_ERROR(plan.status());
   FillMemory(*plan, &response);
   ASSIGN_OR_RETURN(const ModelOptions options, MakeModelOptions(spec, model));
   response.set_trainable_parameters(
       MakeParameters(model, options.method, options.lora).layout.total);
-  ASSIGN_OR_RETURN(const LoadedData data, LoadJobData(task, spec, model));
   FillData(spec, data, &response);
   link.Send(event);
   v1::TrainerEvent done;

@@ -21,8 +21,9 @@ absl::Status CheckFinite(const StepReport& report) {
   };
   return NumericalError(absl::StrFormat(
       "step %d has loss %g and gradient norm %g: training cannot go on; the "
-      "checkpoints before it are kept. Try a smaller train.learning_rate, "
-      "train.max_grad_norm, or compute_dtype float32",
+      "checkpoints before it are kept. Submit the job with a lower "
+      "train.learning_rate, with train.max_grad_norm 1 if that is 0, and with "
+      "train.compute_dtype float32 if it was bfloat16",
       report.step, unsigned_nan(report.loss), unsigned_nan(report.grad_norm)));
 }
 

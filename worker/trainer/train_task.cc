@@ -64,15 +64,15 @@ TrainTask::TrainTask(const v1::TrainerTask& task, AgentLink& link)
 absl::Status TrainTask::Prepare() {
   RETURN_IF_ERROR(ReadJob());
   ASSIGN_OR_RETURN(communicator_, JoinGang(task_, link_));
-  ASSIGN_OR_RETURN(
-      plan_, PlanTogether(PlanInput(task_, spec_, model_), *communicator_));
-  ApplyPlan(plan_, spec_, options_);
   if (IsLead()) {
     base_sha256_ =
         HashBaseInBackground(task_.model_directory(), !spec_.model.random_init);
   }
   ASSIGN_OR_RETURN(data_,
                    LoadJobDataTogether(task_, spec_, model_, *communicator_));
+  ASSIGN_OR_RETURN(plan_, PlanTogether(PlanInput(task_, spec_, model_, data_),
+                                       *communicator_));
+  ApplyPlan(plan_, spec_, options_);
   RETURN_IF_ERROR(CheckInputs());
   RETURN_IF_ERROR(AgreeOn(*communicator_, LoadEverything()));
   RETURN_IF_ERROR(CheckStart());
@@ -323,6 +323,9 @@ absl::Status TrainTask::AfterStep(const StepReport& report, double epoch_before,
   state_.tokens_trained += report.tokens_trained;
   state_.tokens_total += report.tokens_total;
   state_.last_loss = report.loss;
+  const std::string diverged =
+      divergence_.After(report.step, report.loss, report.grad_norm);
+  if (IsLead() && !diverged.empty()) link_.Log("warning", diverged);
   state_.train_seconds += absl::ToDoubleSeconds(duration);
   const double epoch = sampler_->EpochAt(state_.cursor);
   const bool last = report.step == state_.total_steps;

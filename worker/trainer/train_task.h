@@ -18,6 +18,7 @@
 #include "worker/trainer/checkpoint/checkpoint.h"
 #include "worker/trainer/checkpoint/job_output.h"
 #include "worker/trainer/data/dataset.h"
+#include "worker/trainer/divergence.h"
 #include "worker/trainer/loaded_model.h"
 #include "worker/trainer/metrics_file.h"
 #include "worker/trainer/optim/adamw.h"
@@ -100,6 +101,7 @@ class TrainTask {
   EvalRecord eval_;
   int64_t eval_step_ = -1;
   GatherCounts counted_;
+  DivergenceWatch divergence_;
   // Of collectives, but while one rank works for all.
   absl::Duration timeout_ = absl::Minutes(30);
 };

@@ -8,6 +8,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/trainer/divergence.h"
 #include "worker/trainer/failure.h"
 #include "worker/trainer/metrics_file.h"
 #include "worker/trainer/parallel/agreement.h"
@@ -17,6 +18,31 @@
 
 namespace qlora::trainer {
 namespace {
+
+TEST(DivergenceWatch, CollapsedOrDiverged_WarnsOnceAndNamesTheRemedy) {
+  DivergenceWatch collapsed, diverged;
+  std::vector<std::string> warnings;
+  for (int step = 1; step <= 30; ++step) {
+    for (const std::string& warning :
+         {collapsed.After(step, 6.238, step < 4 ? 2.5 : 0),
+          diverged.After(step, step < 4 ? 3 : 20, 1e3)}) {
+      if (!warning.empty()) warnings.push_back(warning);
+    }
+  }
+  ASSERT_EQ(warnings.size(), 2);
+  EXPECT_THAT(warnings[0], ::testing::StartsWith(
+                               "the gradient is 0 since step 4 (loss 6.238)"));
+  EXPECT_THAT(warnings[1], ::testing::HasSubstr("its start (3) since step 4"));
+  EXPECT_THAT(warnings[1], ::testing::HasSubstr("lower train.learning_rate"));
+}
+
+TEST(DivergenceWatch, NoisyRun_IsNoTrouble) {
+  DivergenceWatch watch;
+  for (int step = 1; step <= 100; ++step) {
+    const bool spike = step % 10 == 0;
+    EXPECT_EQ(watch.After(step, spike ? 9 : 3.0 / step, spike ? 0 : 1), "");
+  }
+}
 
 TEST(ClassifyFailure, EveryClass_HasItsExitCode) {
   const std::vector<std::pair<absl::Status, int>> cases = {

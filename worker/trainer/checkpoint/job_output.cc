@@ -93,8 +93,13 @@ std::string ModelCard(const JobOutput& output) {
                                          : "loss of the first batch's rows",
               absl::StrCat(output.eval.loss, " over ",
                            Plural(output.eval.tokens, "token")));
-  text += Row("training time", absl::FormatDuration(absl::Trunc(
-                                   output.train_time, absl::Seconds(1))));
+  // Zero would have no unit.
+  const absl::Duration unit = output.train_time < absl::Seconds(1)
+                                  ? absl::Milliseconds(1)
+                                  : absl::Seconds(1);
+  text +=
+      Row("training time", absl::FormatDuration(std::max(
+                               unit, absl::Trunc(output.train_time, unit))));
   text +=
       Row("finished", absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", output.finish_time,
                                        absl::UTCTimeZone()));

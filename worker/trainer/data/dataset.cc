@@ -136,14 +136,16 @@ Dataset::Dataset(Documents documents, int max_seq_len, bool packing,
     if (!packing) rows_.push_back({d});
   }
   if (packing) rows_ = PackFirstFit(lengths, max_seq_len);
-  for (const std::vector<int64_t>& row : rows_) {
-    int64_t length = 0;
-    for (const int64_t d : row) length += lengths[d];
-    longest_row_ = std::max(longest_row_, length);
-  }
   stats_.documents = documents_.size();
   stats_.rows = size();
   stats_.total_tokens = static_cast<int64_t>(documents_.tokens.size());
+}
+
+int64_t Dataset::memory_bytes() const {
+  // A row is an array of its own beside the allocator's header.
+  constexpr int64_t kRow = sizeof(rows_[0]) + 2 * sizeof(int64_t);
+  return stats_.total_tokens * 2 * int64_t{sizeof(int32_t)} +
+         documents_.size() * 2 * int64_t{sizeof(int64_t)} + size() * kRow;
 }
 
 Row Dataset::row(int64_t i) const {

@@ -93,14 +93,13 @@ class Dataset {
   // Row i, from 0, in file order (of a packed row: of its first document).
   Row row(int64_t i) const;
   const DatasetStats& stats() const { return stats_; }
-  // Longest row, tokens.
-  int64_t longest_row() const { return longest_row_; }
+  // What it holds, about.
+  int64_t memory_bytes() const;
 
  private:
   Documents documents_;
   // Documents of each row.
   std::vector<std::vector<int64_t>> rows_;
-  int64_t longest_row_ = 0;
   DatasetStats stats_;
 };
 
@@ -109,6 +108,9 @@ struct LoadedData {
   // Empty if the job has no evaluation data.
   Dataset eval;
 
+  int64_t memory_bytes() const {
+    return train.memory_bytes() + eval.memory_bytes();
+  }
   // The counts of records of both.
   DatasetStats records() const;
 };

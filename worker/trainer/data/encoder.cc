@@ -172,15 +172,32 @@ absl::StatusOr<EncodedRecord> RecordEncoder::Encode(const Record& record,
   }
   ASSIGN_OR_RETURN(const std::string content, StringField(value, "text"));
   EncodedRecord out;
-  ASSIGN_OR_RETURN(out.tokens, EncodePlain(content, /*first=*/true));
+  ASSIGN_OR_RETURN(out.tokens, EncodePlain("", content));
   out.labels = out.tokens;
   return out;
 }
 
 absl::StatusOr<std::vector<int32_t>> RecordEncoder::EncodePlain(
-    std::string_view text, bool first) const {
-  ASSIGN_OR_RETURN(text::Encoding encoding,
-                   text_->tokenizer->Encode(text, first));
+    std::string_view before, std::string_view text) const {
+  ASSIGN_OR_RETURN(
+      text::Encoding encoding,
+      text_->tokenizer->Encode(std::string(before).append(text),
+                               /*add_special_tokens=*/before.empty()));
+  size_t known = 0;
+  if (!before.empty()) {
+    while (known < encoding.ids.size() &&
+           encoding.starts[known] < before.size()) {
+      ++known;
+    }
+    if (known > 0 && encoding.ends[known - 1] > before.size()) {
+      // A token of both: its first part went with what is before.
+      ASSIGN_OR_RETURN(encoding, text_->tokenizer->Encode(
+                                     text, /*add_special_tokens=*/false));
+      known = 0;
+    }
+  }
+  encoding.ids.erase(encoding.ids.begin(),
+                     encoding.ids.begin() + static_cast<int64_t>(known));
   RETURN_IF_ERROR(CheckVocabulary(encoding.ids));
   return std::move(encoding.ids);
 }

@@ -50,10 +50,11 @@ class RecordEncoder {
   absl::StatusOr<EncodedRecord> Encode(const Record& record,
                                        DataFormat format) const;
 
-  // Plain text: all is trained. first: the beginning of its file, which gets
-  // the tokenizer's special tokens.
-  absl::StatusOr<std::vector<int32_t>> EncodePlain(std::string_view text,
-                                                   bool first) const;
+  // Plain text: all is trained. before: the end of what the file has before it,
+  // so that the tokens are those of the whole; empty at the beginning of the
+  // file, which gets the tokenizer's special tokens.
+  absl::StatusOr<std::vector<int32_t>> EncodePlain(std::string_view before,
+                                                   std::string_view text) const;
 
  private:
   absl::StatusOr<EncodedRecord> EncodeChat(const Json& record) const;

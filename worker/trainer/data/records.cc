@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <filesystem>
 #include <iterator>
 #include <utility>
@@ -14,9 +15,10 @@
 namespace qlora::trainer {
 namespace {
 
-constexpr size_t kPieceBytes = 4 << 20;
+// The tokenizer holds about 150 bytes for each byte of a piece.
+constexpr size_t kPieceBytes = 256 << 10;
 constexpr size_t kMaxLineBytes = 64 << 20;
-constexpr size_t kBatchBytes = 64 << 20;
+constexpr size_t kBatchBytes = 4 << 20;
 constexpr uintmax_t kMaxArrayBytes = 1 << 30;
 constexpr char kByteOrderMark[] = "\xef\xbb\xbf";
 
@@ -207,10 +209,15 @@ bool RecordReader::NextPiece(Record* record) {
   record->text.resize(kPieceBytes);
   in_.read(record->text.data(), kPieceBytes);
   record->text.resize(in_.gcount());
-  std::string rest;
-  if (in_ && ReadLine(&rest)) {
+  for (std::string rest; in_ && ReadLine(&rest);) {
     record->text += rest;
-    if (!in_.eof()) record->text += '\n';
+    if (in_.eof()) break;
+    record->text += '\n';
+    if (record->text.size() > 2 * kPieceBytes) break;
+    // Tokens may span spaces and line breaks, but hardly a single line break.
+    const size_t size = record->text.size();
+    const char last = size > 1 ? record->text[size - 2] : '\n';
+    if (!IsBlank({&last, 1}) && !std::isspace(in_.peek())) break;
   }
   line_ += std::count(record->text.begin(), record->text.end(), '\n');
   return !record->text.empty();

@@ -2,8 +2,9 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
-#include <cstring>
+#include <fstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,7 +21,7 @@ namespace {
 using nlohmann::json;
 
 // Raised when the same input gives other tokens or another file layout.
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 constexpr size_t kDigestSize = 64;
 
 absl::StatusOr<std::string> CacheKey(const std::vector<DataFile>& files,
@@ -49,64 +50,63 @@ absl::StatusOr<std::string> CacheKey(const std::vector<DataFile>& files,
 }
 
 template <typename T>
-void AppendArray(const std::vector<T>& values, std::string* out) {
-  out->append(reinterpret_cast<const char*>(values.data()),
-              values.size() * sizeof(T));
+std::string_view Bytes(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()),
+          values.size() * sizeof(T)};
 }
 
-std::string Serialize(const Tokenized& data) {
+std::string Header(const Tokenized& data) {
   const DatasetStats& stats = data.stats;
-  const std::string header =
-      json({{"offsets", data.documents.offsets.size()},
-            {"record_ends", data.record_ends.size()},
-            {"records", stats.records},
-            {"bad", stats.bad},
-            {"truncated", stats.truncated},
-            {"split", stats.split},
-            {"dropped", stats.dropped},
-            {"bad_messages", stats.bad_messages}})
-          .dump(-1, ' ', false, json::error_handler_t::replace);
-  std::string body;
-  AppendArray(std::vector<uint64_t>{header.size()}, &body);
-  body += header;
-  AppendArray(data.documents.offsets, &body);
-  AppendArray(data.record_ends, &body);
-  AppendArray(data.documents.tokens, &body);
-  AppendArray(data.documents.labels, &body);
-  return Sha256Hex(body) + body;
+  return json({{"offsets", data.documents.offsets.size()},
+               {"record_ends", data.record_ends.size()},
+               {"records", stats.records},
+               {"bad", stats.bad},
+               {"truncated", stats.truncated},
+               {"split", stats.split},
+               {"dropped", stats.dropped},
+               {"bad_messages", stats.bad_messages}})
+      .dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
-// The caller has checked the digest: the rest is what Serialize wrote.
-class Parser {
- public:
-  explicit Parser(std::string_view in) : in_(in) {}
-
-  template <typename T>
-  std::vector<T> Array(size_t size) {
-    std::vector<T> out(size);
-    const std::string_view bytes = Text(size * sizeof(T));
-    std::memcpy(out.data(), bytes.data(), bytes.size());
-    return out;
+absl::Status Store(const std::string& path, const Tokenized& data) {
+  const std::string header = Header(data);
+  const std::vector<uint64_t> header_size = {header.size()};
+  const std::array<std::string_view, 6> parts = {Bytes(header_size),
+                                                 header,
+                                                 Bytes(data.documents.offsets),
+                                                 Bytes(data.record_ends),
+                                                 Bytes(data.documents.tokens),
+                                                 Bytes(data.documents.labels)};
+  Sha256 hash;
+  for (const std::string_view part : parts) hash.Update(part);
+  ASSIGN_OR_RETURN(const std::unique_ptr<FileWriter> file,
+                   FileWriter::Create(path));
+  RETURN_IF_ERROR(file->Append(hash.HexDigest()));
+  for (const std::string_view part : parts) {
+    RETURN_IF_ERROR(file->Append(part));
   }
-  std::string_view Text(size_t size) {
-    const std::string_view out = in_.substr(0, size);
-    in_.remove_prefix(out.size());
-    return out;
-  }
+  return file->Commit().status();
+}
 
- private:
-  std::string_view in_;
-};
+template <typename T>
+std::vector<T> ReadArray(std::istream& in, size_t size) {
+  std::vector<T> out(size);
+  in.read(reinterpret_cast<char*>(out.data()),
+          static_cast<std::streamsize>(size * sizeof(T)));
+  return out;
+}
 
-Tokenized Parse(std::string_view body) {
-  Parser parser(body);
-  const json header = json::parse(parser.Text(parser.Array<uint64_t>(1)[0]));
+// The caller has checked the digest: it is what Store wrote.
+Tokenized Parse(std::istream& in) {
+  const std::vector<char> text =
+      ReadArray<char>(in, ReadArray<uint64_t>(in, 1)[0]);
+  const json header = json::parse(text);
   Tokenized out;
-  out.documents.offsets = parser.Array<int64_t>(header["offsets"]);
-  out.record_ends = parser.Array<int64_t>(header["record_ends"]);
+  out.documents.offsets = ReadArray<int64_t>(in, header["offsets"]);
+  out.record_ends = ReadArray<int64_t>(in, header["record_ends"]);
   const auto tokens = static_cast<size_t>(out.documents.offsets.back());
-  out.documents.tokens = parser.Array<int32_t>(tokens);
-  out.documents.labels = parser.Array<int32_t>(tokens);
+  out.documents.tokens = ReadArray<int32_t>(in, tokens);
+  out.documents.labels = ReadArray<int32_t>(in, tokens);
   out.stats.records = header["records"];
   out.stats.bad = header["bad"];
   out.stats.truncated = header["truncated"];
@@ -116,16 +116,31 @@ Tokenized Parse(std::string_view body) {
   return out;
 }
 
+// Of what is left of the stream.
+std::string DigestOfRest(std::istream& in) {
+  Sha256 hash;
+  std::array<char, 1 << 16> part;
+  while (in.read(part.data(), part.size()), in.gcount() > 0) {
+    hash.Update({part.data(), static_cast<size_t>(in.gcount())});
+  }
+  return hash.HexDigest();
+}
+
 // NotFound if there is no file or not the one that was written.
 absl::StatusOr<Tokenized> Load(const std::string& path) {
-  ASSIGN_OR_RETURN(const std::string content, ReadFile(path));
-  const std::string_view all = content;
-  if (all.size() < kDigestSize ||
-      Sha256Hex(all.substr(kDigestSize)) != all.substr(0, kDigestSize)) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return absl::NotFoundError(path);
+  std::string digest(kDigestSize, '\0');
+  in.read(digest.data(), kDigestSize);
+  if (DigestOfRest(in) != digest) {
     LogWarning("token cache is damaged and is made anew", {{"path", path}});
     return absl::NotFoundError(path);
   }
-  return Parse(all.substr(kDigestSize));
+  in.clear();
+  in.seekg(kDigestSize);
+  Tokenized data = Parse(in);
+  if (!in) return absl::NotFoundError(path);
+  return data;
 }
 
 // Held while one process of the node tokenizes; the kernel lets go of it when
@@ -163,8 +178,7 @@ absl::StatusOr<Tokenized> TokenizeCached(const std::vector<DataFile>& files,
   absl::StatusOr<Tokenized> cached = Load(path);
   if (cached.ok()) return cached;
   ASSIGN_OR_RETURN(Tokenized data, Tokenize(files, options, text));
-  const absl::Status written =
-      made.ok() ? WriteFileAtomically(path, Serialize(data)) : made;
+  const absl::Status written = made.ok() ? Store(path, data) : made;
   if (!written.ok()) {
     LogWarning("token cache cannot be written", {{"error", written}});
   }

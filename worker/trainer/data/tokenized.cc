@@ -19,6 +19,9 @@ namespace qlora::trainer {
 namespace {
 
 constexpr int kRecordsAtOnce = 4096;
+// A piece of plain text is tokenized behind the line before it, if that is not
+// longer.
+constexpr size_t kMaxLineBefore = 4096;
 constexpr size_t kMessagesKept = 5;
 constexpr size_t kMaxMessage = 600;
 
@@ -45,6 +48,13 @@ void ParallelFor(size_t size, int threads,
   work();
 }
 
+// With its line break.
+std::string LastLine(std::string_view text) {
+  const std::string_view body = text.substr(0, text.size() - 1);
+  const std::string_view line = text.substr(body.rfind('\n') + 1);
+  return line.size() > kMaxLineBefore ? "\n" : std::string(line);
+}
+
 class Tokenizing {
  public:
   Tokenizing(const DataOptions& options, const text::ModelText* text)
@@ -57,7 +67,7 @@ class Tokenizing {
  private:
   absl::Status AddRecord(const Record& record,
                          const absl::StatusOr<EncodedRecord>& encoded);
-  absl::Status AddPiece(const Record& record, bool first);
+  absl::Status AddPiece(const Record& record);
   void AddWindow(const int32_t* tokens, int64_t length);
   // Appends the record's documents; false if none has a trained token.
   bool AddDocuments(const EncodedRecord& record);
@@ -74,6 +84,8 @@ class Tokenizing {
   std::vector<std::string> nothing_;
   // Tokens of plain text behind the last whole window.
   std::vector<int32_t> rest_;
+  // The last line of the plain text so far; empty at the beginning of a file.
+  std::string line_before_;
 };
 
 absl::Status Tokenizing::AddFile(const DataFile& file) {
@@ -81,12 +93,13 @@ absl::Status Tokenizing::AddFile(const DataFile& file) {
   const int64_t documents = out_.documents.size();
   ASSIGN_OR_RETURN(const std::unique_ptr<RecordReader> reader,
                    RecordReader::Open(file));
-  for (bool first = true;; first = false) {
+  line_before_.clear();
+  for (;;) {
     ASSIGN_OR_RETURN(const std::vector<Record> records,
                      reader->Next(kRecordsAtOnce));
     if (records.empty()) break;
     if (records[0].plain) {
-      RETURN_IF_ERROR(AddPiece(records[0], first));
+      RETURN_IF_ERROR(AddPiece(records[0]));
       continue;
     }
     std::vector<std::optional<absl::StatusOr<EncodedRecord>>> encoded(
@@ -135,9 +148,10 @@ std::string Tokenizing::WhyNothing(const DataFile& file,
   return text;
 }
 
-absl::Status Tokenizing::AddPiece(const Record& record, bool first) {
+absl::Status Tokenizing::AddPiece(const Record& record) {
   const absl::StatusOr<std::vector<int32_t>> ids =
-      encoder_.EncodePlain(record.text, first);
+      encoder_.EncodePlain(line_before_, record.text);
+  line_before_ = ids.ok() ? LastLine(record.text) : "\n";
   if (!ids.ok()) {
     ++out_.stats.records;
     return Refuse(record.where, ids.status());

@@ -1,4 +1,5 @@
 // Real datasets with real tokenizers.
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 
@@ -103,6 +104,14 @@ void ExpectAnswersAreTrained(std::string_view chat_template,
   }
 }
 
+int64_t LongestRow(const Dataset& data) {
+  size_t longest = 0;
+  for (int64_t i = 0; i < data.size(); ++i) {
+    longest = std::max(longest, data.row(i).tokens.size());
+  }
+  return static_cast<int64_t>(longest);
+}
+
 TEST(RealData, ChatMessages_TrainedTokensAreTheAnswers) {
   SKIP_WITHOUT_SHARED_DATA();
   // Qwen's own template, which has no generation blocks.
@@ -121,7 +130,7 @@ TEST(RealData, ChatMessages_PackedAndUnpacked_HoldTheSameDocuments) {
   EXPECT_EQ(plain.stats().trained_tokens, packed.stats().trained_tokens);
   EXPECT_EQ(plain.stats().total_tokens, packed.stats().total_tokens);
   EXPECT_EQ(plain.stats().documents, packed.stats().documents);
-  EXPECT_LE(packed.longest_row(), 1024);
+  EXPECT_LE(LongestRow(packed), 1024);
   const double used = static_cast<double>(packed.stats().total_tokens) /
                       (1024.0 * packed.size());
   EXPECT_GT(used, 0.97);
@@ -179,7 +188,7 @@ TEST(RealData, Gsm8k_AsPromptAndCompletion_TrainsTheAnswer) {
   EXPECT_EQ(cut.stats().records, 1319);
   EXPECT_EQ(cut.stats().bad + cut.size(), 1319);
   EXPECT_GT(cut.stats().truncated, 0);
-  EXPECT_EQ(cut.longest_row(), 256);
+  EXPECT_EQ(LongestRow(cut), 256);
   std::filesystem::remove(path);
 }
 
@@ -207,6 +216,30 @@ TEST(RealData, TinyShakespeare_WindowsAreTheTextInOrder) {
   EXPECT_TRUE(std::equal(ids.begin(), ids.end() - 8, all.begin()));
 }
 
+// It is read in several pieces.
+TEST(RealData, PlainText_HasTheTokensOfTheWholeText) {
+  SKIP_WITHOUT_SHARED_DATA();
+  const std::string path = SharedData() + "/datasets/tiny_shakespeare.txt";
+  for (const char* tokenizer :
+       {"models/stories260K", "tokenizers/gpt2", "tokenizers/qwen2"}) {
+    const text::ModelText text = LoadText(tokenizer);
+    DataOptions options =
+        Options("tiny_shakespeare.txt", DataFormat::kText, text);
+    options.max_seq_len = 1024;
+    options.packing = false;
+    const Dataset data = Load(options, text);
+    std::vector<int32_t> all;
+    for (int64_t i = 0; i < data.size(); ++i) {
+      const Row row = data.row(i);
+      all.insert(all.end(), row.tokens.begin(), row.tokens.end());
+    }
+    const auto whole =
+        text.tokenizer->Encode(*ReadFile(path), /*add_special_tokens=*/true);
+    ASSERT_TRUE(whole.ok());
+    EXPECT_EQ(all, whole->ids) << tokenizer;
+  }
+}
+
 TEST(RealData, C4AndWiki_TextRecordsAndLongLines) {
   SKIP_WITHOUT_SHARED_DATA();
   const text::ModelText text = LoadText("tokenizers/gpt2");
@@ -221,7 +254,7 @@ TEST(RealData, C4AndWiki_TextRecordsAndLongLines) {
   options.train[0].name = "wiki_demo.txt";
   options.train[0].path = SharedData() + "/datasets/wiki_demo.txt";
   const Dataset wiki = Load(options, text);
-  EXPECT_EQ(wiki.longest_row(), 512);
+  EXPECT_EQ(LongestRow(wiki), 512);
 }
 
 TEST(RealData, WrongFormat_SaysWhatTheRecordHas) {

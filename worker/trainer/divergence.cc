@@ -1,0 +1,38 @@
+#include "worker/trainer/divergence.h"
+
+#include "absl/strings/str_format.h"
+
+namespace qlora::trainer {
+namespace {
+
+constexpr int kSteps = 5;
+constexpr char kRemedy[] =
+    "; the result will be of no use: cancel the job and submit it with a lower "
+    "train.learning_rate, and with train.max_grad_norm 1 if that is 0";
+
+}  // namespace
+
+std::string DivergenceWatch::After(int64_t step, double loss,
+                                   double grad_norm) {
+  if (warned_) return "";
+  without_gradient_ = grad_norm == 0 ? without_gradient_ + 1 : 0;
+  // Twice the loss of a model that has learned is an unlucky batch yet.
+  far_above_ = started_ > 0 && loss > 2 * start_loss_ + 1 ? far_above_ + 1 : 0;
+  if (started_ < kSteps && far_above_ == 0) {
+    start_loss_ += (loss - start_loss_) / ++started_;
+  }
+  warned_ = without_gradient_ == kSteps || far_above_ == kSteps;
+  if (!warned_) return "";
+  const int64_t since = step - kSteps + 1;
+  return without_gradient_ == kSteps
+             ? absl::StrFormat(
+                   "the gradient is 0 since step %d (loss %.4g): the model has "
+                   "collapsed and learns nothing%s",
+                   since, loss, kRemedy)
+             : absl::StrFormat(
+                   "the training diverges: the loss is far above its start "
+                   "(%.4g) since step %d, now %.4g%s",
+                   start_loss_, since, loss, kRemedy);
+}
+
+}  // namespace qlora::trainer
