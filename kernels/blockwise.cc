@@ -1,4 +1,4 @@
-#include "kernels/blockwise.h"
+#include "kernels/nf4.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -115,7 +115,7 @@ Nf4Result QuantizeNf4(const float* x, const BlockwiseShape& shape,
 
 Nf4Result DequantizeNf4(const uint8_t* codes, const ScalesView& scales,
                         int64_t rows, int64_t columns, int block_size,
-                        int64_t row_begin, int64_t row_end, FloatType type,
+                        int64_t row_begin, int64_t row_end, Dtype type,
                         void* out, int64_t leading_dimension,
                         const ParallelFor& parallel_for) {
   const bool nested = scales.absmax == nullptr;
@@ -126,7 +126,7 @@ Nf4Result DequantizeNf4(const uint8_t* codes, const ScalesView& scales,
        (scales.absmax_codes == nullptr || scales.absmax_scale == nullptr))) {
     return Nf4Result::kInvalidArgument;
   }
-  const int64_t element = type == FloatType::kFloat32 ? 4 : 2;
+  const int64_t element = type == Dtype::kFloat32 ? 4 : 2;
   const bool stream = (row_end - row_begin) * columns * element >= kStreamBytes;
   const int64_t grain = std::max<int64_t>(1, 16384 / columns);
   parallel_for(row_end - row_begin, grain, [&](int64_t begin, int64_t end) {

@@ -1,58 +1,83 @@
-// Blockwise 4-bit quantization: the public entry points of the kernel library.
-// Raw pointers in, no allocation, no threads of its own: the caller passes a
-// ParallelFor. Functions are re-entrant.
+// Quantization: 4-bit blocks (NF4, FP4), 8-bit rows (LLM.int8), 8-bit blocks of
+// the dynamic map (optimizer moments). The formats are in quant_format.h.
 //
 // Defined for every input, as bitsandbytes on CUDA: NaN elements do not count
-// for absmax and get code 0, a block whose absmax is 0 gets code 0 throughout,
-// infinities give an infinite scale.
+// for a scale and get code 0, a block whose scale is 0 gets code 0 throughout
+// (4-bit) or the code of 0 (8-bit), infinities give an infinite scale. Every
+// backend gives the same bytes.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <functional>
 
 #include "kernels/quant_format.h"
+#include "kernels/types.h"
 
 namespace qlora::kernels {
 
-// Calls body(begin, end) over disjoint ranges that cover [0, n), each a
-// multiple of `grain` long but the last, possibly on several threads, and
-// returns when all are done.
-using ParallelFor = std::function<void(
-    int64_t n, int64_t grain,
-    const std::function<void(int64_t begin, int64_t end)>& body)>;
-
-// Runs everything on the calling thread.
-void SerialFor(int64_t n, int64_t grain,
-               const std::function<void(int64_t, int64_t)>& body);
-
-enum class FloatType { kFloat32, kBfloat16, kFloat16 };
-
-enum class Nf4Result {
-  kOk,
-  // block_size not a power of two in [32, 4096], a null pointer, or a range
-  // outside the tensor.
-  kInvalidArgument,
+// Quantizes a flattened tensor. What is written does not depend on Launch: the
+// mean behind `offset` is summed in a fixed order.
+struct Quantize {
+  FourBitType type = FourBitType::kNf4;
+  // num_elements values, float32, bfloat16 or float16.
+  const void* x = nullptr;
+  Dtype dtype = Dtype::kFloat32;
+  // block_size: a power of two in [32, 4096].
+  BlockwiseShape shape;
+  uint8_t* codes = nullptr;
+  // Nested scales need workspace.
+  MutableScales scales;
 };
 
-// Bytes of scratch that QuantizeNf4 needs (the plain absmax of nested scales).
-size_t QuantizeNf4WorkspaceBytes(const BlockwiseShape& shape, bool nested);
-
-// Quantizes x[n] (float32). What is written does not depend on parallel_for:
-// the mean behind `offset` is summed in a fixed order.
-Nf4Result QuantizeNf4(const float* x, const BlockwiseShape& shape,
-                      uint8_t* codes, const MutableScales& scales,
-                      void* workspace, const ParallelFor& parallel_for);
-
-// Dequantizes rows [row_begin, row_end) of a row-major [rows, columns] tensor
-// into `out` with `leading_dimension` elements from row to row (row row_begin
-// goes to out). value = table[code] * absmax in float32, then rounded once to
-// `type`. With nested scales absmax = map[q] * absmax_scale (rounded) + offset
+// Rows [row_begin, row_begin + out.rows) of a row-major [rows, out.columns]
+// tensor. value = table[code] * absmax in float32, then rounded once to out's
+// type. With nested scales absmax = map[q] * absmax_scale (rounded) + offset
 // (rounded), without fused multiply-add.
-Nf4Result DequantizeNf4(const uint8_t* codes, const ScalesView& scales,
-                        int64_t rows, int64_t columns, int block_size,
-                        int64_t row_begin, int64_t row_end, FloatType type,
-                        void* out, int64_t leading_dimension,
-                        const ParallelFor& parallel_for);
+struct Dequantize {
+  FourBitType type = FourBitType::kNf4;
+  const uint8_t* codes = nullptr;
+  ScalesView scales;
+  int64_t rows = 0;
+  int block_size = 64;
+  int64_t row_begin = 0;
+  View out;
+};
+
+// LLM.int8: x rounded to float16 first; scale[r] = max |x[r]|, code = x * (127
+// / scale) rounded to nearest even.
+struct QuantizeInt8Rows {
+  View x;
+  // [rows, columns], dense.
+  int8_t* codes = nullptr;
+  // [rows].
+  float* scale = nullptr;
+};
+
+// out = code * scale[r] * (1 / 127), products in this order.
+struct DequantizeInt8Rows {
+  const int8_t* codes = nullptr;
+  const float* scale = nullptr;
+  View out;
+};
+
+// Blocks of `block_size` (a power of two in [64, 4096]) elements: scale = max
+// |x|, code = the nearest value of the map to x / scale (as x * (1 / scale));
+// on a midpoint the value where the halving search ended.
+struct QuantizeDynamic {
+  DynamicMap map = DynamicMap::kSigned;
+  const float* x = nullptr;
+  BlockwiseShape shape;
+  uint8_t* codes = nullptr;
+  // [num_blocks].
+  float* scale = nullptr;
+};
+
+// out[i] = map[code] * scale.
+struct DequantizeDynamic {
+  DynamicMap map = DynamicMap::kSigned;
+  const uint8_t* codes = nullptr;
+  const float* scale = nullptr;
+  BlockwiseShape shape;
+  float* out = nullptr;
+};
 
 }  // namespace qlora::kernels

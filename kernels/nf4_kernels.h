@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kernels/blockwise.h"
+#include "kernels/nf4.h"
 
 namespace qlora::kernels {
 
@@ -14,7 +14,7 @@ struct Nf4Kernels {
   // Elements [begin, end) of the flattened tensor into out, as `type`.
   // `stream`: the result is larger than the caches, write around them.
   void (*expand)(const uint8_t* codes, const ScalesView& scales, int block_size,
-                 int64_t begin, int64_t end, FloatType type, void* out,
+                 int64_t begin, int64_t end, Dtype type, void* out,
                  bool stream);
   // One block of n elements: its codes; returns its absmax.
   float (*quantize_block)(const float* x, int64_t n, uint8_t* codes);

@@ -22,6 +22,11 @@ namespace qlora::kernels {
 
 inline constexpr int kNestedBlockSize = 256;
 
+enum class FourBitType { kNf4, kFp4 };
+
+// The signed and the unsigned map of bitsandbytes (create_dynamic_map).
+enum class DynamicMap { kSigned, kUnsigned };
+
 // NF4 values by code.
 extern const std::array<float, 16> kNf4Values;
 // kNf4Thresholds[i] separates codes i and i + 1; a value on it takes code i.

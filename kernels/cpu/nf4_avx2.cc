@@ -31,7 +31,7 @@ struct ScaledValues {
 struct FloatTable {
   using Element = float;
   ScaledValues values;
-  FloatTable(float scale, FloatType /*type*/) : values(scale) {}
+  FloatTable(float scale, Dtype /*type*/) : values(scale) {}
   __m256 Lookup(__m128i codes) const {
     const __m256i index = _mm256_cvtepu8_epi32(codes);
     // Bit 3 of the code chooses the half: it becomes the sign for the blend.
@@ -75,9 +75,9 @@ __m256i ToFloat16(__m256 values) {
 struct HalfTable {
   using Element = uint16_t;
   __m128i low_bytes, high_bytes;  // of the sixteen values
-  HalfTable(float scale, FloatType type) {
+  HalfTable(float scale, Dtype type) {
     const ScaledValues values(scale);
-    const bool bfloat = type == FloatType::kBfloat16;
+    const bool bfloat = type == Dtype::kBfloat16;
     alignas(32) uint32_t wide[16];
     _mm256_store_si256(reinterpret_cast<__m256i*>(wide),
                        bfloat ? ToBfloat16(values.low) : ToFloat16(values.low));
@@ -121,7 +121,7 @@ void ExpandSlowly(const Table& table, const uint8_t* codes, int64_t begin,
 
 template <typename Table>
 void ExpandRange(const uint8_t* codes, const ScalesView& scales, int block_size,
-                 int64_t begin, int64_t end, FloatType type,
+                 int64_t begin, int64_t end, Dtype type,
                  typename Table::Element* out) {
   while (begin < end) {
     const int64_t block = begin / block_size;
@@ -139,9 +139,9 @@ void ExpandRange(const uint8_t* codes, const ScalesView& scales, int block_size,
 }
 
 void Expand(const uint8_t* codes, const ScalesView& scales, int block_size,
-            int64_t begin, int64_t end, FloatType type, void* out,
+            int64_t begin, int64_t end, Dtype type, void* out,
             bool /*stream*/) {
-  if (type == FloatType::kFloat32) {
+  if (type == Dtype::kFloat32) {
     ExpandRange<FloatTable>(codes, scales, block_size, begin, end, type,
                             static_cast<float*>(out));
   } else {

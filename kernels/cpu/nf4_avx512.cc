@@ -45,7 +45,7 @@ struct FloatTable {
   static constexpr int kStep = 16;
   using Element = float;
   __m512 values;
-  explicit FloatTable(float scale, FloatType /*type*/)
+  explicit FloatTable(float scale, Dtype /*type*/)
       : values(ScaledTable(scale)) {}
   // Sixteen elements from eight bytes. The permutation reads the low four bits
   // of each index, so the upper nibble of `bytes` does no harm there.
@@ -64,8 +64,8 @@ struct HalfTable {
   // The sixteen values twice: the permutation reads five bits of each index,
   // and the fifth belongs to the neighbour.
   __m512i values;
-  HalfTable(float scale, FloatType type)
-      : values(_mm512_broadcast_i64x4(type == FloatType::kBfloat16
+  HalfTable(float scale, Dtype type)
+      : values(_mm512_broadcast_i64x4(type == Dtype::kBfloat16
                                           ? ToBfloat16(ScaledTable(scale))
                                           : ToFloat16(ScaledTable(scale)))) {}
   __m512i Expand(const uint8_t* codes) const {
@@ -105,7 +105,7 @@ void ExpandSlowly(const Table& table, const uint8_t* codes, int64_t begin,
 
 template <typename Table, bool kStream>
 void ExpandRange(const uint8_t* codes, const ScalesView& scales, int block_size,
-                 int64_t begin, int64_t end, FloatType type,
+                 int64_t begin, int64_t end, Dtype type,
                  typename Table::Element* out) {
   constexpr int kStep = Table::kStep;
   while (begin < end) {
@@ -125,8 +125,7 @@ void ExpandRange(const uint8_t* codes, const ScalesView& scales, int block_size,
 
 template <typename Table>
 void ExpandAny(const uint8_t* codes, const ScalesView& scales, int block_size,
-               int64_t begin, int64_t end, FloatType type, void* out,
-               bool stream) {
+               int64_t begin, int64_t end, Dtype type, void* out, bool stream) {
   auto* elements = static_cast<typename Table::Element*>(out);
   // Every store of a range that starts at a step's multiple and at a full line
   // is a full line.
@@ -142,9 +141,8 @@ void ExpandAny(const uint8_t* codes, const ScalesView& scales, int block_size,
 }
 
 void Expand(const uint8_t* codes, const ScalesView& scales, int block_size,
-            int64_t begin, int64_t end, FloatType type, void* out,
-            bool stream) {
-  if (type == FloatType::kFloat32) {
+            int64_t begin, int64_t end, Dtype type, void* out, bool stream) {
+  if (type == Dtype::kFloat32) {
     ExpandAny<FloatTable>(codes, scales, block_size, begin, end, type, out,
                           stream);
   } else {

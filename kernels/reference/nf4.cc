@@ -101,11 +101,11 @@ uint16_t ToFloat16(float value) {
 }
 
 template <typename T>
-T Round(float value, FloatType type) {
+T Round(float value, Dtype type) {
   if constexpr (sizeof(T) == 4)
     return value;
   else
-    return type == FloatType::kBfloat16 ? ToBfloat16(value) : ToFloat16(value);
+    return type == Dtype::kBfloat16 ? ToBfloat16(value) : ToFloat16(value);
 }
 
 // Elements [begin, end) of one block; table has its sixteen values.
@@ -124,7 +124,7 @@ void ExpandBlock(const uint8_t* codes, int64_t begin, int64_t end,
 
 template <typename T>
 void ExpandRange(const uint8_t* codes, const ScalesView& scales, int block_size,
-                 int64_t begin, int64_t end, FloatType type, T* out) {
+                 int64_t begin, int64_t end, Dtype type, T* out) {
   while (begin < end) {
     const int64_t block = begin / block_size;
     const int64_t stop = std::min(end, (block + 1) * block_size);
@@ -140,9 +140,9 @@ void ExpandRange(const uint8_t* codes, const ScalesView& scales, int block_size,
 }
 
 void Expand(const uint8_t* codes, const ScalesView& scales, int block_size,
-            int64_t begin, int64_t end, FloatType type, void* out,
+            int64_t begin, int64_t end, Dtype type, void* out,
             bool /*stream*/) {
-  if (type == FloatType::kFloat32) {
+  if (type == Dtype::kFloat32) {
     ExpandRange(codes, scales, block_size, begin, end, type,
                 static_cast<float*>(out));
   } else {

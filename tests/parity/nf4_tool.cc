@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "kernels/blockwise.h"
+#include "kernels/nf4.h"
 
 namespace qlora::kernels {
 namespace {
@@ -81,7 +81,7 @@ bool Dequantize(const BlockwiseShape& shape, bool nested) {
   }
   std::vector<float> x(shape.num_elements);
   return DequantizeNf4(state.codes.data(), scales, 1, shape.num_elements,
-                       shape.block_size, 0, 1, FloatType::kFloat32, x.data(),
+                       shape.block_size, 0, 1, Dtype::kFloat32, x.data(),
                        shape.num_elements, SerialFor) == Nf4Result::kOk &&
          Write(x);
 }

@@ -96,9 +96,9 @@ TEST_P(Nf4BackendTest, QuantizesScalesAsTheReference) {
 // Elements [begin, end) at `shift` elements into a buffer of canaries.
 std::vector<uint8_t> Expand(const Nf4Kernels& kernels, const Blocks& blocks,
                             const ScalesView& scales, int block_size,
-                            int64_t begin, int64_t end, FloatType type,
+                            int64_t begin, int64_t end, Dtype type,
                             int64_t shift, bool stream) {
-  const int64_t size = type == FloatType::kFloat32 ? 4 : 2;
+  const int64_t size = type == Dtype::kFloat32 ? 4 : 2;
   std::vector<uint8_t> buffer((end - begin + 48) * size + 64, 0xa5);
   const auto misaligned = reinterpret_cast<uintptr_t>(buffer.data()) % 64;
   uint8_t* out = buffer.data() + (64 - misaligned) % 64;
@@ -127,8 +127,8 @@ TEST_P(Nf4BackendTest, ExpandsAsTheReference) {
     const int64_t end = begin + random.Below(n - begin + 1);
     const int64_t shift = random.Below(2) * random.Below(32);
     const bool stream = random.Below(2) == 0;
-    for (const FloatType type :
-         {FloatType::kFloat32, FloatType::kBfloat16, FloatType::kFloat16}) {
+    for (const Dtype type :
+         {Dtype::kFloat32, Dtype::kBfloat16, Dtype::kFloat16}) {
       ASSERT_EQ(Expand(*GetParam(), blocks, scales, shape.block_size, begin,
                        end, type, shift, stream),
                 Expand(kNf4Reference, blocks, scales, shape.block_size, begin,

@@ -1,3 +1,5 @@
+#include "kernels/nf4.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,8 +10,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-
-#include "kernels/blockwise.h"
 
 namespace qlora::kernels {
 namespace {
@@ -68,10 +68,10 @@ Quantized Quantize(const std::vector<float>& x, int block_size, bool nested,
 std::vector<float> Dequantize(const Quantized& q, int64_t rows,
                               int64_t columns) {
   std::vector<float> out(rows * columns);
-  EXPECT_EQ(DequantizeNf4(q.codes.data(), q.view(), rows, columns,
-                          q.shape.block_size, 0, rows, FloatType::kFloat32,
-                          out.data(), columns, SerialFor),
-            Nf4Result::kOk);
+  EXPECT_EQ(
+      DequantizeNf4(q.codes.data(), q.view(), rows, columns, q.shape.block_size,
+                    0, rows, Dtype::kFloat32, out.data(), columns, SerialFor),
+      Nf4Result::kOk);
   return out;
 }
 
@@ -232,7 +232,7 @@ TEST(QuantizeNf4, RejectsBadArguments) {
       QuantizeNf4(x.data(), {64, 64}, codes.data(), {}, nullptr, SerialFor),
       Nf4Result::kInvalidArgument);
   EXPECT_EQ(DequantizeNf4(codes.data(), {.absmax = absmax.data()}, 2, 32, 64, 1,
-                          3, FloatType::kFloat32, x.data(), 32, SerialFor),
+                          3, Dtype::kFloat32, x.data(), 32, SerialFor),
             Nf4Result::kInvalidArgument);
 }
 
@@ -267,10 +267,9 @@ TEST(DequantizeNf4, SubRangeWithLeadingDimension) {
   for (const ParallelFor& parallel_for :
        {ParallelFor(SerialFor), ParallelFor(ThreadedFor)}) {
     std::vector<float> out(5 * stride, -7.0f);
-    ASSERT_EQ(
-        DequantizeNf4(q.codes.data(), q.view(), rows, columns, 32, 4, 9,
-                      FloatType::kFloat32, out.data(), stride, parallel_for),
-        Nf4Result::kOk);
+    ASSERT_EQ(DequantizeNf4(q.codes.data(), q.view(), rows, columns, 32, 4, 9,
+                            Dtype::kFloat32, out.data(), stride, parallel_for),
+              Nf4Result::kOk);
     for (int64_t r = 0; r < 5; ++r) {
       for (int64_t c = 0; c < stride; ++c) {
         const float wanted = c < columns ? whole[(r + 4) * columns + c] : -7.0f;
@@ -296,10 +295,10 @@ TEST(DequantizeNf4, RoundsOnceToTheNarrowTypes) {
   const Quantized q = Quantize(x, 64, false);
   const std::vector<float> exact = Dequantize(q, 10, 64);
   std::vector<uint16_t> bf16(640), fp16(640);
-  DequantizeNf4(q.codes.data(), q.view(), 10, 64, 64, 0, 10,
-                FloatType::kBfloat16, bf16.data(), 64, SerialFor);
-  DequantizeNf4(q.codes.data(), q.view(), 10, 64, 64, 0, 10,
-                FloatType::kFloat16, fp16.data(), 64, SerialFor);
+  DequantizeNf4(q.codes.data(), q.view(), 10, 64, 64, 0, 10, Dtype::kBfloat16,
+                bf16.data(), 64, SerialFor);
+  DequantizeNf4(q.codes.data(), q.view(), 10, 64, 64, 0, 10, Dtype::kFloat16,
+                fp16.data(), 64, SerialFor);
   for (int i = 0; i < 640; ++i) {
     const float as_bf16 = std::bit_cast<float>(uint32_t{bf16[i]} << 16);
     EXPECT_LE(std::fabs(as_bf16 - exact[i]), std::fabs(exact[i]) * 0x1p-8f);

@@ -10,6 +10,7 @@
 #include "common/base/files.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/nf4.h"
 #include "tests/unit/trainer/test_model.h"
 
 namespace qlora::trainer {
@@ -143,7 +144,7 @@ TEST_F(ShardedBlockSourceTest, Nf4Values_AreWhatNf4GivesBack) {
       expected.resize(w.out_features * w.in_features);
       kernels::DequantizeNf4(static_cast<const uint8_t*>(w.data), w.scales,
                              w.out_features, w.in_features, w.block_size, 0,
-                             w.out_features, kernels::FloatType::kFloat32,
+                             w.out_features, kernels::Dtype::kFloat32,
                              expected.data(), w.in_features,
                              kernels::SerialFor);
     });

@@ -2,19 +2,14 @@
 
 #include <cmath>
 
+#include "kernels/cpu/simd/kernels.h"
 #include "worker/trainer/ops/parallel.h"
-#include "worker/trainer/ops/simd/kernels.h"
 
 namespace qlora::trainer {
 
-// As Scratch in simd/attention.inc cuts it.
-int64_t AttentionScratchFloats(int64_t keys, int dim) {
-  const int64_t padded = (dim + 15) / 16 * 16;
-  const int64_t rows =
-      (keys + kAttentionTile - 1) / kAttentionTile * kAttentionTile;
-  return (5 * rows + 3 * kAttentionTile) * padded +
-         2 * kAttentionTile * (kAttentionTile + 1);
-}
+using kernels::AttentionScratchFloats;
+using kernels::AttentionTask;
+using kernels::Simd;
 
 int64_t AttentionScratchBytes(const AttentionShape& shape, int64_t max_keys,
                               int threads) {

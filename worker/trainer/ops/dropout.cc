@@ -3,10 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/cpu/simd/kernels.h"
 #include "worker/trainer/ops/parallel.h"
-#include "worker/trainer/ops/simd/kernels.h"
 
 namespace qlora::trainer {
+
+using kernels::DropoutRow;
+using kernels::Simd;
 
 uint64_t MixKeys(uint64_t a, uint64_t b) {
   uint64_t z = a + 0x9e3779b97f4a7c15u * (b + 1);

@@ -1,6 +1,6 @@
 #include "worker/trainer/ops/linear.h"
 
-#include "kernels/blockwise.h"
+#include "kernels/nf4.h"
 #include "worker/trainer/ops/dropout.h"
 #include "worker/trainer/ops/gemm.h"
 #include "worker/trainer/ops/parallel.h"
@@ -90,11 +90,9 @@ View MaterializeRows(const LinearWeight& weight, int64_t row_begin,
   const int64_t columns = weight.in_features;
   const View out = MakeView(buffer, dtype, rows, columns);
   if (weight.format == WeightFormat::kNf4) {
-    const auto type = dtype == Dtype::kFloat32 ? kernels::FloatType::kFloat32
-                                               : kernels::FloatType::kBfloat16;
     kernels::DequantizeNf4(static_cast<const uint8_t*>(weight.data),
                            weight.scales, weight.out_features, columns,
-                           weight.block_size, row_begin, row_end, type, buffer,
+                           weight.block_size, row_begin, row_end, dtype, buffer,
                            columns, KernelParallelFor());
     return out;
   }

@@ -3,14 +3,16 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/simd/kernels.h"
 #include "worker/trainer/data/batch.h"
 #include "worker/trainer/ops/gemm.h"
 #include "worker/trainer/ops/linear.h"
 #include "worker/trainer/ops/parallel.h"
 #include "worker/trainer/ops/rows.h"
-#include "worker/trainer/ops/simd/kernels.h"
 
 namespace qlora::trainer {
+
+using kernels::Simd;
 namespace {
 
 // Rows of the head that are multiplied at once: all where it can be used as it

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "absl/functional/function_ref.h"
-#include "kernels/blockwise.h"
+#include "kernels/types.h"
 
 namespace qlora::trainer {
 

@@ -4,10 +4,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "kernels/cpu/simd/kernels.h"
 #include "worker/trainer/ops/parallel.h"
-#include "worker/trainer/ops/simd/kernels.h"
 
 namespace qlora::trainer {
+
+using kernels::Simd;
 namespace {
 
 // Enough elements that handing a range to a thread pays.

@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "kernels/blockwise.h"
+#include "kernels/types.h"
 
 namespace qlora::trainer {
 

@@ -15,7 +15,7 @@
 #include "absl/status/statusor.h"
 #include "common/formats/safetensors.h"
 #include "common/spec/model_description.h"
-#include "kernels/blockwise.h"
+#include "kernels/types.h"
 #include "worker/trainer/model/weights.h"
 #include "worker/trainer/parallel/aligned_buffer.h"
 #include "worker/trainer/parallel/communicator.h"

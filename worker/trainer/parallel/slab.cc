@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "kernels/nf4.h"
 
 namespace qlora::trainer {
 namespace {
@@ -139,8 +140,8 @@ absl::Status RoundToNf4(const SlabTensor& tensor, const SlabOptions& options,
   const LinearWeight w = ViewTensor(layout, layout.tensors[0], packed.data());
   kernels::DequantizeNf4(packed.data(), w.scales, w.out_features, w.in_features,
                          w.block_size, 0, w.out_features,
-                         kernels::FloatType::kFloat32, values.data(),
-                         w.in_features, parallel_for);
+                         kernels::Dtype::kFloat32, values.data(), w.in_features,
+                         parallel_for);
   return absl::OkStatus();
 }
 

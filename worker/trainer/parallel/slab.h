@@ -20,7 +20,7 @@
 #include "absl/status/status.h"
 #include "common/formats/safetensors.h"
 #include "common/spec/model_description.h"
-#include "kernels/blockwise.h"
+#include "kernels/types.h"
 #include "worker/trainer/model/weights.h"
 
 namespace qlora::trainer {

@@ -1,6 +1,7 @@
 // The whole model against autograd in float64.
 #include <torch/csrc/autograd/autograd.h>
 
+#include "kernels/nf4.h"
 #include "tests/unit/trainer/model/autograd_model.h"
 #include "tests/unit/trainer/model/model_fixture.h"
 
@@ -163,7 +164,7 @@ TEST(ModelGradient, QuantizedEqualsItsDenseImage) {
         kernels::DequantizeNf4(
             static_cast<const uint8_t*>(all[i].data), all[i].scales,
             all[i].out_features, all[i].in_features, all[i].block_size, 0,
-            all[i].out_features, kernels::FloatType::kFloat32, t.values.data(),
+            all[i].out_features, kernels::Dtype::kFloat32, t.values.data(),
             all[i].in_features, kernels::SerialFor);
       }
     }

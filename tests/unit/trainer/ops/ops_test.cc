@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels/blockwise.h"
+#include "kernels/nf4.h"
 #include "worker/trainer/data/batch.h"
 #include "worker/trainer/ops/attention.h"
 #include "worker/trainer/ops/dropout.h"
@@ -286,7 +286,7 @@ TEST_F(OpsTest, QuantizedLinearUsesTheDequantizedWeight) {
       MaterializeRows(weight, 5, 20, Dtype::kFloat32, buffer.data_ptr());
   EXPECT_EQ(part.rows, 15);
   ASSERT_EQ(kernels::DequantizeNf4(codes.data(), weight.scales, out, in, 64, 0,
-                                   out, kernels::FloatType::kFloat32,
+                                   out, kernels::Dtype::kFloat32,
                                    image.data_ptr(), in, kernels::SerialFor),
             kernels::Nf4Result::kOk);
   EXPECT_TRUE(buffer.slice(0, 0, 15).equal(image.slice(0, 5, 20)));

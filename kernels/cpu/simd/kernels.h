@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <span>
 
-#include "worker/trainer/ops/view.h"
+#include "kernels/types.h"
 
-namespace qlora::trainer {
+namespace qlora::kernels {
 
 // Rows of queries and keys that are handled together.
 inline constexpr int64_t kAttentionTile = 64;
@@ -45,7 +45,14 @@ struct AttentionTask {
   int64_t dq_stride, dk_stride, dv_stride;
 };
 
-int64_t AttentionScratchFloats(int64_t keys, int dim);
+// As Scratch in attention.inc cuts it.
+inline int64_t AttentionScratchFloats(int64_t keys, int dim) {
+  const int64_t padded = (dim + 15) / 16 * 16;
+  const int64_t rows =
+      (keys + kAttentionTile - 1) / kAttentionTile * kAttentionTile;
+  return (5 * rows + 3 * kAttentionTile) * padded +
+         2 * kAttentionTile * (kAttentionTile + 1);
+}
 
 // Chooses which elements dropout keeps.
 struct DropoutRow {
@@ -120,4 +127,4 @@ inline const Kernels<Bf16>& Simd<Bf16>() {
   return SimdKernels().bfloat16;
 }
 
-}  // namespace qlora::trainer
+}  // namespace qlora::kernels

@@ -1,4 +1,4 @@
 // x86-64 with AVX2 and FMA.
 #define QLORA_SIMD_NAMESPACE avx2
 #define QLORA_SIMD_WIDTH 8
-#include "worker/trainer/ops/simd/kernels.inc"
+#include "kernels/cpu/simd/kernels.inc"

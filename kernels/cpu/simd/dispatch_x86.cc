@@ -1,6 +1,6 @@
-#include "worker/trainer/ops/simd/kernels.h"
+#include "kernels/cpu/simd/kernels.h"
 
-namespace qlora::trainer {
+namespace qlora::kernels {
 namespace baseline {
 extern const KernelSet kKernels;
 }
@@ -28,4 +28,4 @@ std::span<const NamedKernelSet> SupportedKernels() {
   return std::span(kAll).subspan(missing);
 }
 
-}  // namespace qlora::trainer
+}  // namespace qlora::kernels

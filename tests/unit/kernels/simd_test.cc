@@ -7,9 +7,9 @@
 #include <random>
 #include <vector>
 
-#include "worker/trainer/ops/simd/kernels.h"
+#include "kernels/cpu/simd/kernels.h"
 
-namespace qlora::trainer {
+namespace qlora::kernels {
 namespace {
 
 // Around the widths of the vectors.
@@ -210,4 +210,4 @@ INSTANTIATE_TEST_SUITE_P(Sets, SimdTest,
                          });
 
 }  // namespace
-}  // namespace qlora::trainer
+}  // namespace qlora::kernels

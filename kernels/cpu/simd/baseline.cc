@@ -1,4 +1,4 @@
 // Any processor: vectors of four floats.
 #define QLORA_SIMD_NAMESPACE baseline
 #define QLORA_SIMD_WIDTH 4
-#include "worker/trainer/ops/simd/kernels.inc"
+#include "kernels/cpu/simd/kernels.inc"

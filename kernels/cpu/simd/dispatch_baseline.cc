@@ -1,6 +1,6 @@
-#include "worker/trainer/ops/simd/kernels.h"
+#include "kernels/cpu/simd/kernels.h"
 
-namespace qlora::trainer {
+namespace qlora::kernels {
 namespace baseline {
 extern const KernelSet kKernels;
 }
@@ -10,4 +10,4 @@ std::span<const NamedKernelSet> SupportedKernels() {
   return kAll;
 }
 
-}  // namespace qlora::trainer
+}  // namespace qlora::kernels

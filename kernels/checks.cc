@@ -1,0 +1,264 @@
+#include "kernels/checks.h"
+
+#include <bit>
+#include <cstdint>
+
+namespace qlora::kernels {
+namespace {
+
+// Keeps every product of two sizes and an element's bytes within int64.
+constexpr int64_t kMostElements = int64_t{1} << 56;
+
+bool IsPowerOfTwoIn(int64_t value, int64_t low, int64_t high) {
+  return value >= low && value <= high &&
+         std::has_single_bit(static_cast<uint64_t>(value));
+}
+
+bool IsShape(const BlockwiseShape& shape, int64_t least, int64_t most) {
+  return shape.num_elements >= 0 && shape.num_elements <= kMostElements &&
+         IsPowerOfTwoIn(shape.block_size, least, most);
+}
+
+// Has its elements where it says; a view with no rows needs no data.
+bool IsView(const View& v) {
+  if (v.rows < 0 || v.columns <= 0 || v.stride < v.columns) return false;
+  if (v.rows > 0 && v.stride > kMostElements / v.rows) return false;
+  return v.rows == 0 || v.data != nullptr;
+}
+
+bool IsFloatView(const View& v) {
+  return IsView(v) && v.dtype == Dtype::kFloat32;
+}
+
+bool IsLike(const View& v, const View& other) {
+  return IsView(v) && v.rows == other.rows && v.columns == other.columns;
+}
+
+bool IsSame(const View& v, const View& other) {
+  return IsLike(v, other) && v.dtype == other.dtype;
+}
+
+// Absent, or the rows and columns of `other`.
+bool IsOptional(const View& v, const View& other) {
+  return v.data == nullptr || IsLike(v, other);
+}
+
+// A pointer that is read or written once a row.
+bool IsPerRow(const void* p, const View& v) {
+  return p != nullptr || v.rows == 0;
+}
+
+bool IsInt8(const View& v, const void* codes, const float* scale) {
+  return IsView(v) && IsPerRow(codes, v) && IsPerRow(scale, v);
+}
+
+bool IsDynamic(const BlockwiseShape& shape, const void* values,
+               const uint8_t* codes, const float* scale) {
+  return IsShape(shape, 64, 4096) &&
+         (shape.num_elements == 0 ||
+          (values != nullptr && codes != nullptr && scale != nullptr));
+}
+
+bool IsNorm(const View& x, const float* weight, const float* rstd) {
+  return IsFloatView(x) && weight != nullptr && IsPerRow(rstd, x);
+}
+
+// The heads lie within the row.
+bool IsHeadRow(const Rotary& op) {
+  return op.heads > 0 && op.dim > 0 && op.heads <= op.x.columns / op.dim &&
+         op.rotary_dim > 0 && op.rotary_dim % 2 == 0 && op.rotary_dim <= op.dim;
+}
+
+bool IsFraction(double value) { return value >= 0 && value < 1; }
+
+bool IsLoss(float label_smoothing, float z_loss, float soft_cap) {
+  return IsFraction(label_smoothing) && z_loss >= 0 && soft_cap >= 0;
+}
+
+bool AreOffsets(const Attention& op) {
+  if (op.documents < 0 || op.offsets == nullptr || op.offsets[0] != 0 ||
+      op.offsets[op.documents] != op.q.rows) {
+    return false;
+  }
+  for (int64_t d = 0; d < op.documents; ++d) {
+    if (op.offsets[d] > op.offsets[d + 1]) return false;
+  }
+  return true;
+}
+
+bool AreHeads(const Attention& op) {
+  return op.heads > 0 && op.kv_heads > 0 && op.heads % op.kv_heads == 0 &&
+         op.dim > 0 && op.dim <= 256 &&
+         op.q.columns == int64_t{op.heads} * op.dim &&
+         op.k.columns == int64_t{op.kv_heads} * op.dim;
+}
+
+bool AreMoments(const Moments& m) {
+  const bool plain = m.exp_avg != nullptr && m.exp_avg_sq != nullptr;
+  const bool coded = m.exp_avg_codes != nullptr && m.exp_avg_scale != nullptr &&
+                     m.exp_avg_sq_codes != nullptr &&
+                     m.exp_avg_sq_scale != nullptr;
+  return plain != coded;
+}
+
+}  // namespace
+
+bool HasRoom(const Launch& launch, int64_t bytes) {
+  return launch.threads >= 1 && launch.workspace_bytes >= bytes &&
+         (bytes == 0 ||
+          (launch.workspace != nullptr &&
+           reinterpret_cast<uintptr_t>(launch.workspace) % 64 == 0));
+}
+
+bool IsValid(const Quantize& op) {
+  const MutableScales& s = op.scales;
+  const bool nested = s.absmax_codes != nullptr && s.absmax_scale != nullptr &&
+                      s.offset != nullptr;
+  return IsShape(op.shape, 32, 4096) && (s.absmax != nullptr) != nested &&
+         (op.shape.num_elements == 0 ||
+          (op.x != nullptr && op.codes != nullptr));
+}
+
+bool IsValid(const Dequantize& op) {
+  const ScalesView& s = op.scales;
+  const bool nested = s.absmax_codes != nullptr && s.absmax_scale != nullptr;
+  return IsPowerOfTwoIn(op.block_size, 32, 4096) && IsView(op.out) &&
+         (s.absmax != nullptr) != nested && op.rows >= 0 &&
+         op.rows <= kMostElements / op.out.columns && op.row_begin >= 0 &&
+         op.row_begin <= op.rows && op.out.rows <= op.rows - op.row_begin &&
+         IsPerRow(op.codes, op.out);
+}
+
+bool IsValid(const QuantizeInt8Rows& op) {
+  return IsInt8(op.x, op.codes, op.scale);
+}
+
+bool IsValid(const DequantizeInt8Rows& op) {
+  return IsInt8(op.out, op.codes, op.scale);
+}
+
+bool IsValid(const QuantizeDynamic& op) {
+  return IsDynamic(op.shape, op.x, op.codes, op.scale);
+}
+
+bool IsValid(const DequantizeDynamic& op) {
+  return IsDynamic(op.shape, op.out, op.codes, op.scale);
+}
+
+bool IsValid(const RmsNorm& op) {
+  return IsNorm(op.x, op.weight, op.rstd) && IsOptional(op.add, op.x) &&
+         IsLike(op.out, op.x) && op.eps >= 0;
+}
+
+bool IsValid(const RmsNormBackward& op) {
+  return IsNorm(op.x, op.weight, op.rstd) && IsLike(op.dy, op.x) &&
+         IsSame(op.dx, op.x);
+}
+
+bool IsValid(const LayerNorm& op) {
+  return IsNorm(op.x, op.weight, op.rstd) && IsPerRow(op.mean, op.x) &&
+         IsOptional(op.add, op.x) && IsLike(op.out, op.x) && op.eps >= 0;
+}
+
+bool IsValid(const LayerNormBackward& op) {
+  return IsNorm(op.x, op.weight, op.rstd) && IsPerRow(op.mean, op.x) &&
+         IsLike(op.dy, op.x) && IsSame(op.dx, op.x);
+}
+
+bool IsValid(const Rotary& op) {
+  const bool norms = op.query_norm != nullptr || op.key_norm != nullptr;
+  return IsView(op.x) && IsHeadRow(op) && op.positions >= 0 &&
+         (op.x.rows == 0 ||
+          (op.cos != nullptr && op.sin != nullptr && op.position != nullptr)) &&
+         op.query_heads >= 0 && op.query_heads <= op.heads &&
+         op.norm_eps >= 0 &&
+         (!norms || (!op.inverse && IsPerRow(op.rstd, op.x)));
+}
+
+bool IsValid(const RotaryNormBackward& op) {
+  Rotary turned = op.rotary;
+  turned.inverse = false;
+  return IsValid(turned) && IsView(op.input) &&
+         op.input.rows == op.rotary.x.rows &&
+         op.input.columns >= int64_t{op.rotary.heads} * op.rotary.dim &&
+         op.input.dtype == op.rotary.x.dtype &&
+         (op.rotary.query_norm != nullptr || op.dquery_norm == nullptr) &&
+         (op.rotary.key_norm != nullptr || op.dkey_norm == nullptr);
+}
+
+bool IsValid(const GatedActivation& op) {
+  return IsView(op.gate) && IsSame(op.up, op.gate) && IsSame(op.out, op.gate);
+}
+
+bool IsValid(const GatedActivationBackward& op) {
+  return IsView(op.gate) && IsSame(op.up, op.gate) && IsSame(op.d, op.gate);
+}
+
+bool IsValid(const Dropout& op) {
+  return IsView(op.x) && IsSame(op.out, op.x) && IsPerRow(op.row_keys, op.x) &&
+         IsFraction(op.probability);
+}
+
+bool IsValid(const Embedding& op) {
+  return IsFloatView(op.out) && IsView(op.table) &&
+         op.table.columns == op.out.columns && IsPerRow(op.tokens, op.out) &&
+         (op.out.rows == 0 || op.table.rows > 0);
+}
+
+bool IsValid(const EmbeddingBackward& op) {
+  return IsFloatView(op.dx) && IsFloatView(op.dtable) &&
+         op.dtable.columns == op.dx.columns && IsPerRow(op.tokens, op.dx) &&
+         (op.dx.rows == 0 || op.dtable.rows > 0);
+}
+
+bool IsValid(const CrossEntropy& op) {
+  return IsView(op.logits) && IsPerRow(op.targets, op.logits) &&
+         IsPerRow(op.loss, op.logits) &&
+         IsLoss(op.label_smoothing, op.z_loss, op.soft_cap);
+}
+
+bool IsValid(const AdamW& op) {
+  return op.n >= 0 && op.n <= kMostElements && op.step >= 1 &&
+         (op.n == 0 || (op.param != nullptr && op.grad != nullptr &&
+                        AreMoments(op.moments))) &&
+         IsFraction(op.beta1) && IsFraction(op.beta2) && op.epsilon >= 0 &&
+         op.max_grad_norm >= 0 &&
+         (op.max_grad_norm == 0 || op.clip_sum_of_squares != nullptr);
+}
+
+bool IsValid(const SumOfSquares& op) {
+  return op.n >= 0 && op.n <= kMostElements && op.sum != nullptr &&
+         (op.n == 0 || op.x != nullptr);
+}
+
+bool IsValid(const Attention& op) {
+  return IsView(op.q) && IsView(op.k) && op.q.dtype == op.k.dtype &&
+         op.q.dtype != Dtype::kFloat16 && IsSame(op.v, op.k) &&
+         IsSame(op.out, op.q) && AreHeads(op) && AreOffsets(op) &&
+         op.window >= 0 && op.soft_cap >= 0 && op.past >= 0 &&
+         op.k.rows - op.past == op.q.rows &&
+         (op.past == 0 ||
+          (op.documents == 1 && op.mask == AttentionMask::kCausal)) &&
+         (op.mask != AttentionMask::kPrefix || op.prefix != nullptr);
+}
+
+bool IsValid(const AttentionBackward& op) {
+  const Attention& f = op.forward;
+  return IsValid(f) && f.past == 0 && IsPerRow(f.lse, f.q) &&
+         IsSame(op.dout, f.q) && IsSame(op.dq, f.q) && IsSame(op.dk, f.k) &&
+         IsSame(op.dv, f.k);
+}
+
+bool IsValid(const HeadLoss& op) {
+  return IsView(op.x) && op.x.dtype != Dtype::kFloat16 && IsView(op.weight) &&
+         op.weight.rows > 0 && op.weight.columns == op.x.columns &&
+         op.weight.rows <= INT32_MAX && op.chunk >= 1 && op.gemm != nullptr &&
+         IsPerRow(op.targets, op.x) && IsPerRow(op.loss, op.x) &&
+         IsLoss(op.label_smoothing, op.z_loss, op.soft_cap) &&
+         (op.dx.data == nullptr || IsSame(op.dx, op.x)) &&
+         (op.dweight.data == nullptr ||
+          (op.dx.data != nullptr && IsFloatView(op.dweight) &&
+           IsLike(op.dweight, op.weight)));
+}
+
+}  // namespace qlora::kernels

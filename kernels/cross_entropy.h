@@ -1,0 +1,35 @@
+// Softmax cross-entropy over a chunk of logits, turned in place into its
+// gradient.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/types.h"
+
+namespace qlora::kernels {
+
+// For row r with target t >= 0, z = soft_cap * tanh(logits / soft_cap) (or the
+// logits, without a cap), lse = log sum exp z in float32, C columns, s the
+// label smoothing:
+//
+//   loss[r] = (1 - s) * (lse - z[t]) + s * (lse - mean(z)) + z_loss * lse^2
+//
+// and the gradient is that of scale * loss[r]. A row with a target below 0 is
+// ignored: loss 0, gradient 0. Targets are below C: not checked on a device.
+struct CrossEntropy {
+  // [rows, C], any type; holds the gradient afterwards if `backward`.
+  View logits;
+  const int32_t* targets = nullptr;
+  float scale = 1;
+  // In [0, 1).
+  float label_smoothing = 0;
+  // At least 0.
+  float z_loss = 0;
+  // 0: none.
+  float soft_cap = 0;
+  bool backward = false;
+  // [rows], written.
+  double* loss = nullptr;
+};
+
+}  // namespace qlora::kernels

@@ -1,0 +1,43 @@
+// The output head and its cross-entropy as one op over chunks of tokens: the
+// logits of one chunk exist at a time.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "kernels/types.h"
+
+namespace qlora::kernels {
+
+// c = op(a) op(b), or c += that; op transposes where told. A vendor's product,
+// given by the caller; runs on the caller's threads.
+using Gemm =
+    std::function<void(bool transpose_a, const View& a, bool transpose_b,
+                       const View& b, bool add, const View& c)>;
+
+// logits = x weight^T; the loss of each row as cross_entropy.h defines it; with
+// dx also the gradient of scale * (their sum). Rows whose target is below 0 are
+// left out before the product: loss 0, gradient 0.
+struct HeadLoss {
+  // [tokens, hidden], float32 or bfloat16.
+  View x;
+  // [vocab, hidden]; of another type than x it is converted panel by panel.
+  View weight;
+  // [tokens], each below vocab.
+  const int32_t* targets = nullptr;
+  float scale = 1;
+  float label_smoothing = 0;
+  float z_loss = 0;
+  float soft_cap = 0;
+  // Tokens whose logits exist at a time, at least 1.
+  int64_t chunk = 256;
+  Gemm gemm;
+  // [tokens], written.
+  double* loss = nullptr;
+  // As x, written; no data: forward only.
+  View dx;
+  // float32 [vocab, hidden], added to; no data for a frozen head.
+  View dweight;
+};
+
+}  // namespace qlora::kernels

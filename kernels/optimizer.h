@@ -1,0 +1,57 @@
+// AdamW over flat buffers, with torch.optim.AdamW's formula (decoupled weight
+// decay), and the gradient's norm. Source: Loshchilov and Hutter
+// (arXiv 1711.05101); 8-bit moments: Dettmers et al. (arXiv 2110.02861).
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/types.h"
+
+namespace qlora::kernels {
+
+// Elements with a scale of their own in 8-bit moments.
+inline constexpr int64_t kMomentBlockSize = 256;
+
+// Either float32 moments, or 8-bit ones: codes of the dynamic maps (signed for
+// the first, unsigned for the second) with a scale per kMomentBlockSize.
+struct Moments {
+  float* exp_avg = nullptr;
+  float* exp_avg_sq = nullptr;
+
+  uint8_t* exp_avg_codes = nullptr;
+  float* exp_avg_scale = nullptr;
+  uint8_t* exp_avg_sq_codes = nullptr;
+  float* exp_avg_sq_scale = nullptr;
+};
+
+struct AdamW {
+  int64_t n = 0;
+  float* param = nullptr;
+  // Set to 0 in the same pass.
+  float* grad = nullptr;
+  Moments moments;
+  double learning_rate = 0;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  double weight_decay = 0;
+  // Counted from 1.
+  int64_t step = 1;
+  // Clipping: with max_grad_norm > 0 the gradient is multiplied by min(1,
+  // max_grad_norm / (sqrt(*clip_sum_of_squares) + 1e-6)) first, which is what
+  // SumOfSquares gave for it (torch.nn.utils.clip_grad_norm_'s formula).
+  double max_grad_norm = 0;
+  const double* clip_sum_of_squares = nullptr;
+  // What SumOfSquares gives for the gradient, in the same pass; written unless
+  // null.
+  double* grad_sum_of_squares = nullptr;
+};
+
+struct SumOfSquares {
+  int64_t n = 0;
+  const float* x = nullptr;
+  // Written: the sum in float64, in an order that does not depend on threads.
+  double* sum = nullptr;
+};
+
+}  // namespace qlora::kernels

@@ -1,0 +1,37 @@
+#include "kernels/reference/reference_backend.h"
+
+namespace qlora::kernels {
+
+Result Reference::Do(const Launch& /*launch*/, const Quantize& /*op*/) const {
+  return Result::kUnsupported;
+}
+
+Result Reference::Do(const Launch& /*launch*/, const Dequantize& /*op*/) const {
+  return Result::kUnsupported;
+}
+
+Result Reference::Do(const Launch& /*launch*/,
+                     const QuantizeInt8Rows& /*op*/) const {
+  return Result::kUnsupported;
+}
+
+Result Reference::Do(const Launch& /*launch*/,
+                     const DequantizeInt8Rows& /*op*/) const {
+  return Result::kUnsupported;
+}
+
+Result Reference::Do(const Launch& /*launch*/,
+                     const QuantizeDynamic& /*op*/) const {
+  return Result::kUnsupported;
+}
+
+Result Reference::Do(const Launch& /*launch*/,
+                     const DequantizeDynamic& /*op*/) const {
+  return Result::kUnsupported;
+}
+
+int64_t Reference::Room(const Quantize& /*op*/, int /*threads*/) const {
+  return 0;
+}
+
+}  // namespace qlora::kernels

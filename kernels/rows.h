@@ -1,0 +1,173 @@
+// Ops that work row by row: norms, rotary embedding, gated activations,
+// dropout, embedding. Arithmetic is float32, whatever the types of the views;
+// what is stored is rounded once, to nearest even. NaN and infinities spread as
+// IEEE 754 has it. Views with no rows are allowed and leave everything alone.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/types.h"
+
+namespace qlora::kernels {
+
+// x += add (if there is one); out = x * rstd * (weight + weight_offset), rstd =
+// 1 / sqrt(mean(x^2) + eps).
+struct RmsNorm {
+  // float32 [rows, n], n > 0.
+  View x;
+  // [rows, n] of any type, or no data: nothing is added and x stays as it is.
+  View add;
+  // [n].
+  const float* weight = nullptr;
+  // 1 for Gemma.
+  float weight_offset = 0;
+  float eps = 0;
+  // [rows, n], any type.
+  View out;
+  // [rows], written.
+  float* rstd = nullptr;
+};
+
+// dx += gradient of x; dweight += that of the weight, rows in order.
+struct RmsNormBackward {
+  // x as the forward left it, float32.
+  View x;
+  const float* weight = nullptr;
+  float weight_offset = 0;
+  const float* rstd = nullptr;
+  // Gradient of out, any type.
+  View dy;
+  // float32.
+  View dx;
+  // [n], or null for a frozen weight.
+  float* dweight = nullptr;
+};
+
+// As RmsNorm, with out = (x - mean) * rstd * weight + bias and rstd = 1 /
+// sqrt(variance + eps), the variance biased.
+struct LayerNorm {
+  View x;
+  View add;
+  const float* weight = nullptr;
+  // [n], or null.
+  const float* bias = nullptr;
+  float eps = 0;
+  View out;
+  float* mean = nullptr;
+  float* rstd = nullptr;
+};
+
+struct LayerNormBackward {
+  View x;
+  const float* weight = nullptr;
+  const float* mean = nullptr;
+  const float* rstd = nullptr;
+  View dy;
+  View dx;
+  // [n], or null.
+  float* dweight = nullptr;
+  float* dbias = nullptr;
+};
+
+// Rotates heads in place, the convention of halves: elements i and i +
+// rotary_dim / 2 of a head turn together. Source: Su et al., RoFormer
+// (arXiv 2104.09864), as transformers' rotate_half.
+struct Rotary {
+  // [tokens, columns >= heads * dim]: heads side by side from column 0 (q, then
+  // k, of a packed q/k/v).
+  View x;
+  int heads = 0;
+  int dim = 0;
+  // Even, at most dim; the rest of a head stays.
+  int rotary_dim = 0;
+  // [positions, rotary_dim / 2]; every scaling of the frequencies is in them.
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  int64_t positions = 0;
+  // [tokens], each in [0, positions): not checked on a device.
+  const int32_t* position = nullptr;
+  // Turns back, which is the gradient.
+  bool inverse = false;
+
+  // RMSNorm over each head before it turns: the first query_heads heads with
+  // query_norm [dim], the others with key_norm. Null: none.
+  const float* query_norm = nullptr;
+  const float* key_norm = nullptr;
+  int query_heads = 0;
+  float norm_eps = 0;
+  // [tokens, heads], written if there is a norm.
+  float* rstd = nullptr;
+};
+
+// The gradient of a rotation with norms, in place of that of its result.
+struct RotaryNormBackward {
+  // As in the forward; x is the gradient, inverse and rstd are read.
+  Rotary rotary;
+  // What the forward's x held before.
+  View input;
+  // [dim], added to in the order of tokens and heads; null for frozen weights.
+  float* dquery_norm = nullptr;
+  float* dkey_norm = nullptr;
+};
+
+enum class Activation {
+  kSilu,
+  // By the error function, and by the tanh formula (gelu_pytorch_tanh).
+  kGelu,
+  kGeluTanh,
+};
+
+// out = activation(gate) * up.
+struct GatedActivation {
+  Activation activation = Activation::kSilu;
+  // All [rows, columns], of one type.
+  View gate;
+  View up;
+  View out;
+};
+
+// In: d is the gradient of out. After: gate and up hold their gradients, d
+// holds out.
+struct GatedActivationBackward {
+  Activation activation = Activation::kSilu;
+  View gate;
+  View up;
+  View d;
+};
+
+// out = x / (1 - probability) where kept, else 0; out += that if `add`. Element
+// (r, c) falls out where word c % 4 of Philox4x32-10 with counter {c / 4,
+// module, 0, 0} and key row_keys[r] is less than probability * 2^32. Source:
+// Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+struct Dropout {
+  View x;
+  // [rows].
+  const uint64_t* row_keys = nullptr;
+  uint32_t module = 0;
+  // In [0, 1).
+  float probability = 0;
+  bool add = false;
+  // Of x's type; may be x.
+  View out;
+};
+
+// out[r] = table[tokens[r]] * scale.
+struct Embedding {
+  // [out.rows], each in [0, table.rows): not checked on a device.
+  const int32_t* tokens = nullptr;
+  View table;
+  float scale = 1;
+  // float32.
+  View out;
+};
+
+// dtable[tokens[r]] += dx[r] * scale, r ascending.
+struct EmbeddingBackward {
+  const int32_t* tokens = nullptr;
+  float scale = 1;
+  // float32, both.
+  View dx;
+  View dtable;
+};
+
+}  // namespace qlora::kernels
