@@ -1,7 +1,5 @@
-// QLoRA training of a random Llama of 135 M parameters (SmolLM's shape): rank
-// 16 on all linears, the same 4 rows of 512 tokens in every step. Beside it the
-// same run by PEFT from the same adapter, and the machine's own rate of matrix
-// products. Speed is that of the fastest step after the first, of both.
+#include "bench/trainer_rows.h"
+
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,14 +10,11 @@
 #include <random>
 #include <set>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
-#include "bench/gemm_rate.h"
-#include "bench/rows.h"
+#include "bench/machine.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
 #include "common/formats/safetensors.h"
@@ -56,17 +51,6 @@ train:
   weight_decay: 0
   compute_dtype: DTYPE
 )";
-
-struct Options {
-  std::string filter;
-  std::string json;
-  // Of the environment that scripts/parity makes; empty: no peer.
-  std::string peer_python;
-  std::string peer_script;
-  std::string trainer;
-  int steps = 6;
-  int threads = static_cast<int>(std::thread::hardware_concurrency());
-};
 
 // One program's figures.
 struct Figures {
@@ -205,7 +189,7 @@ absl::StatusOr<Figures> RunPeer(const Options& options,
                                 const std::string& directory,
                                 const std::string& dtype) {
   const std::string command = absl::StrCat(
-      options.peer_python, " ", options.peer_script, " ", directory, " ",
+      options.peer_python, " ", options.peers, "/peft_peer.py ", directory, " ",
       directory, "/init ", directory, "/rows.jsonl --dtype ", dtype,
       " --learning-rate ", kLearningRate, " --steps ", options.steps,
       " --threads ", options.threads);
@@ -270,14 +254,18 @@ void PrintCheck(const std::string& name, const char* whose,
               figures.grad_norm);
 }
 
+std::string RowName(const std::string& dtype) {
+  return "trainer/qlora-135m/" + dtype;
+}
+
 absl::Status RunDtype(const Options& options, const std::string& directory,
                       const ModelDescription& model, const std::string& dtype,
                       std::vector<Row>* rows) {
   const bool bf16 = dtype == "bfloat16";
-  const std::string name = absl::StrCat("trainer/qlora-135m/", dtype);
-  if (name.find(options.filter) == std::string::npos) return absl::OkStatus();
-  const double rate = MeasureGemmRate(
-      bf16 ? ComputeDtype::kBfloat16 : ComputeDtype::kFloat32, options.threads);
+  const std::string name = RowName(dtype);
+  const double rate =
+      GemmRate(bf16 ? kernels::Dtype::kBfloat16 : kernels::Dtype::kFloat32,
+               options.threads);
   ASSIGN_OR_RETURN(const Figures ours, RunTrainer(options, directory, dtype));
   std::optional<Figures> peer;
   if (!options.peer_python.empty()) {
@@ -321,7 +309,14 @@ absl::Status RunDtype(const Options& options, const std::string& directory,
   return absl::OkStatus();
 }
 
-absl::Status RunAll(const Options& options) {
+}  // namespace
+
+absl::Status AddTrainerRows(const Options& options, std::vector<Row>* rows) {
+  std::vector<std::string> dtypes = {"float32", "bfloat16"};
+  std::erase_if(dtypes, [&](const std::string& dtype) {
+    return !options.Wants(RowName(dtype));
+  });
+  if (dtypes.empty()) return absl::OkStatus();
   ASSIGN_OR_RETURN(const ModelDescription model,
                    ParseModelConfig(std::string(trainer::kLlama135M)));
   const std::string directory =
@@ -333,40 +328,11 @@ absl::Status RunAll(const Options& options) {
   status.Update(WriteInitAdapter(directory + "/init", model));
   status.Update(WriteRowsOfTokens(directory + "/rows.jsonl", kRowsPerStep,
                                   model.vocab_size));
-  std::vector<Row> rows;
-  for (const char* dtype : {"float32", "bfloat16"}) {
-    if (status.ok()) {
-      status = RunDtype(options, directory, model, dtype, &rows);
-    }
+  for (const std::string& dtype : dtypes) {
+    if (status.ok()) status = RunDtype(options, directory, model, dtype, rows);
   }
   status.Update(RemoveRecursively(directory));
-  RETURN_IF_ERROR(status);
-  PrintRows(rows);
-  return options.json.empty() ? absl::OkStatus()
-                              : WriteRows(options.json, rows);
+  return status;
 }
 
-int Main(int argc, char** argv) {
-  Options options;
-  options.trainer = std::filesystem::canonical("/proc/self/exe").parent_path() /
-                    "qlora-trainer";
-  CLI::App app("Trainer throughput and memory beside PEFT's.");
-  app.add_option("filter", options.filter, "Only rows whose name has this");
-  app.add_option("--json", options.json, "Also write the rows here");
-  app.add_option("--peer-python", options.peer_python,
-                 "Python with PEFT and bitsandbytes; without it no peer");
-  app.add_option("--peer-script", options.peer_script, "peft_peer.py");
-  app.add_option("--steps", options.steps, "Steps of both programs")
-      ->check(CLI::Range(2, 1000));
-  app.add_option("--threads", options.threads, "Compute threads");
-  CLI11_PARSE(app, argc, argv);
-  const absl::Status status = RunAll(options);
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
-  return 1;
-}
-
-}  // namespace
 }  // namespace qlora::bench
-
-int main(int argc, char** argv) { return qlora::bench::Main(argc, argv); }

@@ -1,0 +1,15 @@
+// Each op of the kernel library on large buffers: its result is checked, then
+// it is timed beside a peer's operation in the same process or run.
+#pragma once
+
+#include <vector>
+
+#include "absl/status/status.h"
+#include "bench/options.h"
+#include "bench/rows.h"
+
+namespace qlora::bench {
+
+absl::Status AddKernelRows(const Options& options, std::vector<Row>* rows);
+
+}  // namespace qlora::bench

@@ -1,0 +1,53 @@
+// The benchmark program behind scripts/bench.
+#include <cstdio>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+#include "bench/kernels/kernel_rows.h"
+#include "bench/options.h"
+#include "bench/rows.h"
+#include "bench/trainer_rows.h"
+#include "common/base/status_macros.h"
+
+namespace qlora::bench {
+namespace {
+
+absl::Status RunAll(const Options& options) {
+  std::vector<Row> rows;
+  RETURN_IF_ERROR(AddKernelRows(options, &rows));
+  RETURN_IF_ERROR(AddTrainerRows(options, &rows));
+  if (rows.empty()) {
+    return absl::InvalidArgumentError("no row's name has '" + options.filter +
+                                      "'");
+  }
+  PrintRows(rows);
+  return options.json.empty() ? absl::OkStatus()
+                              : WriteRows(options.json, rows);
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  options.trainer = std::filesystem::canonical("/proc/self/exe").parent_path() /
+                    "qlora-trainer";
+  CLI::App app("Speed and memory beside the peers'.");
+  app.add_option("filter", options.filter, "Only rows whose name has this");
+  app.add_option("--json", options.json, "Also write the rows here");
+  app.add_option("--peer-python", options.peer_python,
+                 "Python with PEFT and bitsandbytes; without it no such peer");
+  app.add_option("--peers", options.peers, "Directory of the peers' programs");
+  app.add_option("--steps", options.steps, "Steps of both trainers")
+      ->check(CLI::Range(2, 1000));
+  app.add_option("--threads", options.threads, "Compute threads");
+  CLI11_PARSE(app, argc, argv);
+  const absl::Status status = RunAll(options);
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+  return 1;
+}
+
+}  // namespace
+}  // namespace qlora::bench
+
+int main(int argc, char** argv) { return qlora::bench::Main(argc, argv); }

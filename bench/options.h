@@ -1,0 +1,28 @@
+// What the command line of scripts/bench says.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <thread>
+
+namespace qlora::bench {
+
+struct Options {
+  // Only rows whose name has it.
+  std::string filter;
+  std::string json;
+  // Of the environment that scripts/parity makes; empty: no peers in Python.
+  std::string peer_python;
+  // Directory of their programs.
+  std::string peers;
+  // Path of qlora-trainer.
+  std::string trainer;
+  int steps = 6;
+  int threads = static_cast<int>(std::thread::hardware_concurrency());
+
+  bool Wants(std::string_view name) const {
+    return name.find(filter) != std::string_view::npos;
+  }
+};
+
+}  // namespace qlora::bench
