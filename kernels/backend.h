@@ -98,6 +98,15 @@ class Backend {
   virtual Result Do(const Launch&, const EmbeddingBackward&) const {
     return Result::kUnsupported;
   }
+  virtual Result Do(const Launch&, const Convert&) const {
+    return Result::kUnsupported;
+  }
+  virtual Result Do(const Launch&, const Add&) const {
+    return Result::kUnsupported;
+  }
+  virtual Result Do(const Launch&, const ColumnSums&) const {
+    return Result::kUnsupported;
+  }
   virtual Result Do(const Launch&, const CrossEntropy&) const {
     return Result::kUnsupported;
   }

@@ -43,6 +43,11 @@ bool IsOptional(const View& v, const View& other) {
   return v.data == nullptr || IsLike(v, other);
 }
 
+bool IsLikeOrOneRow(const View& v, const View& other) {
+  return IsView(v) && v.columns == other.columns &&
+         (v.rows == other.rows || v.rows == 1);
+}
+
 // A pointer that is read or written once a row.
 bool IsPerRow(const void* p, const View& v) {
   return p != nullptr || v.rows == 0;
@@ -65,8 +70,9 @@ bool IsNorm(const View& x, const float* weight, const float* rstd) {
 
 // The heads lie within the row.
 bool IsHeadRow(const Rotary& op) {
-  return op.heads > 0 && op.dim > 0 && op.heads <= op.x.columns / op.dim &&
-         op.rotary_dim > 0 && op.rotary_dim % 2 == 0 && op.rotary_dim <= op.dim;
+  return op.heads > 0 && op.dim > 0 && op.dim <= kMostHeadDim &&
+         op.heads <= op.x.columns / op.dim && op.rotary_dim > 0 &&
+         op.rotary_dim % 2 == 0 && op.rotary_dim <= op.dim;
 }
 
 bool IsFraction(double value) { return value >= 0 && value < 1; }
@@ -209,6 +215,18 @@ bool IsValid(const EmbeddingBackward& op) {
   return IsFloatView(op.dx) && IsFloatView(op.dtable) &&
          op.dtable.columns == op.dx.columns && IsPerRow(op.tokens, op.dx) &&
          (op.dx.rows == 0 || op.dtable.rows > 0);
+}
+
+bool IsValid(const Convert& op) {
+  return IsView(op.out) && IsLikeOrOneRow(op.x, op.out);
+}
+
+bool IsValid(const Add& op) {
+  return IsFloatView(op.x) && IsLikeOrOneRow(op.y, op.x);
+}
+
+bool IsValid(const ColumnSums& op) {
+  return IsView(op.x) && IsPerRow(op.sums, op.x);
 }
 
 bool IsValid(const CrossEntropy& op) {

@@ -1,6 +1,10 @@
 // AdamW over flat buffers, with torch.optim.AdamW's formula (decoupled weight
 // decay), and the gradient's norm. Source: Loshchilov and Hutter
 // (arXiv 1711.05101); 8-bit moments: Dettmers et al. (arXiv 2110.02861).
+//
+// Ranks on unlike processors keep replicas of parameters and moments, so the
+// CPU backends give the reference's bytes: float32 without fused multiply-add,
+// and sums in the order below.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +28,16 @@ struct Moments {
   float* exp_avg_sq_scale = nullptr;
 };
 
+// With g the clipped gradient, c1 = 1 - beta1^step and c2 = 1 - beta2^step:
+//
+//   exp_avg += (1 - beta1) * (g - exp_avg)
+//   exp_avg_sq = exp_avg_sq * beta2 + (1 - beta2) * g * g
+//   param = param * (1 - learning_rate * weight_decay) -
+//           learning_rate / c1 * (exp_avg / (sqrt(exp_avg_sq) / sqrt(c2) +
+//                                            epsilon))
+//
+// 8-bit moments are decoded first; the parameter is updated by what is then
+// encoded, as QuantizeDynamic does it. The workspace holds the sums of chunks.
 struct AdamW {
   int64_t n = 0;
   float* param = nullptr;
@@ -43,14 +57,19 @@ struct AdamW {
   double max_grad_norm = 0;
   const double* clip_sum_of_squares = nullptr;
   // What SumOfSquares gives for the gradient, in the same pass; written unless
-  // null.
+  // null. Before clipping.
   double* grad_sum_of_squares = nullptr;
 };
+
+// The sum of x^2 in float64: sixteen lanes, element i in lane i % 16, over each
+// chunk of kSumChunk elements; the lanes of a chunk in order, the chunks in
+// order. (Backends of a device have their own fixed order.)
+inline constexpr int64_t kSumLanes = 16;
+inline constexpr int64_t kSumChunk = 16384;
 
 struct SumOfSquares {
   int64_t n = 0;
   const float* x = nullptr;
-  // Written: the sum in float64, in an order that does not depend on threads.
   double* sum = nullptr;
 };
 

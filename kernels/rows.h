@@ -2,6 +2,13 @@
 // dropout, embedding. Arithmetic is float32, whatever the types of the views;
 // what is stored is rounded once, to nearest even. NaN and infinities spread as
 // IEEE 754 has it. Views with no rows are allowed and leave everything alone.
+// The CPU backends have float32 and bfloat16 and answer kUnsupported to
+// float16.
+//
+// A backend differs from the reference by at most kRowError * 2^-24 times the
+// largest sum of absolute terms in a row (for a weight's gradient: over the
+// rows), and one unit in the last place of what is stored; Dropout, Embedding,
+// Convert, Add and ColumnSums by nothing.
 #pragma once
 
 #include <cstdint>
@@ -10,13 +17,15 @@
 
 namespace qlora::kernels {
 
+inline constexpr double kRowError = 16;
+
 // x += add (if there is one); out = x * rstd * (weight + weight_offset), rstd =
 // 1 / sqrt(mean(x^2) + eps).
 struct RmsNorm {
   // float32 [rows, n], n > 0.
   View x;
   // [rows, n] of any type, or no data: nothing is added and x stays as it is.
-  View add;
+  View add = {};
   // [n].
   const float* weight = nullptr;
   // 1 for Gemma.
@@ -47,7 +56,7 @@ struct RmsNormBackward {
 // sqrt(variance + eps), the variance biased.
 struct LayerNorm {
   View x;
-  View add;
+  View add = {};
   const float* weight = nullptr;
   // [n], or null.
   const float* bias = nullptr;
@@ -64,10 +73,12 @@ struct LayerNormBackward {
   const float* rstd = nullptr;
   View dy;
   View dx;
-  // [n], or null.
+  // Each [n], or null.
   float* dweight = nullptr;
   float* dbias = nullptr;
 };
+
+inline constexpr int kMostHeadDim = 1024;
 
 // Rotates heads in place, the convention of halves: elements i and i +
 // rotary_dim / 2 of a head turn together. Source: Su et al., RoFormer
@@ -77,6 +88,7 @@ struct Rotary {
   // k, of a packed q/k/v).
   View x;
   int heads = 0;
+  // At most kMostHeadDim.
   int dim = 0;
   // Even, at most dim; the rest of a head stays.
   int rotary_dim = 0;
@@ -90,12 +102,12 @@ struct Rotary {
   bool inverse = false;
 
   // RMSNorm over each head before it turns: the first query_heads heads with
-  // query_norm [dim], the others with key_norm. Null: none.
+  // query_norm [dim], the others with key_norm. Null: those have none.
   const float* query_norm = nullptr;
   const float* key_norm = nullptr;
   int query_heads = 0;
   float norm_eps = 0;
-  // [tokens, heads], written if there is a norm.
+  // [tokens, heads], written where there is a norm.
   float* rstd = nullptr;
 };
 
@@ -140,7 +152,7 @@ struct GatedActivationBackward {
 // module, 0, 0} and key row_keys[r] is less than probability * 2^32. Source:
 // Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 struct Dropout {
-  View x;
+  View x = {};
   // [rows].
   const uint64_t* row_keys = nullptr;
   uint32_t module = 0;
@@ -148,7 +160,7 @@ struct Dropout {
   float probability = 0;
   bool add = false;
   // Of x's type; may be x.
-  View out;
+  View out = {};
 };
 
 // out[r] = table[tokens[r]] * scale.
@@ -168,6 +180,28 @@ struct EmbeddingBackward {
   // float32, both.
   View dx;
   View dtable;
+};
+
+// out = x, between the types.
+struct Convert {
+  // As out, or one row that becomes each of out's.
+  View x;
+  View out;
+};
+
+// x += y.
+struct Add {
+  // As x, or one row that is added to each of x's; any type.
+  View y;
+  // float32.
+  View x;
+};
+
+// sums[c] += x[r][c], r ascending.
+struct ColumnSums {
+  View x;
+  // [x.columns].
+  float* sums = nullptr;
 };
 
 }  // namespace qlora::kernels

@@ -78,4 +78,12 @@ inline void StoreElement(float value, void* data, Dtype dtype, int64_t i) {
   }
 }
 
+inline float Get(const View& v, int64_t r, int64_t c) {
+  return LoadElement(v.data, v.dtype, r * v.stride + c);
+}
+
+inline void Set(const View& v, int64_t r, int64_t c, float value) {
+  StoreElement(value, v.data, v.dtype, r * v.stride + c);
+}
+
 }  // namespace qlora::kernels

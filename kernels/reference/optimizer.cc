@@ -1,14 +1,59 @@
+// Compiled without contraction of multiply and add.
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/adamw_factors.h"
 #include "kernels/reference/reference_backend.h"
 
 namespace qlora::kernels {
+namespace {
 
-Result Reference::Do(const Launch& /*launch*/, const AdamW& /*op*/) const {
-  return Result::kUnsupported;
+double Squares(const float* x, int64_t n) {
+  double total = 0;
+  for (int64_t begin = 0; begin < n; begin += kSumChunk) {
+    const int64_t end = std::min(n, begin + kSumChunk);
+    double chunk = 0;
+    for (int64_t lane = begin; lane < begin + kSumLanes; ++lane) {
+      double sum = 0;
+      for (int64_t i = lane; i < end; i += kSumLanes) {
+        sum += double{x[i]} * x[i];
+      }
+      chunk += sum;
+    }
+    total += chunk;
+  }
+  return total;
 }
 
-Result Reference::Do(const Launch& /*launch*/,
-                     const SumOfSquares& /*op*/) const {
-  return Result::kUnsupported;
+void Update(const AdamWFactors& f, float* param, float* grad, float* exp_avg,
+            float* exp_avg_sq) {
+  const float g = *grad * f.clip;
+  *grad = 0;
+  *exp_avg += f.one_minus_beta1 * (g - *exp_avg);
+  *exp_avg_sq = *exp_avg_sq * f.beta2 + f.one_minus_beta2 * g * g;
+  const float denominator =
+      std::sqrt(*exp_avg_sq) / f.sqrt_correction2 + f.epsilon;
+  *param = *param * f.keep + f.minus_step_size * (*exp_avg / denominator);
+}
+
+}  // namespace
+
+Result Reference::Do(const Launch& /*launch*/, const AdamW& op) const {
+  const Moments& m = op.moments;
+  if (op.n > 0 && m.exp_avg == nullptr) return Result::kUnsupported;
+  if (op.grad_sum_of_squares != nullptr) {
+    *op.grad_sum_of_squares = Squares(op.grad, op.n);
+  }
+  const AdamWFactors factors = FactorsOf(op);
+  for (int64_t i = 0; i < op.n; ++i) {
+    Update(factors, op.param + i, op.grad + i, m.exp_avg + i, m.exp_avg_sq + i);
+  }
+  return Result::kOk;
+}
+
+Result Reference::Do(const Launch& /*launch*/, const SumOfSquares& op) const {
+  *op.sum = Squares(op.x, op.n);
+  return Result::kOk;
 }
 
 int64_t Reference::Room(const AdamW& /*op*/, int /*threads*/) const {

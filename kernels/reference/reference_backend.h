@@ -33,6 +33,9 @@ class Reference final : public Backend {
   Result Do(const Launch& launch, const Dropout& op) const override;
   Result Do(const Launch& launch, const Embedding& op) const override;
   Result Do(const Launch& launch, const EmbeddingBackward& op) const override;
+  Result Do(const Launch& launch, const Convert& op) const override;
+  Result Do(const Launch& launch, const Add& op) const override;
+  Result Do(const Launch& launch, const ColumnSums& op) const override;
   // cross_entropy.cc
   Result Do(const Launch& launch, const CrossEntropy& op) const override;
   // optimizer.cc

@@ -7,6 +7,9 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/adamw_factors.h"
+#include "kernels/optimizer.h"
+#include "kernels/rows.h"
 #include "kernels/types.h"
 
 namespace qlora::kernels {
@@ -54,52 +57,113 @@ inline int64_t AttentionScratchFloats(int64_t keys, int dim) {
          2 * kAttentionTile * (kAttentionTile + 1);
 }
 
+struct NormRow {
+  const float* x;
+  int64_t n;
+  const float* weight;
+  // RMSNorm only.
+  float weight_offset;
+  // LayerNorm only; may be null.
+  const float* bias;
+  float eps;
+  // Whether the output goes past the caches.
+  bool stream;
+  // Written; mean by LayerNorm only.
+  float* mean;
+  float* rstd;
+};
+
+struct NormGradRow {
+  const float* x;
+  int64_t n;
+  const float* weight;
+  float weight_offset;
+  float mean;
+  float rstd;
+  // Added to.
+  float* dx;
+};
+
+// The rotation of one token: `heads` heads of `dim` elements.
+struct Turn {
+  const float* cos;
+  const float* sin;
+  // -1 turns back.
+  float sign;
+  int heads;
+  int dim;
+  int rotary_dim;
+};
+
+// What the loss of a row depends on; as in cross_entropy.h.
+struct EntropyOptions {
+  float scale;
+  float label_smoothing;
+  float z_loss;
+  float soft_cap;
+  bool backward;
+};
+
+template <typename T>
+struct Kernels {
+  // rows.h has the formulas.
+  void (*rms_norm)(const NormRow& row, T* out);
+  void (*layer_norm)(const NormRow& row, T* out);
+  // Gradients of x, and of the weight: dweight += (x - mean) * rstd * dy.
+  void (*rms_norm_backward)(const NormGradRow& row, const T* dy);
+  void (*layer_norm_backward)(const NormGradRow& row, const T* dy);
+  void (*norm_weight)(const float* x, int64_t n, float mean, float rstd,
+                      const T* dy, float* dweight);
+  // All heads of a token; then one head with its norm.
+  void (*rotate)(const Turn& turn, T* x);
+  void (*norm_rotate)(const Turn& turn, const float* weight, float eps, T* x,
+                      float* rstd);
+  void (*norm_rotate_backward)(const Turn& turn, const T* input,
+                               const float* weight, float rstd, T* grad);
+  void (*norm_rotate_weight)(const Turn& turn, const T* grad, const T* input,
+                             float rstd, float* dweight);
+  // By Activation.
+  void (*gated[3])(const T* gate, const T* up, int64_t n, bool stream, T* out);
+  void (*gated_backward[3])(T* gate, T* up, T* d, int64_t n);
+  // x += y * scale.
+  void (*add)(const T* y, int64_t n, float scale, float* x);
+  // out = x, and x * scale.
+  void (*from_float)(const float* x, int64_t n, float scale, T* out);
+  void (*to_float)(const T* x, int64_t n, float scale, float* out);
+  // The loss of a row; its gradient takes the logits' place if `backward`.
+  double (*cross_entropy)(T* logits, int64_t n, int64_t target,
+                          const EntropyOptions& options);
+  void (*attention)(const AttentionTask<T>& task);
+  void (*attention_backward)(const AttentionTask<T>& task);
+};
+
 // Chooses which elements dropout keeps.
 struct DropoutRow {
-  // Random for the row.
-  uint32_t key[2];
-  // Elements with random bits below this are dropped.
+  uint64_t key;
+  uint32_t module;
+  // Elements with random words below this are dropped.
   uint32_t threshold;
   // 1 / (1 - p).
   float scale;
 };
 
-template <typename T>
-struct Kernels {
-  // out = x * rstd * w.
-  void (*rms_norm)(const float* x, const float* w, int64_t n, float eps, T* out,
-                   float* rstd);
-  // dx += gradient of rms_norm.
-  void (*rms_norm_backward)(const float* x, const float* w, float rstd,
-                            const T* dy, int64_t n, float* dx);
-  // dw += its gradient with respect to w.
-  void (*rms_norm_weight)(const float* x, float rstd, const T* dy, int64_t n,
-                          float* dw);
-  // Rotates `heads` heads in place; sin negated turns back.
-  void (*rotate)(T* x, const float* cos, const float* sin, float sign,
-                 int heads, int dim);
-  // out = silu(gate) * up.
-  void (*swiglu)(const T* gate, const T* up, int64_t n, T* out);
-  // In: d = d(loss)/d(out). Out: gate, up hold their gradients, d holds out.
-  void (*swiglu_backward)(T* gate, T* up, T* d, int64_t n);
-  // x += y.
-  void (*add)(const T* y, int64_t n, float* x);
-  void (*from_float)(const float* x, int64_t n, T* out);
-  void (*to_float)(const T* x, int64_t n, float* out);
-  // out += x where kept, times scale; or out = instead.
-  void (*dropout)(const T* x, int64_t n, const DropoutRow& row, bool add,
-                  T* out);
-  // -log softmax(logits)[target]; with `backward` logits become
-  // scale * (softmax - onehot).
-  double (*cross_entropy)(T* logits, int64_t n, int64_t target, float scale,
-                          bool backward);
-  void (*attention)(const AttentionTask<T>& task);
-  void (*attention_backward)(const AttentionTask<T>& task);
+// The same bytes for every instruction set.
+struct ExactKernels {
+  void (*dropout_float32)(const float* x, int64_t n, const DropoutRow& row,
+                          bool add, float* out);
+  void (*dropout_bfloat16)(const Bf16* x, int64_t n, const DropoutRow& row,
+                           bool add, Bf16* out);
+  // One chunk of SumOfSquares.
+  double (*sum_of_squares)(const float* x, int64_t n);
+  // Returns the sum of squares of the gradient before clipping.
+  double (*adamw)(const AdamWFactors& factors, int64_t n, float* param,
+                  float* grad, float* exp_avg, float* exp_avg_sq);
 };
 
 struct KernelSet {
   Kernels<float> float32;
   Kernels<Bf16> bfloat16;
+  const ExactKernels* exact;
 };
 
 struct NamedKernelSet {

@@ -115,12 +115,8 @@ void MlpBackward(const BlockContext& c, const BlockArgs& a, const Views& v,
   Backward(c, a, kGate, v.normed, v.gate, dnormed, false);
   Backward(c, a, kUp, v.normed, v.up, dnormed, true);
   if (!below) return;
-  if (a.dpost_attention_norm != nullptr) {
-    RmsNormWeightGrad(v.x_mid, a.state.mid_rstd, v.dnormed,
-                      a.dpost_attention_norm);
-  }
   RmsNormBackward(v.x_mid, a.post_attention_norm, a.state.mid_rstd, v.dnormed,
-                  dx);
+                  dx, a.dpost_attention_norm);
 }
 
 void AttentionPartBackward(const BlockContext& c, const BlockArgs& a,
@@ -130,8 +126,8 @@ void AttentionPartBackward(const BlockContext& c, const BlockArgs& a,
   Backward(c, a, kO, v.attention, dy, past_o ? v.dattention : View{}, false);
   if (!past_o) return;
   AttentionBackward(MakeAttention(c, a, v), v.dattention, v.dq, v.dk, v.dv);
-  Rotate(c.rotary, a.positions, -1, v.dq);
-  Rotate(c.rotary, a.positions, -1, v.dk);
+  Rotate(c.rotary, a.positions, true, v.dq);
+  Rotate(c.rotary, a.positions, true, v.dk);
 
   RmsNorm(v.x, a.input_norm, c.norm_eps, v.normed, a.state.input_rstd);
   const bool below = GoesBelow(reach, Reach::kQkv);
@@ -140,10 +136,8 @@ void AttentionPartBackward(const BlockContext& c, const BlockArgs& a,
   Backward(c, a, kK, v.normed, v.dk, dnormed, true);
   Backward(c, a, kV, v.normed, v.dv, dnormed, true);
   if (!below) return;
-  if (a.dinput_norm != nullptr) {
-    RmsNormWeightGrad(v.x, a.state.input_rstd, v.dnormed, a.dinput_norm);
-  }
-  RmsNormBackward(v.x, a.input_norm, a.state.input_rstd, v.dnormed, dx);
+  RmsNormBackward(v.x, a.input_norm, a.state.input_rstd, v.dnormed, dx,
+                  a.dinput_norm);
 }
 
 }  // namespace
@@ -154,8 +148,8 @@ void BlockRecompute(const BlockContext& c, const BlockArgs& a) {
   Apply(c, a, kQ, v.normed, v.q, false);
   Apply(c, a, kK, v.normed, v.k, false);
   Apply(c, a, kV, v.normed, v.v, false);
-  Rotate(c.rotary, a.positions, 1, v.q);
-  Rotate(c.rotary, a.positions, 1, v.k);
+  Rotate(c.rotary, a.positions, false, v.q);
+  Rotate(c.rotary, a.positions, false, v.k);
   Attention(MakeAttention(c, a, v));
   Convert(v.x, v.x_mid);
   Apply(c, a, kO, v.attention, v.x_mid, true);

@@ -145,7 +145,8 @@ void Workspace::Cut(const WorkspaceOptions& o, Cutter& cut) {
   dx = cut.Take<float>(s.tokens * s.hidden);
   const int half = o.model->head_dim / 2;
   rotary = {cut.Take<float>(o.max_positions * half),
-            cut.Take<float>(o.max_positions * half), o.model->head_dim};
+            cut.Take<float>(o.max_positions * half), o.model->head_dim,
+            o.max_positions};
   block = CutScratch(o, s, cut);
   loss = CutLoss(o, s, block, cut);
   if (o.dropout) {

@@ -1,15 +1,9 @@
 #include "worker/trainer/ops/dropout.h"
 
-#include <algorithm>
-#include <cmath>
-
-#include "kernels/cpu/simd/kernels.h"
 #include "worker/trainer/ops/parallel.h"
+#include "worker/trainer/ops/run_op.h"
 
 namespace qlora::trainer {
-
-using kernels::DropoutRow;
-using kernels::Simd;
 
 uint64_t MixKeys(uint64_t a, uint64_t b) {
   uint64_t z = a + 0x9e3779b97f4a7c15u * (b + 1);
@@ -33,20 +27,12 @@ void FillRowKeys(uint64_t seed, uint64_t step,
 void ApplyDropout(const View& x, std::span<const uint64_t> row_keys,
                   uint32_t module, float probability, bool add,
                   const View& out) {
-  const double threshold = std::ldexp(static_cast<double>(probability), 32);
-  WithType(x.dtype, [&](auto t) {
-    using T = decltype(t);
-    Parallel(x.rows, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        const uint64_t key = MixKeys(row_keys[r], module);
-        const DropoutRow row = {
-            {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)},
-            static_cast<uint32_t>(std::min(threshold, 4294967295.0)),
-            1.0f / (1.0f - probability)};
-        Simd<T>().dropout(x.row<T>(r), x.columns, row, add, out.row<T>(r));
-      }
-    });
-  });
+  RunOp(KernelLaunch(), kernels::Dropout{.x = x,
+                                         .row_keys = row_keys.data(),
+                                         .module = module,
+                                         .probability = probability,
+                                         .add = add,
+                                         .out = out});
 }
 
 }  // namespace qlora::trainer

@@ -3,16 +3,15 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/cpu/simd/kernels.h"
 #include "worker/trainer/data/batch.h"
 #include "worker/trainer/ops/gemm.h"
 #include "worker/trainer/ops/linear.h"
 #include "worker/trainer/ops/parallel.h"
 #include "worker/trainer/ops/rows.h"
+#include "worker/trainer/ops/run_op.h"
 
 namespace qlora::trainer {
 
-using kernels::Simd;
 namespace {
 
 // Rows of the head that are multiplied at once: all where it can be used as it
@@ -46,15 +45,14 @@ struct Chunk {
 };
 
 void NormChunk(const Chunk& c) {
-  WithType(c.args.dtype, [&](auto t) {
-    using T = decltype(t);
-    Parallel(c.n, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        Simd<T>().rms_norm(c.args.x.row<float>(c.rows[r]), c.args.norm,
-                           c.args.x.columns, c.args.norm_eps,
-                           c.normed.row<T>(r), c.args.rstd + r);
-      }
-    });
+  Parallel(c.n, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      RunOp({}, kernels::RmsNorm{.x = c.args.x.Rows(c.rows[r], 1),
+                                 .weight = c.args.norm,
+                                 .eps = c.args.norm_eps,
+                                 .out = c.normed.Rows(r, 1),
+                                 .rstd = c.args.rstd + r});
+    }
   });
 }
 
@@ -62,21 +60,21 @@ void NormChunk(const Chunk& c) {
 double EntropyChunk(const Chunk& c, float scale, bool backward) {
   double total = 0;
   constexpr int64_t kBatch = 256;
+  int32_t targets[kBatch];
   double losses[kBatch];
-  WithType(c.args.dtype, [&](auto t) {
-    using T = decltype(t);
-    for (int64_t first = 0; first < c.n; first += kBatch) {
-      const int64_t count = std::min(kBatch, c.n - first);
-      Parallel(count, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t r = begin; r < end; ++r) {
-          losses[r] = Simd<T>().cross_entropy(
-              c.logits.row<T>(first + r), c.logits.columns,
-              c.args.targets[c.rows[first + r]], scale, backward);
-        }
-      });
-      for (int64_t r = 0; r < count; ++r) total += losses[r];
+  for (int64_t first = 0; first < c.n; first += kBatch) {
+    const int64_t count = std::min(kBatch, c.n - first);
+    for (int64_t r = 0; r < count; ++r) {
+      targets[r] = c.args.targets[c.rows[first + r]];
     }
-  });
+    RunOp(KernelLaunch(),
+          kernels::CrossEntropy{.logits = c.logits.Rows(first, count),
+                                .targets = targets,
+                                .scale = scale,
+                                .backward = backward,
+                                .loss = losses});
+    for (int64_t r = 0; r < count; ++r) total += losses[r];
+  }
   return total;
 }
 
@@ -106,23 +104,18 @@ void BackwardChunk(const Chunk& c, const LossGrads& grads) {
               Gemm(Op::kPlain, c.logits.Columns(begin, w.rows), Op::kPlain, w,
                    1, begin == 0 ? 0 : 1, c.dnormed);
             });
-  WithType(args.dtype, [&](auto t) {
-    using T = decltype(t);
-    Parallel(c.n, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t r = begin; r < end; ++r) {
-        Simd<T>().rms_norm_backward(args.x.row<float>(c.rows[r]), args.norm,
-                                    args.rstd[r], c.dnormed.row<T>(r),
-                                    args.x.columns,
-                                    grads.dx.row<float>(c.rows[r]));
-      }
-    });
-    if (grads.dnorm == nullptr) return;
-    for (int64_t r = 0; r < c.n; ++r) {
-      Simd<T>().rms_norm_weight(args.x.row<float>(c.rows[r]), args.rstd[r],
-                                c.dnormed.row<T>(r), args.x.columns,
-                                grads.dnorm);
-    }
-  });
+  // The weight's gradient is summed in the order of the rows.
+  Parallel(
+      c.n, grads.dnorm == nullptr ? 16 : c.n, [&](int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; ++r) {
+          RunOp({}, kernels::RmsNormBackward{.x = args.x.Rows(c.rows[r], 1),
+                                             .weight = args.norm,
+                                             .rstd = args.rstd + r,
+                                             .dy = c.dnormed.Rows(r, 1),
+                                             .dx = grads.dx.Rows(c.rows[r], 1),
+                                             .dweight = grads.dnorm});
+        }
+      });
 }
 
 double ForChunks(const LossArgs& args, float scale, const LossGrads* grads) {

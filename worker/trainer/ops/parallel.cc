@@ -33,4 +33,8 @@ const kernels::ParallelFor& KernelParallelFor() {
   return parallel_for;
 }
 
+kernels::Launch KernelLaunch() {
+  return {.parallel_for = KernelParallelFor(), .threads = NumThreads()};
+}
+
 }  // namespace qlora::trainer

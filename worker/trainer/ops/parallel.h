@@ -20,7 +20,8 @@ void Parallel(int64_t n, int64_t grain,
 void ParallelTasks(int64_t tasks,
                    absl::FunctionRef<void(int64_t task, int slot)> body);
 
-// The same pool for the kernel library.
+// The same pool for the kernel library; no workspace.
 const kernels::ParallelFor& KernelParallelFor();
+kernels::Launch KernelLaunch();
 
 }  // namespace qlora::trainer

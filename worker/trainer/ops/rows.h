@@ -1,5 +1,6 @@
-// Ops that work row by row, split over the pool. Results do not depend on the
-// number of threads. "Float" views are float32, the others of the compute type.
+// The kernel library's ops over rows (kernels/rows.h) as the model uses them,
+// on the pool. Results do not depend on the number of threads. "Float" views
+// are float32, the others of the compute type.
 #pragma once
 
 #include <cstdint>
@@ -19,24 +20,23 @@ void EmbeddingBackward(std::span<const int32_t> tokens, const View& dx,
 // out = x * rstd * w, rstd = 1 / sqrt(mean(x^2) + eps), kept per row. x Float.
 void RmsNorm(const View& x, const float* w, float eps, const View& out,
              float* rstd);
-// dx += the gradient; x and dx Float.
+// dx += the gradient; x and dx Float. So with dw, unless that is null.
 void RmsNormBackward(const View& x, const float* w, const float* rstd,
-                     const View& dy, const View& dx);
-void RmsNormWeightGrad(const View& x, const float* rstd, const View& dy,
-                       float* dw);
+                     const View& dy, const View& dx, float* dw);
 
 // Cosines and sines per position, [positions, dim / 2].
 struct RotaryTable {
   const float* cos = nullptr;
   const float* sin = nullptr;
   int dim = 0;
+  int64_t positions = 0;
 };
 void FillRotaryTable(std::span<const float> inv_freq, int64_t positions,
                      float* cos, float* sin);
-// Rotates every head of x in place (halves convention); sign -1 turns back,
-// which is the gradient.
+// Rotates every head of x in place (halves convention); or back, which is the
+// gradient.
 void Rotate(const RotaryTable& table, std::span<const int32_t> positions,
-            float sign, const View& x);
+            bool inverse, const View& x);
 
 // out = silu(gate) * up.
 void SwiGlu(const View& gate, const View& up, const View& out);

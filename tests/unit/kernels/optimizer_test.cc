@@ -1,0 +1,147 @@
+#include "tests/unit/kernels/property.h"
+
+namespace qlora::kernels {
+namespace {
+
+using Buffers = std::vector<Matrix>;
+
+struct alignas(64) Line {
+  double sums[8];
+};
+
+int64_t RandomSize(Random& random) {
+  return random.Chance(0.01) ? random.Int(16000, 50000) : random.Int(0, 700);
+}
+
+// param, grad, exp_avg, exp_avg_sq, sum of squares.
+Case AdamWCase(Random& random) {
+  const int64_t n = RandomSize(random);
+  Buffers b;
+  for (int i = 0; i < 4; ++i) {
+    b.emplace_back(random, Dtype::kFloat32, 1, n + 1);
+  }
+  b.emplace_back(random, Dtype::kFloat32, 1, 2, 0);
+  for (int64_t i = 0; i < n; ++i) b[3].row(0)[i] = std::fabs(b[3].row(0)[i]);
+  if (random.Chance(0.1)) b[random.Int(0, 3)].Spoil(random);
+  AdamW op;
+  op.n = n;
+  op.learning_rate = 1e-2 * std::fabs(random.Normal());
+  op.weight_decay = random.Chance(0.5) ? 0.1 : 0;
+  op.step = random.Int(1, 2000);
+  op.max_grad_norm = random.Chance(0.5) ? 1 : 0;
+  const double squares = random.Chance(0.05) ? NAN : std::exp(random.Normal());
+  const bool summed = random.Chance(0.5);
+  return {b,
+          [=](const Backend& backend, Launch launch, const Buffers& m) {
+            AdamW call = op;
+            call.param = m[0].row(0);
+            call.grad = m[1].row(0);
+            call.moments.exp_avg = m[2].row(0);
+            call.moments.exp_avg_sq = m[3].row(0);
+            call.clip_sum_of_squares = &squares;
+            double sum = 0;
+            if (summed) call.grad_sum_of_squares = &sum;
+            std::vector<Line> workspace(1 + n / kSumChunk);
+            launch.workspace = workspace.data();
+            launch.workspace_bytes =
+                static_cast<int64_t>(workspace.size() * sizeof(Line));
+            const Result result = backend.Run(launch, call);
+            // All of its bits.
+            std::memcpy(m[4].row(0), &sum, sizeof sum);
+            return result;
+          },
+          nullptr};
+}
+
+TEST(AdamWTest, EveryBackend_SameBits) { CheckAgainstReference(0, AdamWCase); }
+
+Case SumCase(Random& random) {
+  const int64_t n = RandomSize(random);
+  Buffers b = {Matrix(random, Dtype::kFloat32, 1, n + 1),
+               Matrix(random, Dtype::kFloat32, 1, 2, 0)};
+  return {b,
+          [=](const Backend& backend, Launch launch, const Buffers& m) {
+            std::vector<Line> workspace(1 + n / kSumChunk);
+            launch.workspace = workspace.data();
+            launch.workspace_bytes =
+                static_cast<int64_t>(workspace.size() * sizeof(Line));
+            double sum = 0;
+            const Result result =
+                backend.Run(launch, SumOfSquares{n, m[0].row(0), &sum});
+            double plain = 0;
+            for (int64_t i = 0; i < n; ++i) {
+              plain += double{m[0].row(0)[i]} * m[0].row(0)[i];
+            }
+            EXPECT_NEAR(sum, plain, 1e-12 * plain);
+            std::memcpy(m[1].row(0), &sum, sizeof sum);
+            return result;
+          },
+          nullptr};
+}
+
+TEST(SumOfSquaresTest, EveryBackend_SameBits) {
+  CheckAgainstReference(0, SumCase);
+}
+
+// The published algorithm in float64.
+TEST(AdamWTest, ManySteps_FollowThePublishedAlgorithm) {
+  double m = 0, v = 0, expected = 0.5;
+  float param = 0.5f, exp_avg = 0, exp_avg_sq = 0;
+  for (int t = 1; t <= 50; ++t) {
+    float grad = std::sin(static_cast<float>(t)) * 0.1f;
+    m = 0.9 * m + 0.1 * grad;
+    v = 0.999 * v + 0.001 * double{grad} * grad;
+    expected -= 1e-2 * 0.1 * expected +
+                1e-2 * (m / (1 - std::pow(0.9, t))) /
+                    (std::sqrt(v / (1 - std::pow(0.999, t))) + 1e-8);
+    AdamW op;
+    op.n = 1;
+    op.param = &param;
+    op.grad = &grad;
+    op.moments.exp_avg = &exp_avg;
+    op.moments.exp_avg_sq = &exp_avg_sq;
+    op.learning_rate = 1e-2;
+    op.weight_decay = 0.1;
+    op.step = t;
+    ASSERT_EQ(ReferenceBackend().Run({}, op), Result::kOk);
+    EXPECT_EQ(grad, 0);
+  }
+  EXPECT_NEAR(param, expected, 2e-6);
+}
+
+TEST(OptimizerTest, BadArguments_AreRejected) {
+  float x[4] = {1, 2, 3, 4};
+  AdamW good;
+  good.n = 4;
+  good.param = good.grad = x;
+  good.moments.exp_avg = good.moments.exp_avg_sq = x;
+  const auto rejected = [&](auto change) {
+    AdamW op = good;
+    change(op);
+    EXPECT_EQ(ReferenceBackend().Run({}, op), Result::kInvalidArgument);
+    for (const Backend* backend : CpuBackends()) {
+      EXPECT_EQ(backend->Run({}, op), Result::kInvalidArgument);
+    }
+    EXPECT_EQ(x[0], 1);
+  };
+  double sum = 0;
+  rejected([](AdamW& op) { op.n = -1; });
+  rejected([](AdamW& op) { op.param = nullptr; });
+  rejected([](AdamW& op) { op.moments.exp_avg = nullptr; });
+  rejected([](AdamW& op) { op.step = 0; });
+  rejected([](AdamW& op) { op.beta1 = 1; });
+  rejected([](AdamW& op) { op.beta2 = -0.1; });
+  rejected([](AdamW& op) { op.epsilon = NAN; });
+  rejected([](AdamW& op) { op.max_grad_norm = 1; });
+  for (const Backend* backend : CpuBackends()) {
+    AdamW op = good;
+    op.grad_sum_of_squares = &sum;
+    EXPECT_EQ(backend->Run({}, op), Result::kInvalidArgument)
+        << "without a workspace";
+    EXPECT_EQ(backend->Run({}, SumOfSquares{4, x, nullptr}),
+              Result::kInvalidArgument);
+  }
+}
+
+}  // namespace
+}  // namespace qlora::kernels
