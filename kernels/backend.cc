@@ -7,6 +7,11 @@
 
 namespace qlora::kernels {
 
+void SerialFor(int64_t n, int64_t /*grain*/,
+               const std::function<void(int64_t, int64_t)>& body) {
+  if (n > 0) body(0, n);
+}
+
 const Backend& ReferenceBackend() {
   static const Reference backend;
   return backend;
@@ -16,11 +21,8 @@ std::span<const Backend* const> CpuBackends() {
   static const auto* backends = [] {
     auto* list = new std::vector<const Backend*>;
     for (const NamedKernelSet& set : SupportedKernels()) {
-      const Nf4Kernels* nf4 = &kNf4Reference;
-      for (const Nf4Kernels* kernels : Nf4Available()) {
-        if (kernels->name == std::string_view(set.name)) nf4 = kernels;
-      }
-      list->push_back(new CpuBackend(set.name, *set.kernels, *nf4));
+      list->push_back(
+          new CpuBackend(set.name, *set.kernels, QuantizeKernelsFor(set.name)));
     }
     return list;
   }();

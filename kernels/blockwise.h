@@ -2,9 +2,10 @@
 // the dynamic map (optimizer moments). The formats are in quant_format.h.
 //
 // Defined for every input, as bitsandbytes on CUDA: NaN elements do not count
-// for a scale and get code 0, a block whose scale is 0 gets code 0 throughout
-// (4-bit) or the code of 0 (8-bit), infinities give an infinite scale. Every
-// backend gives the same bytes.
+// for a scale and get code 0, a block or row whose scale is 0 gets code 0
+// throughout, infinities give an infinite scale. An empty tensor is allowed and
+// leaves all but `offset` (then 0) alone. Every backend gives the same bytes:
+// the error constant of these ops is 0.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +44,7 @@ struct Dequantize {
 };
 
 // LLM.int8: x rounded to float16 first; scale[r] = max |x[r]|, code = x * (127
-// / scale) rounded to nearest even.
+// / scale) rounded to nearest even; 0 where that is NaN.
 struct QuantizeInt8Rows {
   View x;
   // [rows, columns], dense.
@@ -52,7 +53,7 @@ struct QuantizeInt8Rows {
   float* scale = nullptr;
 };
 
-// out = code * scale[r] * (1 / 127), products in this order.
+// out = code * scale[r] * kInt8Step, products in this order.
 struct DequantizeInt8Rows {
   const int8_t* codes = nullptr;
   const float* scale = nullptr;
@@ -61,7 +62,7 @@ struct DequantizeInt8Rows {
 
 // Blocks of `block_size` (a power of two in [64, 4096]) elements: scale = max
 // |x|, code = the nearest value of the map to x / scale (as x * (1 / scale));
-// on a midpoint the value where the halving search ended.
+// on a midpoint the even code, where the device's halving search ends.
 struct QuantizeDynamic {
   DynamicMap map = DynamicMap::kSigned;
   const float* x = nullptr;

@@ -127,12 +127,14 @@ bool IsValid(const Quantize& op) {
 
 bool IsValid(const Dequantize& op) {
   const ScalesView& s = op.scales;
-  const bool nested = s.absmax_codes != nullptr && s.absmax_scale != nullptr;
+  const bool nested = s.absmax_codes != nullptr && s.absmax_scale != nullptr &&
+                      s.offset != nullptr;
   return IsPowerOfTwoIn(op.block_size, 32, 4096) && IsView(op.out) &&
-         (s.absmax != nullptr) != nested && op.rows >= 0 &&
-         op.rows <= kMostElements / op.out.columns && op.row_begin >= 0 &&
-         op.row_begin <= op.rows && op.out.rows <= op.rows - op.row_begin &&
-         IsPerRow(op.codes, op.out);
+         op.rows >= 0 && op.rows <= kMostElements / op.out.columns &&
+         op.row_begin >= 0 && op.row_begin <= op.rows &&
+         op.out.rows <= op.rows - op.row_begin &&
+         (op.out.rows == 0 ||
+          (op.codes != nullptr && (s.absmax != nullptr) != nested));
 }
 
 bool IsValid(const QuantizeInt8Rows& op) {

@@ -1,22 +1,27 @@
 #include "kernels/quant_format.h"
 
 #include <bit>
-#include <cstddef>
+#include <cstdint>
 
 namespace qlora::kernels {
 namespace {
 
-template <std::size_t N>
-constexpr std::array<float, N> FromBits(const std::array<uint32_t, N>& bits) {
-  std::array<float, N> values{};
-  for (std::size_t i = 0; i < N; ++i) values[i] = std::bit_cast<float>(bits[i]);
-  return values;
+template <int N>
+struct Table {
+  float values[N];
+};
+
+template <int N>
+constexpr Table<N> FromBits(const uint32_t (&bits)[N]) {
+  Table<N> table{};
+  for (int i = 0; i < N; ++i) table.values[i] = std::bit_cast<float>(bits[i]);
+  return table;
 }
 
-// The positive values below 1 in the bits that torch.linspace's fused
+// The maps' positive values below 1 in the bits that torch.linspace's fused
 // multiply-add code (every x86 with AVX2) gives; the last place differs from
 // exact arithmetic here and there.
-constexpr std::array<uint32_t, 127> kPositiveBits = {
+constexpr Table<127> kSignedPart = FromBits<127>({
     0x3513a3b7, 0x365a1a94, 0x370205ff, 0x37b24206, 0x38378034, 0x388aefb3,
     0x38ba1f4b, 0x3923d70b, 0x398ce705, 0x39c7e283, 0x3a016f01, 0x3a1eecc1,
     0x3a3c6a80, 0x3a59e83e, 0x3a7765ff, 0x3aa7ef9d, 0x3af1a9fc, 0x3b1db22d,
@@ -39,23 +44,75 @@ constexpr std::array<uint32_t, 127> kPositiveBits = {
     0x3f530000, 0x3f56999a, 0x3f5a3333, 0x3f5dcccd, 0x3f616666, 0x3f650000,
     0x3f68999a, 0x3f6c3333, 0x3f6fcccd, 0x3f736666, 0x3f770000, 0x3f7a999a,
     0x3f7e3333,
-};
+});
 
-constexpr std::array<float, 256> SignedMap() {
-  std::array<float, 256> map{};
-  for (std::size_t i = 0; i < kPositiveBits.size(); ++i) {
-    const float value = std::bit_cast<float>(kPositiveBits[i]);
-    map[128 + i] = value;
-    map[126 - i] = -value;
+constexpr Table<254> kUnsignedPart = FromBits<254>({
+    0x34ae7baa, 0x35500998, 0x360e9b38, 0x3692ccf6, 0x36de4c51, 0x3714e5d5,
+    0x3783126e, 0x37e171a0, 0x381fe868, 0x384f1800, 0x387e479a, 0x3896bb99,
+    0x38ae5364, 0x38c5eb31, 0x3906594b, 0x394154ca, 0x397c5049, 0x399ba5e4,
+    0x39b923a2, 0x39d6a163, 0x39f41f22, 0x3a08ce71, 0x3a178d50, 0x3a264c30,
+    0x3a350b10, 0x3a43c9ef, 0x3a5288d0, 0x3a6147af, 0x3a70068e, 0x3a7ec56e,
+    0x3a958106, 0x3aba5e35, 0x3adf3b64, 0x3b020c4a, 0x3b147ae1, 0x3b26e978,
+    0x3b395810, 0x3b4bc6a7, 0x3b5e3540, 0x3b70a3d7, 0x3b818937, 0x3b8ac082,
+    0x3b93f7cf, 0x3b9d2f1a, 0x3ba66666, 0x3baf9db2, 0x3bb8d4fd, 0x3bc20c4a,
+    0x3bcb4395, 0x3bd47ae1, 0x3bddb22e, 0x3be6e978, 0x3bf020c5, 0x3bf9580f,
+    0x3c0147ae, 0x3c05e354, 0x3c0a7ef9, 0x3c0f1aa0, 0x3c13b645, 0x3c1851eb,
+    0x3c1ced92, 0x3c218937, 0x3c2f5c2a, 0x3c466667, 0x3c5d70a3, 0x3c747ae2,
+    0x3c85c28f, 0x3c9147af, 0x3c9ccccd, 0x3ca851eb, 0x3cb3d70b, 0x3cbf5c29,
+    0x3ccae147, 0x3cd66667, 0x3ce1eb87, 0x3ced70a3, 0x3cf8f5c3, 0x3d023d70,
+    0x3d080000, 0x3d0dc28f, 0x3d13851f, 0x3d1947af, 0x3d1f0a3d, 0x3d24cccd,
+    0x3d2a8f5c, 0x3d3051eb, 0x3d36147b, 0x3d3bd70a, 0x3d41999a, 0x3d475c28,
+    0x3d4d1eb8, 0x3d52e147, 0x3d58a3d7, 0x3d5e6667, 0x3d6428f7, 0x3d69eb87,
+    0x3d6fae15, 0x3d7570a3, 0x3d7b3333, 0x3d807ae2, 0x3d835c2a, 0x3d863d71,
+    0x3d891eb8, 0x3d8c0000, 0x3d8ee148, 0x3d91c290, 0x3d94a3d7, 0x3d97851f,
+    0x3d9a6667, 0x3d9d47af, 0x3da028f6, 0x3da30a3e, 0x3da5eb85, 0x3da8cccd,
+    0x3dabae15, 0x3dae8f5c, 0x3db170a4, 0x3db451eb, 0x3db73333, 0x3dba147b,
+    0x3dbcf5c3, 0x3dbfd70b, 0x3dc2b852, 0x3dc5999a, 0x3dc87ae2, 0x3dcb5c29,
+    0x3dd40000, 0x3de26666, 0x3df0cccd, 0x3dff3333, 0x3e06cccc, 0x3e0e0000,
+    0x3e153334, 0x3e1c6666, 0x3e23999a, 0x3e2acccc, 0x3e320000, 0x3e393334,
+    0x3e406666, 0x3e47999a, 0x3e4ecccc, 0x3e560000, 0x3e5d3334, 0x3e646666,
+    0x3e6b999a, 0x3e72cccc, 0x3e7a0000, 0x3e809999, 0x3e843333, 0x3e87cccd,
+    0x3e8b6666, 0x3e8f0000, 0x3e92999a, 0x3e963333, 0x3e99cccc, 0x3e9d6666,
+    0x3ea10000, 0x3ea4999a, 0x3ea83333, 0x3eabcccc, 0x3eaf6666, 0x3eb30000,
+    0x3eb6999a, 0x3eba3333, 0x3ebdcccc, 0x3ec16666, 0x3ec50000, 0x3ec8999a,
+    0x3ecc3333, 0x3ecfcccc, 0x3ed36666, 0x3ed70000, 0x3eda999a, 0x3ede3333,
+    0x3ee1cccc, 0x3ee56666, 0x3ee90000, 0x3eec999a, 0x3ef03333, 0x3ef3cccc,
+    0x3ef76666, 0x3efb0000, 0x3efe9999, 0x3f01199a, 0x3f02e666, 0x3f04b333,
+    0x3f068000, 0x3f084ccc, 0x3f0a199a, 0x3f0be666, 0x3f0db334, 0x3f0f8000,
+    0x3f114ccd, 0x3f13199a, 0x3f14e666, 0x3f16b334, 0x3f188000, 0x3f1a4ccd,
+    0x3f1c199a, 0x3f1de666, 0x3f1fb334, 0x3f218000, 0x3f234ccd, 0x3f25199a,
+    0x3f26e666, 0x3f28b334, 0x3f2a8000, 0x3f2c4ccd, 0x3f2e199a, 0x3f2fe666,
+    0x3f31b334, 0x3f338000, 0x3f354ccd, 0x3f37199a, 0x3f38e666, 0x3f3ab334,
+    0x3f3c8000, 0x3f3e4ccd, 0x3f40199a, 0x3f41e666, 0x3f43b334, 0x3f458000,
+    0x3f474ccc, 0x3f49199a, 0x3f4ae666, 0x3f4cb334, 0x3f4e8000, 0x3f504ccc,
+    0x3f52199a, 0x3f53e666, 0x3f55b334, 0x3f578000, 0x3f594ccc, 0x3f5b199a,
+    0x3f5ce666, 0x3f5eb334, 0x3f608000, 0x3f624ccc, 0x3f64199a, 0x3f65e666,
+    0x3f67b334, 0x3f698000, 0x3f6b4ccc, 0x3f6d199a, 0x3f6ee666, 0x3f70b334,
+    0x3f728000, 0x3f744ccc, 0x3f76199a, 0x3f77e666, 0x3f79b334, 0x3f7b8000,
+    0x3f7d4ccc, 0x3f7f199a,
+});
+
+constexpr Table<256> SignedMap() {
+  Table<256> map{};
+  for (int i = 0; i < 127; ++i) {
+    map.values[128 + i] = kSignedPart.values[i];
+    map.values[126 - i] = -kSignedPart.values[i];
   }
-  map[127] = 0;
-  map[255] = 1;
+  map.values[255] = 1;
   return map;
 }
 
-}  // namespace
+constexpr Table<256> UnsignedMap() {
+  Table<256> map{};
+  for (int i = 0; i < 254; ++i) map.values[1 + i] = kUnsignedPart.values[i];
+  map.values[255] = 1;
+  return map;
+}
 
-constexpr std::array<float, 16> kNf4Values = FromBits<16>({
+constexpr Table<256> kSigned = SignedMap();
+constexpr Table<256> kUnsigned = UnsignedMap();
+
+constexpr Table<16> kNf4 = FromBits<16>({
     0xbf800000,
     0xbf3239b1,
     0xbf066b30,
@@ -74,7 +131,7 @@ constexpr std::array<float, 16> kNf4Values = FromBits<16>({
     0x3f800000,
 });
 
-constexpr std::array<float, 15> kNf4Thresholds = FromBits<15>({
+constexpr Table<15> kNf4Between = FromBits<15>({
     0xbf591cd8,
     0xbf1c5270,
     0xbeeb8480,
@@ -92,6 +149,32 @@ constexpr std::array<float, 15> kNf4Thresholds = FromBits<15>({
     0x3f5c89da,
 });
 
-constexpr std::array<float, 256> kDynamicMapSigned = SignedMap();
+}  // namespace
+
+constinit const float (&kNf4Values)[16] = kNf4.values;
+constinit const float (&kNf4Thresholds)[15] = kNf4Between.values;
+
+constexpr float kFp4Values[16] = {
+    0.0f,         0.005208333333f, 0.66666667f,  1.0f,  0.33333333f,
+    0.5f,         0.16666667f,     0.25f,        -0.0f, -0.005208333333f,
+    -0.66666667f, -1.0f,           -0.33333333f, -0.5f, -0.16666667f,
+    -0.25f,
+};
+
+constexpr float kFp4Thresholds[7] = {
+    0.00260417f, 0.0859375f, 0.20833333f, 0.29166667f,
+    0.4166667f,  0.583333f,  0.8333333f,
+};
+
+constinit const float (&kDynamicMapSigned)[256] = kSigned.values;
+constinit const float (&kDynamicMapUnsigned)[256] = kUnsigned.values;
+
+const float* FourBitValues(FourBitType type) {
+  return type == FourBitType::kNf4 ? kNf4Values : kFp4Values;
+}
+
+const float* DynamicMapValues(DynamicMap map) {
+  return map == DynamicMap::kSigned ? kDynamicMapSigned : kDynamicMapUnsigned;
+}
 
 }  // namespace qlora::kernels

@@ -6,16 +6,16 @@
 #include <string_view>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/quantize_kernels.h"
 #include "kernels/cpu/simd/kernels.h"
-#include "kernels/nf4_kernels.h"
 
 namespace qlora::kernels {
 
 class CpuBackend final : public Backend {
  public:
   CpuBackend(std::string_view name, const KernelSet& rows,
-             const Nf4Kernels& nf4)
-      : name_(name), rows_(rows), nf4_(nf4) {}
+             const QuantizeKernels& quantize)
+      : name_(name), rows_(rows), quantize_(quantize) {}
 
   std::string_view name() const override { return name_; }
 
@@ -62,7 +62,7 @@ class CpuBackend final : public Backend {
 
   const std::string_view name_;
   const KernelSet& rows_;
-  const Nf4Kernels& nf4_;
+  const QuantizeKernels& quantize_;
 };
 
 }  // namespace qlora::kernels

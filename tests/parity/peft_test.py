@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import cluster
-import nf4_tool
+import quantize_tool
 
 TOLERANCE = 1e-4
 JOB = """\
@@ -62,8 +62,8 @@ def with_our_nf4(model):
     """The base with each block linear through our nested NF4 and back."""
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and ".layers." in name:
-            module.weight.data = nf4_tool.round_trip(
-                module.weight.data.contiguous(), 64, "nested")
+            module.weight.data = quantize_tool.round_trip(
+                module.weight.data.contiguous(), "nf4", "nested", 64)
     return model
 
 

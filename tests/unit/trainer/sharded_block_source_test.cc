@@ -10,7 +10,7 @@
 #include "common/base/files.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/nf4.h"
+#include "kernels/backend.h"
 #include "tests/unit/trainer/test_model.h"
 
 namespace qlora::trainer {
@@ -142,11 +142,16 @@ TEST_F(ShardedBlockSourceTest, Nf4Values_AreWhatNf4GivesBack) {
     RunRanks(1, model, *reader, packed, [&](ShardedBlockSource& source) {
       const LinearWeight w = source.Acquire(1).value().up;
       expected.resize(w.out_features * w.in_features);
-      kernels::DequantizeNf4(static_cast<const uint8_t*>(w.data), w.scales,
-                             w.out_features, w.in_features, w.block_size, 0,
-                             w.out_features, kernels::Dtype::kFloat32,
-                             expected.data(), w.in_features,
-                             kernels::SerialFor);
+      EXPECT_EQ(kernels::ReferenceBackend().Run(
+                    {},
+                    kernels::Dequantize{
+                        .codes = static_cast<const uint8_t*>(w.data),
+                        .scales = w.scales,
+                        .rows = w.out_features,
+                        .block_size = w.block_size,
+                        .out = kernels::FloatView(
+                            expected.data(), w.out_features, w.in_features)}),
+                kernels::Result::kOk);
     });
     SlabOptions dense = packed;
     dense.linear = WeightFormat::kFloat32;

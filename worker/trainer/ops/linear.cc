@@ -1,10 +1,10 @@
 #include "worker/trainer/ops/linear.h"
 
-#include "kernels/nf4.h"
 #include "worker/trainer/ops/dropout.h"
 #include "worker/trainer/ops/gemm.h"
 #include "worker/trainer/ops/parallel.h"
 #include "worker/trainer/ops/rows.h"
+#include "worker/trainer/ops/run_op.h"
 
 namespace qlora::trainer {
 namespace {
@@ -90,10 +90,13 @@ View MaterializeRows(const LinearWeight& weight, int64_t row_begin,
   const int64_t columns = weight.in_features;
   const View out = MakeView(buffer, dtype, rows, columns);
   if (weight.format == WeightFormat::kNf4) {
-    kernels::DequantizeNf4(static_cast<const uint8_t*>(weight.data),
-                           weight.scales, weight.out_features, columns,
-                           weight.block_size, row_begin, row_end, dtype, buffer,
-                           columns, KernelParallelFor());
+    RunOp(KernelLaunch(),
+          kernels::Dequantize{.codes = static_cast<const uint8_t*>(weight.data),
+                              .scales = weight.scales,
+                              .rows = weight.out_features,
+                              .block_size = weight.block_size,
+                              .row_begin = row_begin,
+                              .out = out});
     return out;
   }
   const View part = StoredTable(weight).Rows(row_begin, rows);

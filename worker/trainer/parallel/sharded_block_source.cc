@@ -13,11 +13,6 @@
 namespace qlora::trainer {
 namespace {
 
-int64_t ShardBytes(int64_t slab_bytes, int ranks) {
-  const int64_t part = (slab_bytes + ranks - 1) / ranks;
-  return (part + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
-}
-
 constexpr int kOuter = -1;
 
 }  // namespace
@@ -144,7 +139,8 @@ ShardedBlockSource::ShardedBlockSource(const ModelDescription& model,
       communicator_(communicator),
       block_layout_(MakeBlockLayout(model, options)),
       outer_layout_(MakeOuterLayout(model, options)),
-      shard_bytes_(ShardBytes(block_layout_.bytes, communicator.size())) {}
+      shard_bytes_(
+          kernels::SlabShardBytes(block_layout_.bytes, communicator.size())) {}
 
 ShardedBlockSource::~ShardedBlockSource() {
   for (Slot& slot : slots_) {

@@ -8,14 +8,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "kernels/nf4.h"
+#include "kernels/backend.h"
+#include "worker/trainer/parallel/aligned_buffer.h"
 
 namespace qlora::trainer {
 namespace {
-
-int64_t AlignUp(int64_t bytes) {
-  return (bytes + kSlabAlignment - 1) / kSlabAlignment * kSlabAlignment;
-}
 
 // Adds tensors to a layout one after another.
 class LayoutBuilder {
@@ -29,20 +26,16 @@ class LayoutBuilder {
     SlabTensor t{.name = std::move(name),
                  .shape = std::move(shape),
                  .format = format,
-                 .begin = layout_.bytes};
+                 .begin = layout_.bytes,
+                 .packed = {}};
     const int64_t n = t.num_elements();
     if (format == WeightFormat::kNf4) {
-      const kernels::BlockwiseShape quant{n, options_.block_size};
-      Reserve(quant.code_bytes());
-      if (options_.double_quant) {
-        t.absmax_codes = Reserve(quant.num_blocks());
-        t.absmax_scale = Reserve(quant.num_nested_blocks() * 4);
-        t.offset = Reserve(4);
-      } else {
-        t.absmax = Reserve(quant.num_blocks() * 4);
-      }
+      t.packed = kernels::MakePackedLayout({n, options_.block_size},
+                                           options_.double_quant);
+      layout_.bytes += t.packed.bytes;
     } else {
-      Reserve(n * (format == WeightFormat::kBfloat16 ? 2 : 4));
+      layout_.bytes +=
+          kernels::AlignToSlab(n * (format == WeightFormat::kBfloat16 ? 2 : 4));
     }
     t.end = layout_.bytes;
     t.nf4_values = nf4_values;
@@ -52,12 +45,6 @@ class LayoutBuilder {
   SlabLayout Take() { return std::move(layout_); }
 
  private:
-  int64_t Reserve(int64_t bytes) {
-    const int64_t at = layout_.bytes;
-    layout_.bytes += AlignUp(bytes);
-    return at;
-  }
-
   const SlabOptions options_;
   SlabLayout layout_;
 };
@@ -77,13 +64,7 @@ LinearWeight ViewTensor(const SlabLayout& layout, const SlabTensor& t,
                  .bias = nullptr};
   if (t.format == WeightFormat::kNf4) {
     w.block_size = layout.block_size;
-    if (t.absmax != 0) {
-      w.scales.absmax = Floats(slab, t.absmax);
-    } else {
-      w.scales.absmax_codes = slab + t.absmax_codes;
-      w.scales.absmax_scale = Floats(slab, t.absmax_scale);
-      w.scales.offset = *Floats(slab, t.offset);
-    }
+    w.scales = kernels::ViewScales(t.packed, slab + t.begin);
   }
   return w;
 }
@@ -104,23 +85,23 @@ uint16_t ToBfloat16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+const kernels::Backend& Cpu() { return *kernels::CpuBackends().front(); }
+
+// `out`: as long as the tensor's packed layout, aligned to 4 bytes.
 absl::Status Quantize(const std::vector<float>& values, const SlabTensor& t,
                       int block_size, const kernels::ParallelFor& parallel_for,
                       uint8_t* out) {
-  const auto at = [&](int64_t part) { return out + (part - t.begin); };
-  const auto floats = [&](int64_t part) {
-    return part == 0 ? nullptr : reinterpret_cast<float*>(at(part));
-  };
-  const kernels::BlockwiseShape shape{t.num_elements(), block_size};
-  const kernels::MutableScales scales{
-      .absmax = floats(t.absmax),
-      .absmax_codes = t.absmax_codes == 0 ? nullptr : at(t.absmax_codes),
-      .absmax_scale = floats(t.absmax_scale),
-      .offset = floats(t.offset)};
-  std::vector<uint8_t> workspace(
-      kernels::QuantizeNf4WorkspaceBytes(shape, t.absmax == 0));
-  if (kernels::QuantizeNf4(values.data(), shape, out, scales, workspace.data(),
-                           parallel_for) != kernels::Nf4Result::kOk) {
+  const kernels::Quantize op{.x = values.data(),
+                             .shape = {t.num_elements(), block_size},
+                             .codes = out,
+                             .scales = kernels::MutableScalesOf(t.packed, out)};
+  const int64_t bytes = Cpu().WorkspaceBytes(op, 1);
+  ASSIGN_OR_RETURN(const AlignedBuffer workspace,
+                   AlignedBuffer::Create(bytes, "quantization"));
+  if (Cpu().Run({.parallel_for = parallel_for,
+                 .workspace = workspace.bytes().data(),
+                 .workspace_bytes = bytes},
+                op) != kernels::Result::kOk) {
     return absl::InvalidArgumentError(absl::StrCat(
         "tensor ", t.name, " cannot be quantized in blocks of ", block_size));
   }
@@ -134,14 +115,20 @@ absl::Status RoundToNf4(const SlabTensor& tensor, const SlabOptions& options,
   LayoutBuilder builder(options);
   builder.Add(tensor.name, tensor.shape, WeightFormat::kNf4);
   const SlabLayout layout = builder.Take();
-  std::vector<uint8_t> packed(layout.bytes);
+  ASSIGN_OR_RETURN(const AlignedBuffer packed,
+                   AlignedBuffer::Create(layout.bytes, "quantization"));
+  uint8_t* const slab = packed.bytes().data();
   RETURN_IF_ERROR(Quantize(values, layout.tensors[0], options.block_size,
-                           parallel_for, packed.data()));
-  const LinearWeight w = ViewTensor(layout, layout.tensors[0], packed.data());
-  kernels::DequantizeNf4(packed.data(), w.scales, w.out_features, w.in_features,
-                         w.block_size, 0, w.out_features,
-                         kernels::Dtype::kFloat32, values.data(), w.in_features,
-                         parallel_for);
+                           parallel_for, slab));
+  const LinearWeight w = ViewTensor(layout, layout.tensors[0], slab);
+  Cpu().Run(
+      {.parallel_for = parallel_for},
+      kernels::Dequantize{.codes = slab,
+                          .scales = w.scales,
+                          .rows = w.out_features,
+                          .block_size = w.block_size,
+                          .out = kernels::FloatView(
+                              values.data(), w.out_features, w.in_features)});
   return absl::OkStatus();
 }
 

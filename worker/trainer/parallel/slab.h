@@ -1,12 +1,8 @@
 // Where the frozen tensors of a model lie in memory: one slab for each block of
 // the model, and one for embedding, final norm and head.
 //
-// A slab holds its tensors one after another, each part aligned to 64 bytes:
-//
-//   dense    values (float32, or bfloat16 for matrices when computing in it)
-//   nf4      codes, then absmax, or absmax_codes, absmax_scale, offset
-//            (quant_format.h)
-//
+// A slab holds its tensors one after another, dense ones (float32, or bfloat16
+// for matrices when computing in it) and packed ones as kernels/slab.h has it.
 // The layout follows from the model's description and the options alone: it
 // depends neither on the number of ranks nor on the files. Pure functions, but
 // for ReadIntoSlab.
@@ -20,12 +16,11 @@
 #include "absl/status/status.h"
 #include "common/formats/safetensors.h"
 #include "common/spec/model_description.h"
+#include "kernels/slab.h"
 #include "kernels/types.h"
 #include "worker/trainer/model/weights.h"
 
 namespace qlora::trainer {
-
-inline constexpr int64_t kSlabAlignment = 64;
 
 struct SlabOptions {
   // Format of the blocks' linear layers: kNf4, or as `dense`.
@@ -48,11 +43,8 @@ struct SlabTensor {
   WeightFormat format = WeightFormat::kFloat32;
   int64_t begin = 0;
   int64_t end = 0;
-  // Parts after the values or codes, which lie at `begin`; 0 if absent.
-  int64_t absmax = 0;
-  int64_t absmax_codes = 0;
-  int64_t absmax_scale = 0;
-  int64_t offset = 0;
+  // kNf4 only.
+  kernels::PackedLayout packed;
   // Dense, of the values that NF4 keeps.
   bool nf4_values = false;
 
@@ -61,7 +53,7 @@ struct SlabTensor {
 
 struct SlabLayout {
   std::vector<SlabTensor> tensors;
-  // A multiple of kSlabAlignment.
+  // A multiple of kernels::kSlabAlignment.
   int64_t bytes = 0;
   int block_size = 0;
 

@@ -1,7 +1,7 @@
 // The whole model against autograd in float64.
 #include <torch/csrc/autograd/autograd.h>
 
-#include "kernels/nf4.h"
+#include "kernels/backend.h"
 #include "tests/unit/trainer/model/autograd_model.h"
 #include "tests/unit/trainer/model/model_fixture.h"
 
@@ -161,11 +161,17 @@ TEST(ModelGradient, QuantizedEqualsItsDenseImage) {
           absl::StrCat(BlockPrefix(layer), shapes[i].name, ".weight");
       for (TestTensor& t : tensors) {
         if (t.name != name) continue;
-        kernels::DequantizeNf4(
-            static_cast<const uint8_t*>(all[i].data), all[i].scales,
-            all[i].out_features, all[i].in_features, all[i].block_size, 0,
-            all[i].out_features, kernels::Dtype::kFloat32, t.values.data(),
-            all[i].in_features, kernels::SerialFor);
+        ASSERT_EQ(kernels::ReferenceBackend().Run(
+                      {},
+                      kernels::Dequantize{
+                          .codes = static_cast<const uint8_t*>(all[i].data),
+                          .scales = all[i].scales,
+                          .rows = all[i].out_features,
+                          .block_size = all[i].block_size,
+                          .out = kernels::FloatView(t.values.data(),
+                                                    all[i].out_features,
+                                                    all[i].in_features)}),
+                  kernels::Result::kOk);
       }
     }
     quantized->source->Release(layer);

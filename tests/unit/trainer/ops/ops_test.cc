@@ -6,7 +6,7 @@
 #include <cmath>
 #include <vector>
 
-#include "kernels/nf4.h"
+#include "kernels/backend.h"
 #include "worker/trainer/data/batch.h"
 #include "worker/trainer/ops/attention.h"
 #include "worker/trainer/ops/dropout.h"
@@ -261,9 +261,10 @@ TEST_F(OpsTest, QuantizedLinearUsesTheDequantizedWeight) {
   const at::Tensor w = at::randn({out, in}), image = at::empty({out, in});
   const kernels::BlockwiseShape shape = {n, 64};
   std::vector<uint8_t> codes(shape.code_bytes()),
-      absmax_codes(shape.num_blocks()),
-      workspace(kernels::QuantizeNf4WorkspaceBytes(shape, true));
+      absmax_codes(shape.num_blocks());
   std::vector<float> absmax_scale(shape.num_nested_blocks());
+  float offset = 0;
+  const at::Tensor workspace = at::empty({shape.num_blocks()});
   LinearWeight weight;
   weight.format = WeightFormat::kNf4;
   weight.out_features = out;
@@ -273,20 +274,28 @@ TEST_F(OpsTest, QuantizedLinearUsesTheDequantizedWeight) {
   kernels::MutableScales scales;
   scales.absmax_codes = absmax_codes.data();
   scales.absmax_scale = absmax_scale.data();
-  scales.offset = &weight.scales.offset;
-  ASSERT_EQ(kernels::QuantizeNf4(w.data_ptr<float>(), shape, codes.data(),
-                                 scales, workspace.data(), KernelParallelFor()),
-            kernels::Nf4Result::kOk);
+  scales.offset = &offset;
+  ASSERT_EQ(kernels::ReferenceBackend().Run(
+                {.workspace = workspace.data_ptr(),
+                 .workspace_bytes = shape.num_blocks() * 4},
+                kernels::Quantize{.x = w.data_ptr(),
+                                  .shape = shape,
+                                  .codes = codes.data(),
+                                  .scales = scales}),
+            kernels::Result::kOk);
   weight.scales.absmax_codes = absmax_codes.data();
   weight.scales.absmax_scale = absmax_scale.data();
+  weight.scales.offset = &offset;
   const at::Tensor buffer = at::empty({out, in});
   const View part =
       MaterializeRows(weight, 5, 20, Dtype::kFloat32, buffer.data_ptr());
   EXPECT_EQ(part.rows, 15);
-  ASSERT_EQ(kernels::DequantizeNf4(codes.data(), weight.scales, out, in, 64, 0,
-                                   out, kernels::Dtype::kFloat32,
-                                   image.data_ptr(), in, kernels::SerialFor),
-            kernels::Nf4Result::kOk);
+  ASSERT_EQ(kernels::ReferenceBackend().Run(
+                {}, kernels::Dequantize{.codes = codes.data(),
+                                        .scales = weight.scales,
+                                        .rows = out,
+                                        .out = Wrap(image)}),
+            kernels::Result::kOk);
   EXPECT_TRUE(buffer.slice(0, 0, 15).equal(image.slice(0, 5, 20)));
 }
 
