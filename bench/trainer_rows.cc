@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "bench/machine.h"
+#include "bench/peer.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
 #include "common/formats/safetensors.h"
@@ -185,24 +186,15 @@ absl::StatusOr<Figures> RunTrainer(const Options& options,
   return figures;
 }
 
-absl::StatusOr<Figures> RunPeer(const Options& options,
+absl::StatusOr<Figures> RunPeft(const Options& options,
                                 const std::string& directory,
                                 const std::string& dtype) {
-  const std::string command = absl::StrCat(
-      options.peer_python, " ", options.peers, "/peft_peer.py ", directory, " ",
-      directory, "/init ", directory, "/rows.jsonl --dtype ", dtype,
-      " --learning-rate ", kLearningRate, " --steps ", options.steps,
-      " --threads ", options.threads);
-  FILE* pipe = popen(command.c_str(), "r");
-  if (pipe == nullptr) return absl::InternalError("cannot start the peer");
-  std::string output;
-  char buffer[4096];
-  while (std::fgets(buffer, sizeof(buffer), pipe) != nullptr) output = buffer;
-  if (pclose(pipe) != 0) {
-    return absl::InternalError(absl::StrCat("the peer failed: ", command));
-  }
-  const auto json = nlohmann::json::parse(output, nullptr, false);
-  if (json.is_discarded()) return absl::InternalError("no JSON: " + output);
+  ASSIGN_OR_RETURN(
+      const nlohmann::json json,
+      RunPeer(options, "peft_peer.py",
+              absl::StrCat(directory, " ", directory, "/init ", directory,
+                           "/rows.jsonl --dtype ", dtype, " --learning-rate ",
+                           kLearningRate, " --steps ", options.steps)));
   return Figures{.tokens_per_second = json["tokens_per_second"],
                  .peak_bytes = json["peak_bytes"],
                  .planned_bytes = 0,
@@ -269,7 +261,7 @@ absl::Status RunDtype(const Options& options, const std::string& directory,
   ASSIGN_OR_RETURN(const Figures ours, RunTrainer(options, directory, dtype));
   std::optional<Figures> peer;
   if (!options.peer_python.empty()) {
-    ASSIGN_OR_RETURN(peer, RunPeer(options, directory, dtype));
+    ASSIGN_OR_RETURN(peer, RunPeft(options, directory, dtype));
   }
   std::printf("%s: peak %.0f MB, planned %.0f MB\n", name.c_str(),
               ours.peak_bytes / 1e6, ours.planned_bytes / 1e6);

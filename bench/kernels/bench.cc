@@ -61,6 +61,7 @@ void KernelBench::Add(const KernelRow& row) {
 
 absl::Status AddKernelRows(const Options& options, std::vector<Row>* rows) {
   KernelBench bench(options, rows);
+  RETURN_IF_ERROR(BenchQuantizeOps(&bench));
   RETURN_IF_ERROR(BenchRowOps(&bench));
   return absl::OkStatus();
 }

@@ -48,6 +48,7 @@ class KernelBench {
 };
 
 // One for each family of ops.
+absl::Status BenchQuantizeOps(KernelBench* bench);
 absl::Status BenchRowOps(KernelBench* bench);
 
 }  // namespace qlora::bench
