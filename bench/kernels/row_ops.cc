@@ -1,7 +1,176 @@
+// The ops that only move memory, beside LibTorch's own, float32 and much larger
+// than the caches.
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ATen/ATen.h"
+#include "absl/strings/str_cat.h"
 #include "bench/kernels/bench.h"
+#include "bench/machine.h"
+#include "common/base/status_macros.h"
 
 namespace qlora::bench {
+namespace {
 
-absl::Status BenchRowOps(KernelBench* /*bench*/) { return absl::OkStatus(); }
+using kernels::View;
+
+constexpr int64_t kRows = 8192;
+constexpr int64_t kColumns = 4096;
+constexpr double kElements = double{kRows} * kColumns;
+
+View Wrap(const at::Tensor& t) {
+  return {t.data_ptr(), kernels::Dtype::kFloat32, t.size(0), t.size(1),
+          t.stride(0)};
+}
+
+at::Tensor Random() { return at::randn({kRows, kColumns}); }
+
+struct Contest {
+  std::string name;
+  // Float32 values that have to be read or written.
+  double values;
+  std::function<void()> ours;
+  std::function<void()> peers;
+  // Where the first run of each leaves its result.
+  at::Tensor& our_result;
+  at::Tensor& peers_result;
+};
+
+absl::Status Compete(const Contest& contest, KernelBench* bench) {
+  contest.ours();
+  contest.peers();
+  const double size = contest.peers_result.abs().max().item<double>();
+  const double difference =
+      (contest.our_result - contest.peers_result).abs().max().item<double>();
+  if (!(difference <= 1e-5 * size)) {
+    return absl::InternalError(absl::StrCat(
+        contest.name, " differs by ", difference, " from LibTorch's ", size));
+  }
+  bench->Add({.name = contest.name,
+              .bytes = 4 * contest.values,
+              .seconds = BestSeconds(contest.ours),
+              .peer_seconds = BestSeconds(contest.peers)});
+  return absl::OkStatus();
+}
+
+absl::Status BenchRmsNorm(KernelBench* bench) {
+  const at::Tensor x = Random(), weight = at::randn({kColumns});
+  const at::Tensor rstd = at::empty({kRows});
+  at::Tensor out = at::empty_like(x), theirs;
+  const auto ours = [&] {
+    bench->backend().Run(bench->launch(),
+                         kernels::RmsNorm{.x = Wrap(x),
+                                          .weight = weight.data_ptr<float>(),
+                                          .eps = 1e-5f,
+                                          .out = Wrap(out),
+                                          .rstd = rstd.data_ptr<float>()});
+  };
+  const auto peers = [&] {
+    theirs = at::rms_norm(x, {kColumns}, weight, 1e-5);
+  };
+  return Compete({"rms_norm", 2 * kElements, ours, peers, out, theirs}, bench);
+}
+
+absl::Status BenchGatedActivation(KernelBench* bench) {
+  const at::Tensor gate = Random(), up = Random();
+  at::Tensor out = at::empty_like(gate), theirs = at::empty_like(gate);
+  const auto ours = [&] {
+    bench->backend().Run(bench->launch(), kernels::GatedActivation{
+                                              kernels::Activation::kSilu,
+                                              Wrap(gate), Wrap(up), Wrap(out)});
+  };
+  const auto peers = [&] {
+    at::silu_out(theirs, gate);
+    theirs.mul_(up);
+  };
+  return Compete({"gated_activation", 3 * kElements, ours, peers, out, theirs},
+                 bench);
+}
+
+absl::Status BenchRotary(KernelBench* bench) {
+  constexpr int kDim = 128;
+  constexpr int64_t kPositions = 2048;
+  const at::Tensor start = Random();
+  at::Tensor x = start.clone(), theirs;
+  const at::Tensor angle = at::randn({kPositions, kDim / 2});
+  const at::Tensor cos = angle.cos(), sin = angle.sin();
+  const at::Tensor position =
+      at::arange(kRows, at::kInt).remainder(kPositions).to(at::kInt);
+  // In place: forth and back by turns, so that the values stay in range.
+  bool inverse = false;
+  const auto ours = [&] {
+    bench->backend().Run(bench->launch(),
+                         kernels::Rotary{.x = Wrap(x),
+                                         .heads = kColumns / kDim,
+                                         .dim = kDim,
+                                         .rotary_dim = kDim,
+                                         .cos = cos.data_ptr<float>(),
+                                         .sin = sin.data_ptr<float>(),
+                                         .positions = kPositions,
+                                         .position = position.data_ptr<int>(),
+                                         .inverse = inverse});
+    inverse = !inverse;
+  };
+  // As transformers: x * cos + rotate_half(x) * sin.
+  const auto places = [&](const at::Tensor& table) {
+    return at::cat({table, table}, 1).index_select(0, position).unsqueeze(1);
+  };
+  const at::Tensor wide_cos = places(cos), wide_sin = places(sin);
+  const at::Tensor heads = start.view({kRows, -1, kDim});
+  const auto peers = [&] {
+    const at::Tensor turned =
+        at::cat({-heads.slice(2, kDim / 2), heads.slice(2, 0, kDim / 2)}, 2);
+    theirs = (heads * wide_cos + turned * wide_sin).view({kRows, kColumns});
+  };
+  return Compete({"rotary", 2 * kElements, ours, peers, x, theirs}, bench);
+}
+
+// The state of one trainer.
+struct Moments {
+  at::Tensor param, grad, exp_avg, exp_avg_sq;
+};
+
+absl::Status BenchAdamW(KernelBench* bench) {
+  const at::Tensor param = Random(), grad = Random();
+  const auto make = [&] {
+    return Moments{param.clone(), grad.clone(), at::zeros_like(param),
+                   at::zeros_like(param)};
+  };
+  Moments a = make(), b = make();
+  const at::Tensor step = at::ones({1});
+  const auto ours = [&] {
+    kernels::AdamW op;
+    op.n = static_cast<int64_t>(kElements);
+    op.param = a.param.data_ptr<float>();
+    op.grad = a.grad.data_ptr<float>();
+    op.moments.exp_avg = a.exp_avg.data_ptr<float>();
+    op.moments.exp_avg_sq = a.exp_avg_sq.data_ptr<float>();
+    op.learning_rate = 1e-3;
+    op.weight_decay = 0.01;
+    bench->backend().Run(bench->launch(), op);
+  };
+  const auto peers = [&] {
+    at::_fused_adamw_({b.param}, {b.grad}, {b.exp_avg}, {b.exp_avg_sq}, {},
+                      {step}, 1e-3, 0.9, 0.999, 0.01, 1e-8, false, false);
+    b.grad.zero_();
+  };
+  return Compete({"adamw", 8 * kElements, ours, peers, a.param, b.param},
+                 bench);
+}
+
+}  // namespace
+
+absl::Status BenchRowOps(KernelBench* bench) {
+  const std::pair<const char*, absl::Status (*)(KernelBench*)> kAll[] = {
+      {"rms_norm", BenchRmsNorm},
+      {"gated_activation", BenchGatedActivation},
+      {"rotary", BenchRotary},
+      {"adamw", BenchAdamW}};
+  for (const auto& [name, run] : kAll) {
+    if (bench->Wants(name)) RETURN_IF_ERROR(run(bench));
+  }
+  return absl::OkStatus();
+}
 
 }  // namespace qlora::bench
