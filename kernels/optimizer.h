@@ -14,7 +14,7 @@
 namespace qlora::kernels {
 
 // Elements with a scale of their own in 8-bit moments.
-inline constexpr int64_t kMomentBlockSize = 256;
+inline constexpr int kMomentBlockSize = 256;
 
 // Either float32 moments, or 8-bit ones: codes of the dynamic maps (signed for
 // the first, unsigned for the second) with a scale per kMomentBlockSize.

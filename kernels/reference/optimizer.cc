@@ -36,15 +36,50 @@ void Update(const AdamWFactors& f, float* param, float* grad, float* exp_avg,
   *param = *param * f.keep + f.minus_step_size * (*exp_avg / denominator);
 }
 
+// Updates one block of 8-bit moments, the elements at `first`.
+void UpdateBlock(const Backend& backend, const AdamW& op,
+                 const AdamWFactors& factors, int64_t first) {
+  const Moments& m = op.moments;
+  const int64_t block = first / kMomentBlockSize;
+  const BlockwiseShape shape = {
+      std::min<int64_t>(kMomentBlockSize, op.n - first), kMomentBlockSize};
+  float exp_avg[kMomentBlockSize], exp_avg_sq[kMomentBlockSize];
+  const DequantizeDynamic decode = {DynamicMap::kSigned,
+                                    m.exp_avg_codes + first,
+                                    m.exp_avg_scale + block, shape, exp_avg};
+  const DequantizeDynamic decode_sq = {
+      DynamicMap::kUnsigned, m.exp_avg_sq_codes + first,
+      m.exp_avg_sq_scale + block, shape, exp_avg_sq};
+  backend.Run({}, decode);
+  backend.Run({}, decode_sq);
+  for (int64_t i = 0; i < shape.num_elements; ++i) {
+    Update(factors, op.param + first + i, op.grad + first + i, exp_avg + i,
+           exp_avg_sq + i);
+  }
+  const QuantizeDynamic encode = {DynamicMap::kSigned, exp_avg, shape,
+                                  m.exp_avg_codes + first,
+                                  m.exp_avg_scale + block};
+  const QuantizeDynamic encode_sq = {DynamicMap::kUnsigned, exp_avg_sq, shape,
+                                     m.exp_avg_sq_codes + first,
+                                     m.exp_avg_sq_scale + block};
+  backend.Run({}, encode);
+  backend.Run({}, encode_sq);
+}
+
 }  // namespace
 
 Result Reference::Do(const Launch& /*launch*/, const AdamW& op) const {
   const Moments& m = op.moments;
-  if (op.n > 0 && m.exp_avg == nullptr) return Result::kUnsupported;
   if (op.grad_sum_of_squares != nullptr) {
     *op.grad_sum_of_squares = Squares(op.grad, op.n);
   }
   const AdamWFactors factors = FactorsOf(op);
+  if (m.exp_avg == nullptr) {
+    for (int64_t first = 0; first < op.n; first += kMomentBlockSize) {
+      UpdateBlock(*this, op, factors, first);
+    }
+    return Result::kOk;
+  }
   for (int64_t i = 0; i < op.n; ++i) {
     Update(factors, op.param + i, op.grad + i, m.exp_avg + i, m.exp_avg_sq + i);
   }

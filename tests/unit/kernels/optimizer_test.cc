@@ -13,6 +13,31 @@ int64_t RandomSize(Random& random) {
   return random.Chance(0.01) ? random.Int(16000, 50000) : random.Int(0, 700);
 }
 
+AdamW RandomStep(Random& random, int64_t n) {
+  AdamW op;
+  op.n = n;
+  op.learning_rate = 1e-2 * std::fabs(random.Normal());
+  op.weight_decay = random.Chance(0.5) ? 0.1 : 0;
+  op.step = random.Int(1, 2000);
+  op.max_grad_norm = random.Chance(0.5) ? 1 : 0;
+  return op;
+}
+
+// Brings the workspace; sums are in the last buffer, all of their bits.
+Result RunAdamW(const Backend& backend, Launch launch, AdamW op, double squares,
+                bool summed, const Matrix& bits) {
+  op.clip_sum_of_squares = &squares;
+  double sum = 0;
+  if (summed) op.grad_sum_of_squares = &sum;
+  std::vector<Line> workspace(1 + op.n / kSumChunk);
+  launch.workspace = workspace.data();
+  launch.workspace_bytes =
+      static_cast<int64_t>(workspace.size() * sizeof(Line));
+  const Result result = backend.Run(launch, op);
+  std::memcpy(bits.row(0), &sum, sizeof sum);
+  return result;
+}
+
 // param, grad, exp_avg, exp_avg_sq, sum of squares.
 Case AdamWCase(Random& random) {
   const int64_t n = RandomSize(random);
@@ -23,34 +48,95 @@ Case AdamWCase(Random& random) {
   b.emplace_back(random, Dtype::kFloat32, 1, 2, 0);
   for (int64_t i = 0; i < n; ++i) b[3].row(0)[i] = std::fabs(b[3].row(0)[i]);
   if (random.Chance(0.1)) b[random.Int(0, 3)].Spoil(random);
-  AdamW op;
-  op.n = n;
-  op.learning_rate = 1e-2 * std::fabs(random.Normal());
-  op.weight_decay = random.Chance(0.5) ? 0.1 : 0;
-  op.step = random.Int(1, 2000);
-  op.max_grad_norm = random.Chance(0.5) ? 1 : 0;
+  const AdamW op = RandomStep(random, n);
   const double squares = random.Chance(0.05) ? NAN : std::exp(random.Normal());
   const bool summed = random.Chance(0.5);
   return {b,
-          [=](const Backend& backend, Launch launch, const Buffers& m) {
+          [=](const Backend& backend, const Launch& launch, const Buffers& m) {
             AdamW call = op;
             call.param = m[0].row(0);
             call.grad = m[1].row(0);
             call.moments.exp_avg = m[2].row(0);
             call.moments.exp_avg_sq = m[3].row(0);
-            call.clip_sum_of_squares = &squares;
-            double sum = 0;
-            if (summed) call.grad_sum_of_squares = &sum;
-            std::vector<Line> workspace(1 + n / kSumChunk);
-            launch.workspace = workspace.data();
-            launch.workspace_bytes =
-                static_cast<int64_t>(workspace.size() * sizeof(Line));
-            const Result result = backend.Run(launch, call);
-            // All of its bits.
-            std::memcpy(m[4].row(0), &sum, sizeof sum);
+            return RunAdamW(backend, launch, call, squares, summed, m[4]);
+          },
+          nullptr};
+}
+
+// param, grad, scales, codes as numbers, the same of squares, sum of squares.
+Case CodedAdamWCase(Random& random) {
+  const int64_t n = RandomSize(random);
+  const int64_t blocks = n / kMomentBlockSize + 1;
+  Buffers b;
+  for (const int64_t size : {n + 1, n + 1, blocks, n + 1, blocks, n + 1}) {
+    b.emplace_back(random, Dtype::kFloat32, 1, size);
+  }
+  b.emplace_back(random, Dtype::kFloat32, 1, 2, 0);
+  for (const int i : {2, 4}) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      b[i].row(0)[block] = std::fabs(b[i].row(0)[block]);
+    }
+  }
+  if (random.Chance(0.1)) b[1].Spoil(random);
+  const AdamW op = RandomStep(random, n);
+  const bool summed = random.Chance(0.5);
+  std::vector<uint8_t> codes(2 * n + 2);
+  for (uint8_t& code : codes) code = static_cast<uint8_t>(random.Int(0, 255));
+  return {b,
+          [=](const Backend& backend, const Launch& launch, const Buffers& m) {
+            std::vector<uint8_t> mine = codes;
+            AdamW call = op;
+            call.param = m[0].row(0);
+            call.grad = m[1].row(0);
+            call.moments.exp_avg_scale = m[2].row(0);
+            call.moments.exp_avg_codes = mine.data();
+            call.moments.exp_avg_sq_scale = m[4].row(0);
+            call.moments.exp_avg_sq_codes = mine.data() + n + 1;
+            const Result result =
+                RunAdamW(backend, launch, call, 2.0, summed, m[6]);
+            std::copy_n(mine.begin(), n + 1, m[3].row(0));
+            std::copy_n(mine.begin() + n + 1, n + 1, m[5].row(0));
             return result;
           },
           nullptr};
+}
+
+TEST(AdamWTest, CodedMoments_SameBits) {
+  CheckAgainstReference(0, CodedAdamWCase);
+}
+
+// One step from nothing: the moments are those of float32, to a code.
+TEST(AdamWTest, CodedMoments_FollowPlainOnes) {
+  const int64_t n = 300;
+  std::vector<float> param(n, 1.0f), grad(n), plain(n, 1.0f), m(n), v(n);
+  for (int64_t i = 0; i < n; ++i) grad[i] = std::sin(static_cast<float>(i));
+  std::vector<float> again = grad;
+  // Codes of 0 at a scale of 0.
+  std::vector<uint8_t> codes(n), sq_codes(n);
+  float scale[2] = {}, sq_scale[2] = {};
+  AdamW op;
+  op.n = n;
+  op.learning_rate = 1e-2;
+  op.param = plain.data();
+  op.grad = grad.data();
+  op.moments.exp_avg = m.data();
+  op.moments.exp_avg_sq = v.data();
+  ASSERT_EQ(ReferenceBackend().Run({}, op), Result::kOk);
+  op.param = param.data();
+  op.grad = again.data();
+  op.moments = {.exp_avg_codes = codes.data(),
+                .exp_avg_scale = scale,
+                .exp_avg_sq_codes = sq_codes.data(),
+                .exp_avg_sq_scale = sq_scale};
+  ASSERT_EQ(ReferenceBackend().Run({}, op), Result::kOk);
+  EXPECT_EQ(param, plain);
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t block = i / kMomentBlockSize;
+    EXPECT_NEAR(kDynamicMapSigned[codes[i]] * scale[block], m[i],
+                0.01 * scale[block]);
+    EXPECT_NEAR(kDynamicMapUnsigned[sq_codes[i]] * sq_scale[block], v[i],
+                0.01 * sq_scale[block]);
+  }
 }
 
 TEST(AdamWTest, EveryBackend_SameBits) { CheckAgainstReference(0, AdamWCase); }
