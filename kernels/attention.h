@@ -16,9 +16,18 @@ enum class AttentionMask {
   kPrefix,
 };
 
+inline constexpr double kAttentionError = 16;
+
 // out = softmax(mask(cap(scale * q k^T))) v per document and head; cap(x) =
 // soft_cap * tanh(x / soft_cap). Query head h reads key-value head h / (heads /
-// kv_heads). A query that sees no key cannot be.
+// kv_heads). A query that sees no key cannot be. A document may be empty.
+//
+// A backend differs from the reference by at most kAttentionError * u * (1 + s)
+// * (the largest magnitude of the result + m), where u is 2^-24 (bfloat16:
+// 2^-8), s the largest scale * |q| |k|, and m the largest magnitude of v, for
+// lse s, and for gradients that of dout (dv), or scale * |dout| |v| times that
+// of k (dq) or q (dk). A NaN or infinity in q, k, v or dout may make any result
+// of its document and key-value head NaN, and none of another's.
 struct Attention {
   int heads = 0;
   // Divides heads.
@@ -27,7 +36,8 @@ struct Attention {
   int dim = 0;
   AttentionMask mask = AttentionMask::kCausal;
   // Of the positions that a query sees, only the last `window` up to its own
-  // (and, bidirectional, as many after it); 0: all.
+  // (and, bidirectional, the first `window` from its own on); 0: all. A prefix
+  // is seen besides.
   int64_t window = 0;
   // [documents], with kPrefix.
   const int32_t* prefix = nullptr;
@@ -44,10 +54,10 @@ struct Attention {
   int64_t past = 0;
   // float32 or bfloat16, all of one type: [rows, heads * dim], [past + rows,
   // kv_heads * dim] twice, and as q.
-  View q;
-  View k;
-  View v;
-  View out;
+  View q = {};
+  View k = {};
+  View v = {};
+  View out = {};
   // [heads, rows] log-sum-exp; written unless null. Backward reads it.
   float* lse = nullptr;
 };
@@ -55,11 +65,11 @@ struct Attention {
 // args as after the forward. The gradients overwrite dq, dk, dv, laid out as q,
 // k, v, which may not overlap the inputs.
 struct AttentionBackward {
-  Attention forward;
-  View dout;
-  View dq;
-  View dk;
-  View dv;
+  Attention forward = {};
+  View dout = {};
+  View dq = {};
+  View dk = {};
+  View dv = {};
 };
 
 }  // namespace qlora::kernels

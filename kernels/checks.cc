@@ -259,7 +259,8 @@ bool IsValid(const Attention& op) {
          op.k.rows - op.past == op.q.rows &&
          (op.past == 0 ||
           (op.documents == 1 && op.mask == AttentionMask::kCausal)) &&
-         (op.mask != AttentionMask::kPrefix || op.prefix != nullptr);
+         (op.mask != AttentionMask::kPrefix || op.prefix != nullptr ||
+          op.documents == 0);
 }
 
 bool IsValid(const AttentionBackward& op) {

@@ -20,9 +20,9 @@ using Gemm =
 // left out before the product: loss 0, gradient 0.
 struct HeadLoss {
   // [tokens, hidden], float32 or bfloat16.
-  View x;
+  View x = {};
   // [vocab, hidden]; of another type than x it is converted panel by panel.
-  View weight;
+  View weight = {};
   // [tokens], each below vocab.
   const int32_t* targets = nullptr;
   float scale = 1;
@@ -31,13 +31,13 @@ struct HeadLoss {
   float soft_cap = 0;
   // Tokens whose logits exist at a time, at least 1.
   int64_t chunk = 256;
-  Gemm gemm;
+  Gemm gemm = {};
   // [tokens], written.
   double* loss = nullptr;
   // As x, written; no data: forward only.
-  View dx;
+  View dx = {};
   // float32 [vocab, hidden], added to; no data for a frozen head.
-  View dweight;
+  View dweight = {};
 };
 
 }  // namespace qlora::kernels

@@ -8,54 +8,12 @@
 #include <span>
 
 #include "kernels/adamw_factors.h"
+#include "kernels/cpu/simd/attention_task.h"
 #include "kernels/optimizer.h"
 #include "kernels/rows.h"
 #include "kernels/types.h"
 
 namespace qlora::kernels {
-
-// Rows of queries and keys that are handled together.
-inline constexpr int64_t kAttentionTile = 64;
-
-// Causal attention of the query heads that share one key-value head, in one
-// document. Heads of q, out, dq and dout lie side by side, `dim` apart.
-template <typename T>
-struct AttentionTask {
-  const T* q;
-  const T* k;
-  const T* v;
-  int64_t q_stride, k_stride, v_stride;
-  T* out;
-  int64_t out_stride;
-  // Log-sum-exp per head and query, heads lse_stride apart; may be null in
-  // forward.
-  float* lse;
-  int64_t lse_stride;
-  // Query i stands at position past + i and sees keys [0, past + i].
-  int64_t queries;
-  int64_t past;
-  int heads;
-  int dim;
-  float scale;
-  // AttentionScratchFloats elements.
-  float* scratch;
-  // Backward only; dq has q's layout, dk and dv k's and v's.
-  const T* dout;
-  int64_t dout_stride;
-  T* dq;
-  T* dk;
-  T* dv;
-  int64_t dq_stride, dk_stride, dv_stride;
-};
-
-// As Scratch in attention.inc cuts it.
-inline int64_t AttentionScratchFloats(int64_t keys, int dim) {
-  const int64_t padded = (dim + 15) / 16 * 16;
-  const int64_t rows =
-      (keys + kAttentionTile - 1) / kAttentionTile * kAttentionTile;
-  return (5 * rows + 3 * kAttentionTile) * padded +
-         2 * kAttentionTile * (kAttentionTile + 1);
-}
 
 struct NormRow {
   const float* x;

@@ -148,7 +148,8 @@ void CheckAttention(const AttentionShape& shape,
   const at::Tensor out = at::empty_like(q), dq = at::empty_like(q),
                    dk = at::empty_like(k), dv = at::empty_like(k);
   std::vector<float> lse(shape.heads * rows);
-  std::vector<char> scratch(AttentionScratchBytes(shape, rows, NumThreads()));
+  const at::Tensor scratch =
+      at::empty({AttentionScratchBytes(shape, rows, NumThreads())}, at::kByte);
   const AttentionArgs args = {.shape = shape,
                               .offsets = offsets,
                               .q = Wrap(q),
@@ -156,7 +157,7 @@ void CheckAttention(const AttentionShape& shape,
                               .v = Wrap(v),
                               .out = Wrap(out),
                               .lse = lse.data(),
-                              .scratch = scratch.data()};
+                              .scratch = scratch.data_ptr()};
   Attention(args);
   AttentionBackward(args, Wrap(dy), Wrap(dq), Wrap(dk), Wrap(dv));
   const at::Tensor q64 = Oracle(q), k64 = Oracle(k), v64 = Oracle(v);

@@ -1,0 +1,313 @@
+#include "kernels/attention.h"
+
+#include "tests/unit/kernels/property.h"
+
+namespace qlora::kernels {
+namespace {
+
+using Buffers = std::vector<Matrix>;
+
+// All but the buffers.
+struct Setting {
+  Attention op;
+  std::vector<int32_t> offsets;
+  std::vector<int32_t> prefix;
+  int64_t rows() const { return offsets.back(); }
+};
+
+Setting RandomSetting(Random& random, bool backward) {
+  Setting s;
+  s.op.kv_heads = static_cast<int>(random.Int(1, 2));
+  s.op.heads = s.op.kv_heads * static_cast<int>(random.Int(1, 3));
+  s.op.dim = static_cast<int>(random.Chance(0.05) ? random.Int(33, 80)
+                                                  : random.Int(1, 32));
+  s.op.documents = random.Int(0, 3);
+  s.offsets = {0};
+  for (int64_t d = 0; d < s.op.documents; ++d) {
+    const int64_t rows =
+        random.Chance(0.05) ? random.Int(60, 140) : random.Int(0, 12);
+    s.offsets.push_back(s.offsets.back() + static_cast<int32_t>(rows));
+    s.prefix.push_back(static_cast<int32_t>(random.Int(-1, rows + 3)));
+  }
+  s.op.mask = static_cast<AttentionMask>(random.Int(0, 2));
+  if (random.Chance(0.4)) s.op.window = random.Int(1, 70);
+  if (random.Chance(0.3)) s.op.soft_cap = 5;
+  if (random.Chance(0.3)) s.op.scale = 0.3f;
+  if (!backward && s.op.documents == 1 && random.Chance(0.5)) {
+    s.op.mask = AttentionMask::kCausal;
+    s.op.past = random.Int(0, 150);
+  }
+  return s;
+}
+
+// q, k, v, out, lse (a row a head).
+Buffers ForwardBuffers(Random& random, const Setting& s, Dtype dtype) {
+  const int64_t wide = int64_t{s.op.heads} * s.op.dim;
+  const int64_t narrow = int64_t{s.op.kv_heads} * s.op.dim;
+  const int64_t rows = s.rows(), keys = rows + s.op.past;
+  return {
+      Matrix(random, dtype, rows, wide), Matrix(random, dtype, keys, narrow),
+      Matrix(random, dtype, keys, narrow), Matrix(random, dtype, rows, wide),
+      Matrix(random, Dtype::kFloat32, 1, s.op.heads * rows + 1)};
+}
+
+Attention Bind(const Setting& s, const Buffers& m) {
+  Attention op = s.op;
+  op.offsets = s.offsets.data();
+  op.prefix = s.prefix.data();
+  op.q = m[0].view();
+  op.k = m[1].view();
+  op.v = m[2].view();
+  op.out = m[3].view();
+  op.lse = m[4].row(0);
+  return op;
+}
+
+// With the workspace that the op says, and canaries behind it.
+template <typename Op>
+Result RunWithRoom(const Backend& backend, Launch launch, const Op& op,
+                   int threads = 1) {
+  launch.threads = threads;
+  const int64_t bytes = backend.WorkspaceBytes(op, threads);
+  std::vector<uint8_t> room(bytes + 128, 0xA5);
+  auto* begin = reinterpret_cast<uint8_t*>(
+      (reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
+  launch.workspace = begin;
+  launch.workspace_bytes = bytes;
+  const Result result = backend.Run(launch, op);
+  for (uint8_t* p = begin + bytes; p < room.data() + room.size(); ++p) {
+    EXPECT_EQ(*p, 0xA5);
+  }
+  return result;
+}
+
+// Of the vectors of a head.
+double Norm(const Matrix& m, int dim) {
+  double most = 0;
+  for (int64_t r = 0; r < m.rows(); ++r) {
+    for (int64_t c = 0; c < m.columns(); c += dim) {
+      double sum = 0;
+      for (int i = 0; i < dim; ++i) sum += std::pow(m.at(r, c + i), 2);
+      most = std::max(most, std::sqrt(sum));
+    }
+  }
+  return most;
+}
+
+// The header's bound, in units of 2^-24.
+struct Bound {
+  Bound(const Setting& s, const Buffers& m)
+      : dim(s.op.dim),
+        scale(s.op.scale != 0 ? s.op.scale : 1 / std::sqrt(double(dim))),
+        score(scale * Norm(m[0], dim) * Norm(m[1], dim)),
+        unit((m[0].view().dtype == Dtype::kBfloat16 ? 0x1p16 : 1) *
+             (1 + score)) {}
+  int dim;
+  double scale, score, unit;
+};
+
+Case ForwardCase(Random& random) {
+  const Setting s = RandomSetting(random, false);
+  const Buffers b = ForwardBuffers(random, s, random.FloatOrBf16());
+  const int threads = static_cast<int>(random.Int(1, 4));
+  const auto run = [=](const Backend& backend, const Launch& launch,
+                       const Buffers& m) {
+    return RunWithRoom(backend, launch, Bind(s, m), threads);
+  };
+  const auto magnitude = [=](size_t i, int64_t, const Buffers& m,
+                             const Buffers& want) {
+    const Bound bound(s, m);
+    return bound.unit * (want[i].Max() + (i == 4 ? bound.score : m[2].Max()));
+  };
+  return {b, run, magnitude};
+}
+
+// After those of the forward: dout, dq, dk, dv.
+Case BackwardCase(Random& random) {
+  const Setting s = RandomSetting(random, true);
+  const Dtype dtype = random.FloatOrBf16();
+  Buffers b = ForwardBuffers(random, s, dtype);
+  RunWithRoom(ReferenceBackend(), {}, Bind(s, b));
+  b.emplace_back(random, dtype, s.rows(), b[0].columns());
+  b.emplace_back(random, dtype, s.rows(), b[0].columns());
+  b.emplace_back(random, dtype, s.rows(), b[1].columns());
+  b.emplace_back(random, dtype, s.rows(), b[1].columns());
+  const int threads = static_cast<int>(random.Int(1, 4));
+  const auto run = [=](const Backend& backend, const Launch& launch,
+                       const Buffers& m) {
+    const AttentionBackward op = {.forward = Bind(s, m),
+                                  .dout = m[5].view(),
+                                  .dq = m[6].view(),
+                                  .dk = m[7].view(),
+                                  .dv = m[8].view()};
+    return RunWithRoom(backend, launch, op, threads);
+  };
+  const auto magnitude = [=](size_t i, int64_t, const Buffers& m,
+                             const Buffers& want) {
+    const Bound bound(s, m);
+    const double product =
+        bound.scale * Norm(m[5], bound.dim) * Norm(m[2], bound.dim);
+    const double input = i == 8   ? m[5].Max()
+                         : i == 7 ? product * m[0].Max()
+                                  : product * m[1].Max();
+    return bound.unit * (want[i].Max() + input);
+  };
+  return {b, run, magnitude};
+}
+
+TEST(AttentionTest, EveryBackend_AsTheReference) {
+  CheckAgainstReference(kAttentionError, ForwardCase);
+}
+
+TEST(AttentionBackwardTest, EveryBackend_AsTheReference) {
+  CheckAgainstReference(kAttentionError, BackwardCase);
+}
+
+TEST(AttentionBackwardTest, Reference_FollowsDifferences) {
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    Random random(seed);
+    Setting s = RandomSetting(random, true);
+    s.op.dim = 3;
+    s.offsets = {0, 4, 7};
+    s.prefix = {2, 1};
+    s.op.documents = 2;
+    s.op.window %= 4;
+    Buffers b = ForwardBuffers(random, s, Dtype::kFloat32);
+    const Matrix dout = b[3], dq = b[0], dk = b[1], dv = b[2];
+    RunWithRoom(ReferenceBackend(), {}, Bind(s, b));
+    const AttentionBackward op = {.forward = Bind(s, b),
+                                  .dout = dout.view(),
+                                  .dq = dq.view(),
+                                  .dk = dk.view(),
+                                  .dv = dv.view()};
+    ASSERT_EQ(RunWithRoom(ReferenceBackend(), {}, op), Result::kOk);
+    const Matrix* gradients[] = {&dq, &dk, &dv};
+    for (int i = 0; i < 3; ++i) {
+      CheckGradient(b[i], *gradients[i], [&](const Matrix& x) {
+        Buffers changed = b;
+        changed[i] = x;
+        RunWithRoom(ReferenceBackend(), {}, Bind(s, changed));
+        return Weighted(changed[3], dout);
+      });
+    }
+  }
+}
+
+// The same bits with any number of threads, and for a document wherever it
+// lies.
+TEST(AttentionTest, ThreadsAndNeighbours_DoNotChangeAnything) {
+  for (uint64_t seed = 0; seed < 8; ++seed) {
+    Random random(seed);
+    Setting s = RandomSetting(random, true);
+    s.offsets = {0, 37, 37 + 300};
+    s.prefix = {7, 70};
+    s.op.documents = 2;
+    const Dtype dtype = random.FloatOrBf16();
+    const Buffers first = ForwardBuffers(random, s, dtype);
+    Buffers second = first;
+    // Another document's NaN.
+    for (int i = 0; i < 3; ++i) Set(second[i].view(), 20, 0, NAN);
+    const Matrix dout(random, dtype, s.rows(), first[0].columns());
+    for (const Backend* backend : CpuBackends()) {
+      Matrix gradients[2][3] = {{first[0], first[1], first[2]},
+                                {first[0], first[1], first[2]}};
+      const Buffers* buffers[] = {&first, &second};
+      for (int i = 0; i < 2; ++i) {
+        const AttentionBackward op = {.forward = Bind(s, *buffers[i]),
+                                      .dout = dout.view(),
+                                      .dq = gradients[i][0].view(),
+                                      .dk = gradients[i][1].view(),
+                                      .dv = gradients[i][2].view()};
+        const int threads = i == 0 ? 1 : 16;
+        ASSERT_EQ(RunWithRoom(*backend, {}, op.forward, threads), Result::kOk);
+        ASSERT_EQ(RunWithRoom(*backend, {}, op, threads), Result::kOk);
+      }
+      for (int64_t r = 37; r < s.rows(); ++r) {
+        for (int64_t c = 0; c < first[0].columns(); ++c) {
+          ASSERT_EQ(first[3].at(r, c), second[3].at(r, c));
+          ASSERT_EQ(gradients[0][0].at(r, c), gradients[1][0].at(r, c));
+        }
+        for (int64_t c = 0; c < first[1].columns(); ++c) {
+          ASSERT_EQ(gradients[0][1].at(r, c), gradients[1][1].at(r, c));
+          ASSERT_EQ(gradients[0][2].at(r, c), gradients[1][2].at(r, c));
+        }
+      }
+    }
+  }
+}
+
+TEST(AttentionTest, LargeScores_StayFinite) {
+  for (const Backend* backend : CpuBackends()) {
+    Random random(1);
+    Setting s;
+    s.op.heads = s.op.kv_heads = 1;
+    s.op.dim = 16;
+    s.offsets = {0, 70};
+    s.op.documents = 1;
+    Buffers b = ForwardBuffers(random, s, Dtype::kFloat32);
+    for (int64_t r = 0; r < 70; ++r) {
+      for (int64_t c = 0; c < 16; ++c) Set(b[0].view(), r, c, 3e4f);
+    }
+    ASSERT_EQ(RunWithRoom(*backend, {}, Bind(s, b)), Result::kOk);
+    for (int64_t r = 0; r < 70; ++r) {
+      for (int64_t c = 0; c < 16; ++c) {
+        ASSERT_LE(std::fabs(b[3].at(r, c)), b[2].Max());
+      }
+    }
+  }
+}
+
+TEST(AttentionTest, BadArguments_AreRejected) {
+  Random random(1);
+  Setting s;
+  s.op.heads = 2;
+  s.op.kv_heads = 1;
+  s.op.dim = 4;
+  s.offsets = {0, 2, 5};
+  s.prefix = {0, 0};
+  s.op.documents = 2;
+  Buffers b = ForwardBuffers(random, s, Dtype::kFloat32);
+  const Buffers before = b;
+  const Attention good = Bind(s, b);
+  const auto rejected = [&](auto change) {
+    AttentionBackward op = {.forward = good,
+                            .dout = b[3].view(),
+                            .dq = b[0].view(),
+                            .dk = b[1].view(),
+                            .dv = b[2].view()};
+    change(op.forward);
+    std::vector<const Backend*> all(CpuBackends().begin(), CpuBackends().end());
+    all.push_back(&ReferenceBackend());
+    for (const Backend* backend : all) {
+      EXPECT_EQ(backend->Run({}, op.forward), Result::kInvalidArgument);
+      EXPECT_EQ(backend->Run({}, op), Result::kInvalidArgument);
+    }
+    for (int64_t c = 0; c < 8; ++c)
+      EXPECT_EQ(b[3].at(0, c), before[3].at(0, c));
+  };
+  const std::vector<int32_t> descending = {0, 6, 5}, short_one = {0, 2, 4},
+                             late = {1, 2, 5};
+  rejected([](Attention&) {});  // no workspace
+  rejected([](Attention& op) { op.heads = 3; });
+  rejected([](Attention& op) { op.kv_heads = 0; });
+  rejected([](Attention& op) { op.dim = 0; });
+  rejected([](Attention& op) { op.dim = 512; });
+  rejected([](Attention& op) { op.window = -1; });
+  rejected([](Attention& op) { op.soft_cap = NAN; });
+  rejected([](Attention& op) { op.past = 1; });
+  rejected([](Attention& op) { op.offsets = nullptr; });
+  rejected([&](Attention& op) { op.offsets = descending.data(); });
+  rejected([&](Attention& op) { op.offsets = short_one.data(); });
+  rejected([&](Attention& op) { op.offsets = late.data(); });
+  rejected([](Attention& op) { op.q.data = nullptr; });
+  rejected([](Attention& op) { op.k.rows = 4; });
+  rejected([](Attention& op) { op.v.dtype = Dtype::kBfloat16; });
+  rejected([](Attention& op) { op.out.columns = 4; });
+  rejected([](Attention& op) {
+    op.mask = AttentionMask::kPrefix;
+    op.prefix = nullptr;
+  });
+}
+
+}  // namespace
+}  // namespace qlora::kernels
