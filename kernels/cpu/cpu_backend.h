@@ -53,6 +53,12 @@ class CpuBackend final : public Backend {
   Result Do(const Launch& launch, const AttentionBackward& op) const override;
   // head_loss.cc
   Result Do(const Launch& launch, const HeadLoss& op) const override;
+  template <typename F>
+  void ForPanels(const Launch& launch, const HeadLoss& op, const View& panel,
+                 F f) const;
+  void AddWeightGrad(const Launch& launch, const HeadLoss& op,
+                     const View& dlogits, const View& x,
+                     const View& panel) const;
   int64_t Room(const Quantize& op, int threads) const override;
   int64_t Room(const AdamW& op, int threads) const override;
   int64_t Room(const SumOfSquares& op, int threads) const override;

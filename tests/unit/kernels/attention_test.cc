@@ -21,7 +21,7 @@ Setting RandomSetting(Random& random, bool backward) {
   s.op.heads = s.op.kv_heads * static_cast<int>(random.Int(1, 3));
   s.op.dim = static_cast<int>(random.Chance(0.05) ? random.Int(33, 80)
                                                   : random.Int(1, 32));
-  s.op.documents = random.Int(0, 3);
+  s.op.documents = random.Int(0, 2);
   s.offsets = {0};
   for (int64_t d = 0; d < s.op.documents; ++d) {
     const int64_t rows =

@@ -1,0 +1,247 @@
+#include "kernels/head_loss.h"
+
+#include "tests/unit/kernels/property.h"
+
+namespace qlora::kernels {
+namespace {
+
+using Buffers = std::vector<Matrix>;
+
+void PlainGemm(bool transpose_a, const View& a, bool transpose_b, const View& b,
+               bool add, const View& c) {
+  const int64_t depth = transpose_a ? a.rows : a.columns;
+  for (int64_t i = 0; i < c.rows; ++i) {
+    for (int64_t j = 0; j < c.columns; ++j) {
+      double sum = add ? Get(c, i, j) : 0;
+      for (int64_t k = 0; k < depth; ++k) {
+        sum += double{transpose_a ? Get(a, k, i) : Get(a, i, k)} *
+               (transpose_b ? Get(b, j, k) : Get(b, k, j));
+      }
+      Set(c, i, j, static_cast<float>(sum));
+    }
+  }
+}
+
+struct Setting {
+  HeadLoss op;
+  std::vector<int32_t> targets;
+  bool backward = true;
+  bool trained = false;
+};
+
+Setting RandomSetting(Random& random, int64_t tokens, int64_t vocab) {
+  Setting s;
+  s.op.scale = random.Chance(0.5) ? 1.0f : 0.25f;
+  if (random.Chance(0.3)) s.op.label_smoothing = 0.1f;
+  if (random.Chance(0.3)) s.op.z_loss = 1e-2f;
+  if (random.Chance(0.3)) s.op.soft_cap = 10;
+  s.op.chunk = random.Int(1, 6);
+  s.op.gemm = PlainGemm;
+  const double ignored = random.Chance(0.5) ? 0.3 : 0;
+  for (int64_t r = 0; r <= tokens; ++r) {
+    s.targets.push_back(random.Chance(ignored)
+                            ? -100
+                            : static_cast<int32_t>(random.Int(0, vocab - 1)));
+  }
+  return s;
+}
+
+// x, weight, dx, dweight, loss (as float32).
+Result RunOn(const Setting& s, const Backend& backend, Launch launch,
+             const Buffers& m) {
+  std::vector<double> loss(m[0].rows() + 1);
+  HeadLoss op = s.op;
+  op.x = m[0].view();
+  op.weight = m[1].view();
+  op.targets = s.targets.data();
+  op.loss = loss.data();
+  if (s.backward) op.dx = m[2].view();
+  if (s.trained) op.dweight = m[3].view();
+  const int64_t bytes = backend.WorkspaceBytes(op, 1);
+  std::vector<uint8_t> room(bytes + 128, 0xA5);
+  auto* begin = reinterpret_cast<uint8_t*>(
+      (reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
+  launch.workspace = begin;
+  launch.workspace_bytes = bytes;
+  const Result result = backend.Run(launch, op);
+  for (uint8_t* p = begin + bytes; p < room.data() + room.size(); ++p) {
+    EXPECT_EQ(*p, 0xA5);
+  }
+  for (int64_t r = 0; r < m[0].rows(); ++r) {
+    m[4].row(0)[r] = static_cast<float>(loss[r]);
+  }
+  return result;
+}
+
+Buffers MakeBuffers(Random& random, Dtype dtype, int64_t tokens, int64_t hidden,
+                    int64_t vocab) {
+  return {Matrix(random, dtype, tokens, hidden),
+          Matrix(random, random.FloatOrBf16(), vocab, hidden),
+          Matrix(random, dtype, tokens, hidden),
+          Matrix(random, Dtype::kFloat32, vocab, hidden),
+          Matrix(random, Dtype::kFloat32, 1, tokens + 1)};
+}
+
+double Norm(const Matrix& m) {
+  double most = 0;
+  for (int64_t r = 0; r < m.rows(); ++r) {
+    double sum = 0;
+    for (int64_t c = 0; c < m.columns(); ++c) sum += std::pow(m.at(r, c), 2);
+    most = std::max(most, std::sqrt(sum));
+  }
+  return most;
+}
+
+// Not within a row of an infinity, whose products may be NaN or not.
+Case LossCase(Random& random) {
+  const int64_t tokens = random.Int(0, 12), hidden = random.Int(1, 24),
+                vocab = random.Int(1, 40);
+  const Dtype dtype = random.FloatOrBf16();
+  const Buffers b = MakeBuffers(random, dtype, tokens, hidden, vocab);
+  Setting s = RandomSetting(random, tokens, vocab);
+  s.backward = random.Chance(0.8);
+  s.trained = s.backward && random.Chance(0.5);
+  const auto run = [=](const Backend& backend, const Launch& launch,
+                       const Buffers& m) {
+    return RunOn(s, backend, launch, m);
+  };
+  const auto magnitude = [=](size_t i, int64_t, const Buffers& m,
+                             const Buffers&) {
+    const double unit = dtype == Dtype::kBfloat16 ? 0x1p16 : 1;
+    const double l =
+        1 + Norm(m[0]) * Norm(m[1]) + std::log(static_cast<double>(vocab));
+    const double g = s.op.scale * (1 + 2 * s.op.z_loss * l) * l;
+    if (i == 2) return unit * g * m[1].Max();
+    if (i == 3) return unit * g * m[0].Max() * static_cast<double>(tokens);
+    return i == 4 ? unit * l * (1 + s.op.z_loss * l) : 0;
+  };
+  return {b, run, magnitude};
+}
+
+TEST(HeadLossTest, EveryBackend_AsTheReference) {
+  CheckAgainstReference(kHeadLossError, LossCase);
+}
+
+TEST(HeadLossTest, Reference_FollowsDifferences) {
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    Random random(seed);
+    Buffers b = MakeBuffers(random, Dtype::kFloat32, 3, 4, 5);
+    b[1] = Matrix(random, Dtype::kFloat32, 5, 4);
+    Setting s = RandomSetting(random, 3, 5);
+    s.trained = true;
+    const Matrix before = b[3];
+    ASSERT_EQ(RunOn(s, ReferenceBackend(), {}, b), Result::kOk);
+    Matrix dweight = b[3];
+    for (int64_t r = 0; r < 5; ++r) {
+      for (int64_t c = 0; c < 4; ++c) {
+        Set(dweight.view(), r, c, b[3].at(r, c) - before.at(r, c));
+      }
+    }
+    const auto loss_with = [&](int which) {
+      return [&, which](const Matrix& m) {
+        Buffers changed = b;
+        changed[which] = m;
+        RunOn(s, ReferenceBackend(), {}, changed);
+        double sum = 0;
+        for (int64_t r = 0; r < 3; ++r) sum += changed[4].at(0, r);
+        return sum * s.op.scale;
+      };
+    };
+    CheckGradient(b[0], b[2], loss_with(0));
+    CheckGradient(b[1], dweight, loss_with(1));
+  }
+}
+
+// A weight of another type in more than one panel.
+TEST(HeadLossTest, Panels_GiveWhatOneProductGives) {
+  const int64_t hidden = 1 << 16, vocab = 37;
+  Random random(3);
+  Buffers b = MakeBuffers(random, Dtype::kFloat32, 3, hidden, vocab);
+  b[0] = Matrix(random, Dtype::kFloat32, 3, hidden, 1e-2f);
+  b[1] = Matrix(random, Dtype::kBfloat16, vocab, hidden, 1);
+  Buffers whole = b;
+  whole[1] = Matrix(random, Dtype::kFloat32, vocab, hidden);
+  for (int64_t r = 0; r < vocab; ++r) {
+    for (int64_t c = 0; c < hidden; ++c) {
+      Set(whole[1].view(), r, c, b[1].at(r, c));
+    }
+  }
+  Setting s = RandomSetting(random, 3, vocab);
+  for (const Backend* backend : CpuBackends()) {
+    ASSERT_EQ(RunOn(s, *backend, {}, b), Result::kOk);
+    ASSERT_EQ(RunOn(s, *backend, {}, whole), Result::kOk);
+    for (int64_t r = 0; r < 3; ++r) {
+      EXPECT_EQ(b[4].at(0, r), whole[4].at(0, r));
+      for (int64_t c = 0; c < hidden; ++c) {
+        ASSERT_NEAR(b[2].at(r, c), whole[2].at(r, c), 1e-6);
+      }
+    }
+  }
+}
+
+TEST(HeadLossTest, SpoiledRow_SpoilsNoOther) {
+  std::vector<const Backend*> all(CpuBackends().begin(), CpuBackends().end());
+  all.push_back(&ReferenceBackend());
+  for (const Backend* backend : all) {
+    Random random(5);
+    Buffers b = MakeBuffers(random, Dtype::kFloat32, 4, 8, 9);
+    Setting s;
+    s.op.gemm = PlainGemm;
+    s.targets = {1, 2, -1, 3};
+    for (const int64_t r : {1, 2}) Set(b[0].view(), r, 3, NAN);
+    ASSERT_EQ(RunOn(s, *backend, {}, b), Result::kOk);
+    EXPECT_TRUE(std::isnan(b[4].at(0, 1)));
+    EXPECT_TRUE(std::isnan(b[2].at(1, 0)));
+    EXPECT_EQ(b[4].at(0, 2), 0);
+    for (int64_t c = 0; c < 8; ++c) {
+      EXPECT_TRUE(std::isfinite(b[2].at(0, c)));
+      EXPECT_EQ(b[2].at(2, c), 0);
+      EXPECT_TRUE(std::isfinite(b[2].at(3, c)));
+    }
+  }
+}
+
+TEST(HeadLossTest, BadArguments_AreRejected) {
+  float x[4] = {1, 2, 3, 4}, weight[6] = {}, dx[4] = {7}, dweight[6] = {};
+  const int32_t targets[] = {0, 1};
+  double loss[2] = {7, 7};
+  alignas(64) char room[4096];
+  const HeadLoss good = {.x = FloatView(x, 2, 2),
+                         .weight = FloatView(weight, 3, 2),
+                         .targets = targets,
+                         .gemm = PlainGemm,
+                         .loss = loss,
+                         .dx = FloatView(dx, 2, 2),
+                         .dweight = FloatView(dweight, 3, 2)};
+  std::vector<const Backend*> all(CpuBackends().begin(), CpuBackends().end());
+  all.push_back(&ReferenceBackend());
+  const auto rejected = [&](auto change) {
+    HeadLoss op = good;
+    change(op);
+    for (const Backend* backend : all) {
+      EXPECT_EQ(
+          backend->Run({.workspace = room, .workspace_bytes = sizeof room}, op),
+          Result::kInvalidArgument);
+    }
+    EXPECT_EQ(loss[0], 7);
+    EXPECT_EQ(dx[0], 7);
+  };
+  rejected([](HeadLoss& op) { op.chunk = 0; });
+  rejected([](HeadLoss& op) { op.gemm = nullptr; });
+  rejected([](HeadLoss& op) { op.targets = nullptr; });
+  rejected([](HeadLoss& op) { op.loss = nullptr; });
+  rejected([](HeadLoss& op) { op.x.dtype = Dtype::kFloat16; });
+  rejected([](HeadLoss& op) { op.weight.columns = 1; });
+  rejected([](HeadLoss& op) { op.weight.rows = 0; });
+  rejected([](HeadLoss& op) { op.dx.dtype = Dtype::kBfloat16; });
+  rejected([](HeadLoss& op) { op.dx = {}; });  // but dweight
+  rejected([](HeadLoss& op) { op.dweight.rows = 2; });
+  rejected([](HeadLoss& op) { op.label_smoothing = 1; });
+  rejected([](HeadLoss& op) { op.z_loss = NAN; });
+  for (const Backend* backend : all) {
+    EXPECT_EQ(backend->Run({}, good), Result::kInvalidArgument);
+  }
+}
+
+}  // namespace
+}  // namespace qlora::kernels
