@@ -74,6 +74,7 @@ Case RotaryCase(Random& random, Turning what) {
     const double weight = 1 + std::max(m[3].Max(), m[4].Max());
     if (i == 5) return after[5].Max();
     if (what != Turning::kBackward) {
+      if (i != 0) return 0.0;
       return 2 * m[0].MaxOfRow(r) * weight *
              (what == Turning::kPlain ? 1 : 1 + after[5].Max());
     }
