@@ -41,6 +41,10 @@ class ModelReference : public ::testing::TestWithParam<const char*> {
   ModelOptions options_;
 };
 
+// The reference is float64. transformers in float32 (1 or 2 threads, eager or
+// sdpa) is off by up to 2.5e-5 from it on these prompts.
+constexpr double kLogitTolerance = 4e-5;
+
 TEST_P(ModelReference, LogitsAndGreedyText) {
   auto decoder = Decoder::Create(loaded_->model, options_, 256).value();
   for (const auto& prompt : reference_["prompts"]) {
@@ -51,7 +55,7 @@ TEST_P(ModelReference, LogitsAndGreedyText) {
     auto logits = decoder->Append(ids, *loaded_->source, {});
     ASSERT_TRUE(logits.ok()) << logits.status();
     for (size_t i = 0; i < expected.size(); ++i) {
-      EXPECT_NEAR((*logits)[i], expected[i], 2e-5) << i;
+      EXPECT_NEAR((*logits)[i], expected[i], kLogitTolerance) << i;
     }
     while (ids.size() < greedy.size()) {
       ids.push_back(static_cast<int32_t>(std::ranges::max_element(*logits) -
