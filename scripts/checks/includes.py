@@ -40,7 +40,8 @@ ALLOWED = {
 }
 # Contracts between the parts of the trainer: any of them may include these.
 TRAINER_CONTRACTS = [
-    "worker/trainer/torch_guard.h", "worker/trainer/data/batch.h",
+    "worker/trainer/run_op.h", "worker/trainer/torch_guard.h",
+    "worker/trainer/data/batch.h",
     "worker/trainer/model/weights.h", "worker/trainer/parallel/aligned_buffer.h"
 ]
 # Everything may be tested and measured; nothing may include these.

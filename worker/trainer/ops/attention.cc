@@ -1,7 +1,7 @@
 #include "worker/trainer/ops/attention.h"
 
 #include "worker/trainer/ops/parallel.h"
-#include "worker/trainer/ops/run_op.h"
+#include "worker/trainer/run_op.h"
 
 namespace qlora::trainer {
 namespace {

@@ -4,7 +4,7 @@
 #include "worker/trainer/ops/gemm.h"
 #include "worker/trainer/ops/parallel.h"
 #include "worker/trainer/ops/rows.h"
-#include "worker/trainer/ops/run_op.h"
+#include "worker/trainer/run_op.h"
 
 namespace qlora::trainer {
 namespace {

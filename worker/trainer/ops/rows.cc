@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "worker/trainer/ops/parallel.h"
-#include "worker/trainer/ops/run_op.h"
+#include "worker/trainer/run_op.h"
 
 namespace qlora::trainer {
 namespace {

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <utility>
 
-#include "worker/trainer/ops/run_op.h"
+#include "worker/trainer/run_op.h"
 
 namespace qlora::trainer {
 
