@@ -135,7 +135,8 @@ bool HasChatTemplate(const std::string& tokenizer_config) {
                                           /*allow_exceptions=*/false);
   if (!json.is_object()) return true;
   const auto it = json.find("chat_template");
-  return it != json.end() && !it->empty() && *it != "";
+  return it != json.end() && !it->empty() &&
+         (!it->is_string() || !it->get_ref<const std::string&>().empty());
 }
 
 // InvalidArgument if a worker could not be told to prepare the job.
