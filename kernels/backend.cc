@@ -21,8 +21,10 @@ std::span<const Backend* const> CpuBackends() {
   static const auto* backends = [] {
     auto* list = new std::vector<const Backend*>;
     for (const NamedKernelSet& set : SupportedKernels()) {
-      list->push_back(
-          new CpuBackend(set.name, *set.kernels, QuantizeKernelsFor(set.name)));
+      const bool best = list->empty() && !Bf16Products().empty();
+      list->push_back(new CpuBackend(set.name, *set.kernels,
+                                     QuantizeKernelsFor(set.name),
+                                     best ? Bf16Products().front() : nullptr));
     }
     return list;
   }();

@@ -91,10 +91,10 @@ int64_t InputBytes(const Job& job, int64_t tokens) {
 
 int64_t AttentionScratch(const Job& job, int64_t tokens) {
   constexpr int64_t kTile = 64;
-  const int64_t padded = CeilDiv(job.model.head_dim, 16) * 16;
+  const int64_t padded = CeilDiv(job.model.head_dim, 32) * 32;
   const int64_t rows = CeilDiv(tokens, kTile) * kTile;
   return Times(job.threads * 4,
-               Times(5 * rows + 3 * kTile, padded) + 2 * kTile * (kTile + 1));
+               Times(5 * rows + 3 * kTile, padded) + 4 * kTile * kTile);
 }
 
 // Buffers that all layers share; `state` where some layer is recomputed.

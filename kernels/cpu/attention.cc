@@ -142,9 +142,9 @@ int64_t Parts(const Launch& launch, const Attention& op) {
   return std::min((2 * launch.threads + pairs - 1) / pairs, Tiles(op.q.rows));
 }
 
-template <typename T>
-void RunForward(const Launch& launch, const Kernels<T>& kernels,
-                const Attention& op) {
+// run(task) for each.
+template <typename T, typename F>
+void RunForward(const Launch& launch, const Attention& op, F run) {
   const int64_t parts = Parts(launch, op);
   ForTasks(launch, op.documents * op.kv_heads * parts, ScratchFloats(op),
            [&](int64_t task, float* scratch) {
@@ -154,15 +154,14 @@ void RunForward(const Launch& launch, const Kernels<T>& kernels,
                      &t.query_end);
              if (t.query_begin == t.query_end) return;
              FitKeys(&t);
-             kernels.attention(t);
+             run(t);
            });
 }
 
 // With more than one part a part computes either dq of some queries, or dk and
 // dv of some keys: seven products instead of five, and no sums to share.
-template <typename T>
-void RunBackward(const Launch& launch, const Kernels<T>& kernels,
-                 const AttentionBackward& op) {
+template <typename T, typename F>
+void RunBackward(const Launch& launch, const AttentionBackward& op, F run) {
   const int64_t parts = Parts(launch, op.forward);
   const int64_t halves = parts == 1 ? 1 : 2;
   ForTasks(launch, op.forward.documents * op.forward.kv_heads * parts * halves,
@@ -171,17 +170,17 @@ void RunBackward(const Launch& launch, const Kernels<T>& kernels,
              AttentionTask<T> t = MakeTask<T>(op, task / halves / parts);
              t.scratch = scratch;
              if (halves == 1) {
-               kernels.attention_backward(t);
+               run(t);
              } else if (task % 2 == 0) {
                t.dk = t.dv = nullptr;
                CutRows(t.queries, part, parts, &t.query_begin, &t.query_end);
                FitKeys(&t);
-               kernels.attention_backward(t);
+               run(t);
              } else {
                t.dq = nullptr;
                CutRows(t.sight.keys, part, parts, &t.key_begin, &t.key_end);
                FitQueries(&t);
-               kernels.attention_backward(t);
+               run(t);
              }
            });
 }
@@ -190,18 +189,26 @@ void RunBackward(const Launch& launch, const Kernels<T>& kernels,
 
 Result CpuBackend::Do(const Launch& launch, const Attention& op) const {
   if (op.q.dtype == Dtype::kFloat32) {
-    RunForward(launch, rows_.float32, op);
+    RunForward<float>(launch, op, rows_.float32.attention);
+  } else if (product_ == nullptr) {
+    RunForward<Bf16>(launch, op, rows_.bfloat16.attention);
   } else {
-    RunForward(launch, rows_.bfloat16, op);
+    RunForward<Bf16>(launch, op, [&](const AttentionTask<Bf16>& t) {
+      rows_.attention_tiles(t, *product_);
+    });
   }
   return Result::kOk;
 }
 
 Result CpuBackend::Do(const Launch& launch, const AttentionBackward& op) const {
   if (op.forward.q.dtype == Dtype::kFloat32) {
-    RunBackward(launch, rows_.float32, op);
+    RunBackward<float>(launch, op, rows_.float32.attention_backward);
+  } else if (product_ == nullptr) {
+    RunBackward<Bf16>(launch, op, rows_.bfloat16.attention_backward);
   } else {
-    RunBackward(launch, rows_.bfloat16, op);
+    RunBackward<Bf16>(launch, op, [&](const AttentionTask<Bf16>& t) {
+      rows_.attention_tiles_backward(t, *product_);
+    });
   }
   return Result::kOk;
 }

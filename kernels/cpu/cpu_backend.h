@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/bf16_product.h"
 #include "kernels/cpu/quantize_kernels.h"
 #include "kernels/cpu/simd/kernels.h"
 
@@ -13,9 +14,10 @@ namespace qlora::kernels {
 
 class CpuBackend final : public Backend {
  public:
+  // Without `product` bfloat16's attention computes in float32.
   CpuBackend(std::string_view name, const KernelSet& rows,
-             const QuantizeKernels& quantize)
-      : name_(name), rows_(rows), quantize_(quantize) {}
+             const QuantizeKernels& quantize, const Bf16Product* product)
+      : name_(name), rows_(rows), quantize_(quantize), product_(product) {}
 
   std::string_view name() const override { return name_; }
 
@@ -69,6 +71,7 @@ class CpuBackend final : public Backend {
   const std::string_view name_;
   const KernelSet& rows_;
   const QuantizeKernels& quantize_;
+  const Bf16Product* const product_;
 };
 
 }  // namespace qlora::kernels

@@ -59,13 +59,13 @@ struct AttentionTask {
   int64_t dq_stride, dk_stride, dv_stride;
 };
 
-// As Scratch in attention.inc cuts it.
+// Enough for Scratch (attention.inc) and TileScratch (attention_bf16.inc).
 inline int64_t AttentionScratchFloats(int64_t keys, int dim) {
-  const int64_t padded = (dim + 15) / 16 * 16;
+  const int64_t padded = (dim + 31) / 32 * 32;
   const int64_t rows =
       (keys + kAttentionTile - 1) / kAttentionTile * kAttentionTile;
   return (5 * rows + 3 * kAttentionTile) * padded +
-         2 * kAttentionTile * (kAttentionTile + 1);
+         4 * kAttentionTile * kAttentionTile;
 }
 
 }  // namespace qlora::kernels

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "kernels/adamw_factors.h"
+#include "kernels/cpu/bf16_product.h"
 #include "kernels/cpu/simd/attention_task.h"
 #include "kernels/optimizer.h"
 #include "kernels/rows.h"
@@ -122,6 +123,11 @@ struct KernelSet {
   Kernels<float> float32;
   Kernels<Bf16> bfloat16;
   const ExactKernels* exact;
+  // As bfloat16's attention and attention_backward, on a product of tiles.
+  void (*attention_tiles)(const AttentionTask<Bf16>& task,
+                          const Bf16Product& product);
+  void (*attention_tiles_backward)(const AttentionTask<Bf16>& task,
+                                   const Bf16Product& product);
 };
 
 struct NamedKernelSet {

@@ -1,5 +1,8 @@
 #include "kernels/attention.h"
 
+#include <memory>
+
+#include "kernels/cpu/cpu_backend.h"
 #include "tests/unit/kernels/property.h"
 
 namespace qlora::kernels {
@@ -161,6 +164,58 @@ TEST(AttentionTest, EveryBackend_AsTheReference) {
 
 TEST(AttentionBackwardTest, EveryBackend_AsTheReference) {
   CheckAgainstReference(kAttentionError, BackwardCase);
+}
+
+// Every instruction set on every product of tiles, and on the plain one, which
+// stands in for those that this processor lacks.
+TEST(AttentionTest, BfloatTiles_AsTheReference) {
+  std::vector<const Bf16Product*> products(Bf16Products().begin(),
+                                           Bf16Products().end());
+  products.push_back(&kBf16PlainProduct);
+  std::vector<std::unique_ptr<Backend>> owned;
+  std::vector<const Backend*> backends;
+  for (const NamedKernelSet& set : SupportedKernels()) {
+    for (const Bf16Product* product : products) {
+      owned.push_back(std::make_unique<CpuBackend>(
+          product->name, *set.kernels, QuantizeKernelsFor(set.name), product));
+      backends.push_back(owned.back().get());
+    }
+  }
+  CheckAgainstReference(kAttentionError, ForwardCase, 300, backends);
+  CheckAgainstReference(kAttentionError, BackwardCase, 300, backends);
+}
+
+TEST(Bf16ProductTest, EveryProduct_AsThePlainOne) {
+  Random random(9);
+  for (const Bf16Product* product : Bf16Products()) {
+    for (int i = 0; i < 100; ++i) {
+      const int64_t rows = 32 * random.Int(1, 4),
+                    columns = 32 * random.Int(1, 5),
+                    depth = 32 * random.Int(1, 4);
+      const Matrix a(random, Dtype::kBfloat16, rows, depth);
+      const Matrix b(random, Dtype::kBfloat16, depth / 2, 2 * columns);
+      const bool add = random.Chance(0.5);
+      const Matrix got(random, Dtype::kFloat32, rows, columns), want = got;
+      // Pairs lie an even number of elements apart.
+      const int64_t pairs = (b.view().stride + 1) / 2;
+      std::vector<Bf16> packed(depth * pairs);
+      for (int64_t k = 0; k < depth / 2; ++k) {
+        for (int64_t j = 0; j < 2 * columns; ++j) {
+          packed[k * 2 * pairs + j] = ToBf16(b.at(k, j));
+        }
+      }
+      const auto run = [&](const Bf16Product& p, const Matrix& c) {
+        if (p.begin != nullptr) p.begin();
+        p.multiply(rows, columns, depth, a.view().row<Bf16>(0), a.view().stride,
+                   packed.data(), pairs, c.row(0), c.view().stride, add);
+        if (p.end != nullptr) p.end();
+      };
+      run(*product, got);
+      run(kBf16PlainProduct, want);
+      ASSERT_TRUE(got.CanariesLive());
+      ExpectClose(got, want, [&](int64_t) { return 1e-5 * depth; });
+    }
+  }
 }
 
 TEST(AttentionBackwardTest, Reference_FollowsDifferences) {

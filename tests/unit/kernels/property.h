@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -153,10 +154,10 @@ inline void ExpectClose(const Matrix& got, const Matrix& want,
   }
 }
 
-// Every CPU backend against the reference over `cases` random calls.
-inline void CheckAgainstReference(double error,
-                                  const std::function<Case(Random&)>& make,
-                                  int cases = 2000) {
+// Backends against the reference over `cases` random calls.
+inline void CheckAgainstReference(
+    double error, const std::function<Case(Random&)>& make, int cases = 2000,
+    std::span<const Backend* const> backends = CpuBackends()) {
   Launch backwards;
   backwards.parallel_for = BackwardsFor;
   for (int i = 0; i < cases; ++i) {
@@ -164,7 +165,7 @@ inline void CheckAgainstReference(double error,
     const Case c = make(random);
     auto want = c.buffers;
     ASSERT_EQ(c.run(ReferenceBackend(), Launch{}, want), Result::kOk) << i;
-    for (const Backend* backend : CpuBackends()) {
+    for (const Backend* backend : backends) {
       SCOPED_TRACE(std::string(backend->name()) + " case " + std::to_string(i));
       auto got = c.buffers;
       ASSERT_EQ(c.run(*backend, i % 2 == 0 ? Launch{} : backwards, got),
