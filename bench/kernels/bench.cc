@@ -63,6 +63,7 @@ absl::Status AddKernelRows(const Options& options, std::vector<Row>* rows) {
   KernelBench bench(options, rows);
   RETURN_IF_ERROR(BenchQuantizeOps(&bench));
   RETURN_IF_ERROR(BenchRowOps(&bench));
+  RETURN_IF_ERROR(BenchAttentionOps(&bench));
   return absl::OkStatus();
 }
 

@@ -48,6 +48,7 @@ class KernelBench {
 };
 
 // One for each family of ops.
+absl::Status BenchAttentionOps(KernelBench* bench);
 absl::Status BenchQuantizeOps(KernelBench* bench);
 absl::Status BenchRowOps(KernelBench* bench);
 

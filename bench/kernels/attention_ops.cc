@@ -1,0 +1,208 @@
+// Attention and the head with its loss, forward and backward, beside LibTorch's
+// own operations.
+#include <string>
+#include <vector>
+
+#include "ATen/ATen.h"
+#include "ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h"
+#include "ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h"
+#include "absl/strings/str_cat.h"
+#include "bench/kernels/bench.h"
+#include "bench/machine.h"
+#include "common/base/status_macros.h"
+#include "worker/trainer/ops/gemm.h"
+
+namespace qlora::bench {
+namespace {
+
+using kernels::View;
+
+View Wrap(const at::Tensor& t) {
+  const auto dtype = t.scalar_type() == at::kFloat ? kernels::Dtype::kFloat32
+                                                   : kernels::Dtype::kBfloat16;
+  return {t.data_ptr(), dtype, t.size(0), t.size(1), t.stride(0)};
+}
+
+// The launch with as much workspace as `op` wants, which lives in `room`.
+template <typename Op>
+kernels::Launch WithRoom(const KernelBench& bench, const Op& op,
+                         at::Tensor* room) {
+  kernels::Launch launch = bench.launch();
+  launch.workspace_bytes = bench.backend().WorkspaceBytes(op, launch.threads);
+  *room = at::empty({launch.workspace_bytes}, at::kByte);
+  launch.workspace = room->data_ptr();
+  return launch;
+}
+
+// Within `share` of the largest value.
+absl::Status CheckNear(const std::string& name, const at::Tensor& ours,
+                       const at::Tensor& theirs, double share) {
+  const at::Tensor want = theirs.to(at::kFloat);
+  const double size = want.abs().max().item<double>();
+  const double difference =
+      (ours.to(at::kFloat) - want).abs().max().item<double>();
+  if (difference <= share * size) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(name, " differs by ", difference,
+                                          " from LibTorch's ", size));
+}
+
+double Share(at::ScalarType type) { return type == at::kFloat ? 1e-4 : 5e-2; }
+
+constexpr int64_t kDocuments = 4, kLength = 512;
+constexpr int kHeads = 9, kKvHeads = 3, kDim = 64;
+
+struct AttentionTensors {
+  explicit AttentionTensors(at::ScalarType type) {
+    const int64_t rows = kDocuments * kLength;
+    q = at::randn({rows, kHeads * kDim}).to(type);
+    k = at::randn({rows, kKvHeads * kDim}).to(type);
+    v = at::randn({rows, kKvHeads * kDim}).to(type);
+    dout = at::randn({rows, kHeads * kDim}).to(type);
+    out = at::empty_like(q);
+    dq = at::empty_like(q);
+    dk = at::empty_like(k);
+    dv = at::empty_like(v);
+    lse = at::empty({kHeads, rows});
+  }
+  at::Tensor q, k, v, dout, out, dq, dk, dv, lse;
+};
+
+// LibTorch's operation wants as many key-value heads as query heads; the
+// gradients of the copies are added up.
+void PeerAttention(const AttentionTensors& t, at::Tensor* dq, at::Tensor* dk,
+                   at::Tensor* dv) {
+  const auto split = [](const at::Tensor& x, int heads) {
+    return x.view({kDocuments, kLength, heads, kDim}).transpose(1, 2);
+  };
+  const auto repeat = [&](const at::Tensor& x) {
+    return split(x, kKvHeads).repeat_interleave(kHeads / kKvHeads, 1);
+  };
+  const auto join = [](const at::Tensor& x) {
+    return x.transpose(1, 2).reshape({kDocuments * kLength, -1});
+  };
+  const auto add_up = [&](const at::Tensor& x) {
+    return join(x.view({kDocuments, kKvHeads, -1, kLength, kDim}).sum(2));
+  };
+  const at::Tensor q = split(t.q, kHeads), k = repeat(t.k), v = repeat(t.v);
+  const auto [out, lse] =
+      at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, true);
+  const auto [gq, gk, gv] =
+      at::_scaled_dot_product_flash_attention_for_cpu_backward(
+          split(t.dout, kHeads), q, k, v, out, lse, 0.0, true);
+  *dq = join(gq);
+  *dk = add_up(gk.contiguous());
+  *dv = add_up(gv.contiguous());
+}
+
+absl::Status BenchAttention(const std::string& name, at::ScalarType type,
+                            KernelBench* bench) {
+  const AttentionTensors t(type);
+  std::vector<int32_t> offsets;
+  for (int64_t d = 0; d <= kDocuments; ++d) {
+    offsets.push_back(static_cast<int32_t>(d * kLength));
+  }
+  const kernels::AttentionBackward op = {
+      .forward = {.heads = kHeads,
+                  .kv_heads = kKvHeads,
+                  .dim = kDim,
+                  .offsets = offsets.data(),
+                  .documents = kDocuments,
+                  .q = Wrap(t.q),
+                  .k = Wrap(t.k),
+                  .v = Wrap(t.v),
+                  .out = Wrap(t.out),
+                  .lse = t.lse.data_ptr<float>()},
+      .dout = Wrap(t.dout),
+      .dq = Wrap(t.dq),
+      .dk = Wrap(t.dk),
+      .dv = Wrap(t.dv)};
+  at::Tensor room;
+  const kernels::Launch launch = WithRoom(*bench, op, &room);
+  const auto ours = [&] {
+    bench->backend().Run(launch, op.forward);
+    bench->backend().Run(launch, op);
+  };
+  at::Tensor dq, dk, dv;
+  const auto peers = [&] { PeerAttention(t, &dq, &dk, &dv); };
+  ours();
+  peers();
+  RETURN_IF_ERROR(CheckNear(name, t.dq, dq, Share(type)));
+  RETURN_IF_ERROR(CheckNear(name, t.dk, dk, Share(type)));
+  RETURN_IF_ERROR(CheckNear(name, t.dv, dv, Share(type)));
+  // Two products forward and five backward over half of a square.
+  const double pairs = double{kDocuments} * kHeads * kLength * kLength / 2;
+  bench->Add({.name = name,
+              .flops = 7 * 2 * pairs * kDim,
+              .dtype = Wrap(t.q).dtype,
+              .seconds = BestSeconds(ours),
+              .peer_seconds = BestSeconds(peers)});
+  return absl::OkStatus();
+}
+
+constexpr int64_t kTokens = 2048, kVocab = 49152, kHidden = 576;
+
+absl::Status BenchHeadLoss(const std::string& name, at::ScalarType type,
+                           KernelBench* bench) {
+  const at::Tensor x = at::randn({kTokens, kHidden}).to(type);
+  const at::Tensor weight = (at::randn({kVocab, kHidden}) * 0.05).to(type);
+  const at::Tensor targets = at::randint(kVocab, {kTokens}, at::kInt);
+  const at::Tensor dx = at::empty_like(x),
+                   loss = at::empty({kTokens}, at::kDouble);
+  const kernels::HeadLoss op = {
+      .x = Wrap(x),
+      .weight = Wrap(weight),
+      .targets = targets.data_ptr<int>(),
+      .gemm =
+          [](bool transpose_a, const View& a, bool transpose_b, const View& b,
+             bool add, const View& c) {
+            using trainer::Op;
+            trainer::Gemm(transpose_a ? Op::kTransposed : Op::kPlain, a,
+                          transpose_b ? Op::kTransposed : Op::kPlain, b, 1,
+                          add ? 1 : 0, c);
+          },
+      .loss = loss.data_ptr<double>(),
+      .dx = Wrap(dx)};
+  at::Tensor room;
+  const kernels::Launch launch = WithRoom(*bench, op, &room);
+  const auto ours = [&] { bench->backend().Run(launch, op); };
+  const at::Tensor index = targets.to(at::kLong);
+  at::Tensor gradient;
+  const auto peers = [&] {
+    const at::Tensor hidden = x.detach().requires_grad_();
+    at::cross_entropy_loss(at::linear(hidden, weight), index, {},
+                           at::Reduction::Sum)
+        .backward();
+    gradient = hidden.grad();
+  };
+  ours();
+  peers();
+  RETURN_IF_ERROR(CheckNear(name, dx, gradient, Share(type)));
+  bench->Add({.name = name,
+              .flops = 4.0 * kTokens * kVocab * kHidden,
+              .dtype = op.x.dtype,
+              .seconds = BestSeconds(ours),
+              .peer_seconds = BestSeconds(peers)});
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status BenchAttentionOps(KernelBench* bench) {
+  using Benchmark =
+      absl::Status (*)(const std::string&, at::ScalarType, KernelBench*);
+  const struct {
+    const char* name;
+    Benchmark run;
+    at::ScalarType type;
+  } rows[] = {{"attention_f32", BenchAttention, at::kFloat},
+              {"attention_bf16", BenchAttention, at::kBFloat16},
+              {"head_loss_f32", BenchHeadLoss, at::kFloat},
+              {"head_loss_bf16", BenchHeadLoss, at::kBFloat16}};
+  for (const auto& row : rows) {
+    if (!bench->Wants(row.name)) continue;
+    RETURN_IF_ERROR(row.run(row.name, row.type, bench));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace qlora::bench
