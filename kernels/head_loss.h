@@ -39,7 +39,7 @@ struct HeadLoss {
   float z_loss = 0;
   float soft_cap = 0;
   // Tokens whose logits exist at a time, at least 1.
-  int64_t chunk = 256;
+  int64_t chunk = 512;
   Gemm gemm = {};
   // [tokens], written.
   double* loss = nullptr;

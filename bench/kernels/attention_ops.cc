@@ -148,20 +148,12 @@ absl::Status BenchHeadLoss(const std::string& name, at::ScalarType type,
   const at::Tensor targets = at::randint(kVocab, {kTokens}, at::kInt);
   const at::Tensor dx = at::empty_like(x),
                    loss = at::empty({kTokens}, at::kDouble);
-  const kernels::HeadLoss op = {
-      .x = Wrap(x),
-      .weight = Wrap(weight),
-      .targets = targets.data_ptr<int>(),
-      .gemm =
-          [](bool transpose_a, const View& a, bool transpose_b, const View& b,
-             bool add, const View& c) {
-            using trainer::Op;
-            trainer::Gemm(transpose_a ? Op::kTransposed : Op::kPlain, a,
-                          transpose_b ? Op::kTransposed : Op::kPlain, b, 1,
-                          add ? 1 : 0, c);
-          },
-      .loss = loss.data_ptr<double>(),
-      .dx = Wrap(dx)};
+  const kernels::HeadLoss op = {.x = Wrap(x),
+                                .weight = Wrap(weight),
+                                .targets = targets.data_ptr<int>(),
+                                .gemm = trainer::KernelGemm,
+                                .loss = loss.data_ptr<double>(),
+                                .dx = Wrap(dx)};
   at::Tensor room;
   const kernels::Launch launch = WithRoom(*bench, op, &room);
   const auto ours = [&] { bench->backend().Run(launch, op); };

@@ -126,10 +126,14 @@ int64_t SharedBytes(const Job& job, int64_t tokens, bool state) {
 }
 
 int64_t LogitsBytes(const Job& job, int64_t tokens) {
+  constexpr int64_t kPanel = int64_t{1} << 20;
   const int64_t chunk = LossChunkTokens(job.model, tokens);
-  return chunk * (job.model.vocab_size + 2 * job.model.hidden_size) *
-             job.element +
-         chunk * 4 + tokens * 4;
+  const int64_t hidden = job.model.hidden_size;
+  // A part of a head that is stored in another type.
+  const int64_t panel =
+      std::clamp<int64_t>(kPanel / hidden, 1, job.model.vocab_size) * hidden;
+  return (chunk * (job.model.vocab_size + 2 * hidden) + panel) * job.element +
+         chunk * 12 + tokens * 16;
 }
 
 // While a rank reads its share of the base it holds one tensor as float32 and
@@ -330,7 +334,7 @@ ComputeDtype ChooseComputeDtype(ComputeDtype wanted, bool fast_bfloat16) {
 }
 
 int64_t LossChunkTokens(const ModelDescription& model, int64_t max_tokens) {
-  constexpr int64_t kLogits = int64_t{16} << 20;
+  constexpr int64_t kLogits = int64_t{24} << 20;
   const int64_t fit = kLogits / std::max<int64_t>(1, model.vocab_size);
   return std::min(max_tokens, std::max<int64_t>(16, fit));
 }

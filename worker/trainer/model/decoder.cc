@@ -104,9 +104,9 @@ void CachedDecoder::ComputeLogits(int64_t rows, const OuterWeights& outer) {
       MakeView(buffers.normed, context_.dtype, 1, description_.hidden_size);
   RmsNorm(last, outer.final_norm, context_.norm_eps, normed, buffers.rstd);
   const View logits =
-      MakeView(buffers.logits, context_.dtype, 1, description_.vocab_size);
-  HeadLogits(outer.head, normed, buffers.weight, buffers.weight_elements,
-             logits);
+      MakeView(workspace_.logits, context_.dtype, 1, description_.vocab_size);
+  HeadLogits(outer.head, normed, workspace_.block.linear.weight,
+             workspace_.weight_elements, logits);
   Convert(logits, FloatView(logits_.data(), 1, description_.vocab_size));
 }
 

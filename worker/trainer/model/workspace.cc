@@ -106,14 +106,15 @@ LossArgs CutLoss(const WorkspaceOptions& o, const Sizes& s,
                  const BlockScratch& block, Cutter& cut) {
   LossArgs loss;
   loss.dtype = o.dtype;
-  loss.chunk = o.decode ? 1 : LossChunkTokens(*o.model, o.max_tokens);
-  loss.logits = cut.Take(o.dtype, loss.chunk * s.vocab);
-  loss.normed = cut.Take(o.dtype, loss.chunk * s.hidden);
-  loss.dnormed = cut.Take(o.dtype, loss.chunk * s.hidden);
-  loss.rstd = cut.template Take<float>(loss.chunk);
-  loss.rows = cut.template Take<int32_t>(s.tokens);
-  loss.weight = block.linear.weight;
-  loss.weight_elements = s.weight;
+  loss.chunk = LossChunkTokens(*o.model, o.max_tokens);
+  loss.normed = block.normed;
+  loss.dnormed = block.dnormed;
+  loss.rstd = cut.template Take<float>(s.tokens);
+  if (o.decode) return loss;
+  loss.losses = cut.template Take<double>(s.tokens);
+  loss.scratch_bytes =
+      LossScratchBytes(o.dtype, s.tokens, loss.chunk, s.vocab, s.hidden);
+  loss.scratch = cut.Bytes(loss.scratch_bytes);
   return loss;
 }
 
@@ -149,6 +150,8 @@ void Workspace::Cut(const WorkspaceOptions& o, Cutter& cut) {
             o.max_positions};
   block = CutScratch(o, s, cut);
   loss = CutLoss(o, s, block, cut);
+  if (o.decode) logits = cut.Take(o.dtype, s.vocab);
+  weight_elements = s.weight;
   if (o.dropout) {
     row_keys = {cut.Take<uint64_t>(s.tokens), static_cast<size_t>(s.tokens)};
   }

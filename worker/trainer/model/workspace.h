@@ -48,8 +48,11 @@ class Workspace {
   float* dx = nullptr;
   RotaryTable rotary;
   BlockScratch block;
-  // The buffers of the loss; decoding: logits of one row.
   LossArgs loss;
+  // Decoding: of one row, of the compute type.
+  void* logits = nullptr;
+  // That block.linear.weight has room for.
+  int64_t weight_elements = 0;
   std::span<uint64_t> row_keys;
   // Decoding: k and v of each layer are in its state.
 

@@ -26,4 +26,10 @@ void Gemm(Op op_a, const View& a, Op op_b, const View& b, float alpha,
   }
 }
 
+void KernelGemm(bool transpose_a, const View& a, bool transpose_b,
+                const View& b, bool add, const View& c) {
+  Gemm(transpose_a ? Op::kTransposed : Op::kPlain, a,
+       transpose_b ? Op::kTransposed : Op::kPlain, b, 1, add ? 1 : 0, c);
+}
+
 }  // namespace qlora::trainer

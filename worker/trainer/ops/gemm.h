@@ -12,4 +12,8 @@ enum class Op { kPlain, kTransposed };
 void Gemm(Op op_a, const View& a, Op op_b, const View& b, float alpha,
           float beta, const View& c);
 
+// The same for the kernel library (kernels::Gemm).
+void KernelGemm(bool transpose_a, const View& a, bool transpose_b,
+                const View& b, bool add, const View& c);
+
 }  // namespace qlora::trainer

@@ -300,8 +300,8 @@ TEST_F(OpsTest, QuantizedLinearUsesTheDequantizedWeight) {
   EXPECT_TRUE(buffer.slice(0, 0, 15).equal(image.slice(0, 5, 20)));
 }
 
-// The head in several chunks, and in panels where it is stored otherwise.
-TEST_F(OpsTest, LossInChunksAndPanels) {
+// The head in several chunks, and stored in another type.
+TEST_F(OpsTest, LossInChunks) {
   const int64_t rows = 23, hidden = 19, vocab = 101, chunk = 7;
   const at::Tensor x = at::randn({rows, hidden}), norm = at::randn({hidden}),
                    head = at::randn({vocab, hidden}).to(at::kBFloat16);
@@ -309,11 +309,13 @@ TEST_F(OpsTest, LossInChunksAndPanels) {
   for (int64_t i = 0; i < rows; ++i) {
     targets[i] = i % 4 == 1 ? kIgnoredLabel : static_cast<int32_t>(i * 4);
   }
-  const at::Tensor logits = at::empty({chunk, vocab}),
-                   normed = at::empty({chunk, hidden}),
-                   dnormed = at::empty({chunk, hidden}),
-                   rstd = at::empty({chunk}), panel = at::empty({10, hidden});
-  std::vector<int32_t> chosen(rows);
+  const at::Tensor normed = at::empty({rows, hidden}),
+                   dnormed = at::empty({rows, hidden}),
+                   rstd = at::empty({rows}),
+                   losses = at::empty({rows}, at::kDouble);
+  const int64_t bytes =
+      LossScratchBytes(Dtype::kFloat32, rows, chunk, vocab, hidden);
+  const at::Tensor scratch = at::empty({bytes}, at::kByte);
   LossArgs args;
   args.x = Wrap(x);
   args.targets = targets;
@@ -324,13 +326,12 @@ TEST_F(OpsTest, LossInChunksAndPanels) {
   args.head.in_features = hidden;
   args.head.data = head.data_ptr();
   args.chunk = chunk;
-  args.logits = logits.data_ptr();
   args.normed = normed.data_ptr();
   args.dnormed = dnormed.data_ptr();
   args.rstd = rstd.data_ptr<float>();
-  args.rows = chosen.data();
-  args.weight = panel.data_ptr();
-  args.weight_elements = panel.numel();
+  args.losses = losses.data_ptr<double>();
+  args.scratch = scratch.data_ptr();
+  args.scratch_bytes = bytes;
   const at::Tensor dx = at::empty_like(x), dnorm = at::zeros_like(norm),
                    dhead = at::zeros({vocab, hidden});
   const double loss = LossBackward(
