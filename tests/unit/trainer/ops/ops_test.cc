@@ -1,9 +1,13 @@
 // Every op's backward against autograd in float64, odd sizes included.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <atomic>
+#include <chrono>
 #include <cmath>
+#include <thread>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -174,6 +178,25 @@ void CheckAttention(const AttentionShape& shape,
   ExpectNear(dq, grads[0], "dq");
   ExpectNear(dk, grads[1], "dk");
   ExpectNear(dv, grads[2], "dv");
+}
+
+TEST_F(OpsTest, Parallel_UsesEveryThread) {
+#ifdef __clang__
+  GTEST_SKIP() << "built by Clang, without OpenMP";
+#endif
+  at::set_num_threads(2);
+  std::atomic<int> arrived{0};
+  // Each waits for the other.
+  Parallel(2, 1, [&](int64_t begin, int64_t end) {
+    EXPECT_EQ(end - begin, 1);
+    ++arrived;
+    const auto limit =
+        std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    while (arrived < 2 && std::chrono::steady_clock::now() < limit) {
+      std::this_thread::yield();
+    }
+    EXPECT_EQ(arrived, 2);
+  });
 }
 
 TEST_F(OpsTest, Attention) {
