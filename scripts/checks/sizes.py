@@ -45,7 +45,7 @@ def check_file(path):
         problems.append(
             f"{path}: {len(lines)} lines, at most {FILE_LINES}: split it")
     limit = KERNEL_FUNCTION_LINES if path.endswith(".cu") else FUNCTION_LINES
-    if not path.startswith("tests/") and path.endswith((".cc", ".h", ".cu")):
+    if not path.startswith("tests/") and path.endswith((".cc", ".h", ".cu", ".cuh")):
         for start, count in functions(lines):
             if count > limit:
                 problems.append(f"{path}:{start}: a function of {count} lines, "
@@ -54,5 +54,5 @@ def check_file(path):
 
 
 if __name__ == "__main__":
-    finish([p for f in tracked(".cc", ".h", ".cu", ".rs", ".py")
+    finish([p for f in tracked(".cc", ".h", ".cu", ".cuh", ".rs", ".py")
             for p in check_file(f)])
