@@ -4,19 +4,12 @@
 
 namespace qlora::kernels {
 
-AdamWFactors FactorsOf(const AdamW& op) {
-  double clip = 1;
-  if (op.max_grad_norm > 0) {
-    const double norm = std::sqrt(*op.clip_sum_of_squares);
-    const double wanted = op.max_grad_norm / (norm + 1e-6);
-    // A norm that is NaN stays one.
-    clip = wanted > 1 ? 1 : wanted;
-  }
+AdamWFactors UnclippedFactorsOf(const AdamW& op) {
   const auto t = static_cast<double>(op.step);
   const double correction1 = 1 - std::pow(op.beta1, t);
   const double correction2 = 1 - std::pow(op.beta2, t);
   return {
-      .clip = static_cast<float>(clip),
+      .clip = 1,
       .keep = static_cast<float>(1 - op.learning_rate * op.weight_decay),
       .one_minus_beta1 = static_cast<float>(1 - op.beta1),
       .beta2 = static_cast<float>(op.beta2),
@@ -24,6 +17,15 @@ AdamWFactors FactorsOf(const AdamW& op) {
       .minus_step_size = static_cast<float>(-op.learning_rate / correction1),
       .sqrt_correction2 = static_cast<float>(std::sqrt(correction2)),
       .epsilon = static_cast<float>(op.epsilon)};
+}
+
+AdamWFactors FactorsOf(const AdamW& op) {
+  AdamWFactors factors = UnclippedFactorsOf(op);
+  if (op.max_grad_norm > 0) {
+    factors.clip =
+        ClipFactor(op.max_grad_norm, std::sqrt(*op.clip_sum_of_squares));
+  }
+  return factors;
 }
 
 }  // namespace qlora::kernels

@@ -19,5 +19,13 @@ struct AdamWFactors {
 
 // Reads *op.clip_sum_of_squares.
 AdamWFactors FactorsOf(const AdamW& op);
+// Does not, where only a device can: clip is 1.
+AdamWFactors UnclippedFactorsOf(const AdamW& op);
+
+// Of a gradient with this norm. A norm that is NaN stays one.
+constexpr float ClipFactor(double max_grad_norm, double norm) {
+  const double wanted = max_grad_norm / (norm + 1e-6);
+  return static_cast<float>(wanted > 1 ? 1 : wanted);
+}
 
 }  // namespace qlora::kernels

@@ -31,6 +31,4 @@ std::span<const Backend* const> CpuBackends() {
   return *backends;
 }
 
-const Backend* CudaBackend() { return nullptr; }
-
 }  // namespace qlora::kernels

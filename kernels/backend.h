@@ -146,7 +146,8 @@ const Backend& ReferenceBackend();
 // One for each instruction set that this processor has, the fastest first;
 // never empty.
 std::span<const Backend* const> CpuBackends();
-// Null without a usable device.
+// Null without a usable device; then WhyNoCuda() says what is missing.
 const Backend* CudaBackend();
+std::string_view WhyNoCuda();
 
 }  // namespace qlora::kernels

@@ -31,11 +31,11 @@ extern const float (&kNf4Values)[16];
 // kNf4Thresholds[i] separates codes i and i + 1; a value on it takes code i.
 extern const float (&kNf4Thresholds)[15];
 // FP4 values by code: bit 3 is the sign.
-extern const float kFp4Values[16];
+extern const float (&kFp4Values)[16];
 // What separates the magnitudes 0, 1, 6, 7, 4, 5, 2, 3 (codes in the order of
 // their values), a value on a threshold taking the smaller. The literals of
 // bitsandbytes' CUDA kernels; most are not quite midpoints.
-extern const float kFp4Thresholds[7];
+extern const float (&kFp4Thresholds)[7];
 // Ascending.
 extern const float (&kDynamicMapSigned)[256];
 extern const float (&kDynamicMapUnsigned)[256];
