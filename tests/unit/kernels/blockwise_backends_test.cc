@@ -1,5 +1,5 @@
-// Quantization by every CPU backend against the reference, over random shapes
-// with tails, strides and sub-ranges: byte for byte, and nothing around.
+// Quantization by every tested backend against the reference, over random
+// shapes with tails, strides and sub-ranges: byte for byte, and nothing around.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,6 +13,7 @@
 
 #include "kernels/backend.h"
 #include "tests/unit/kernels/guarded.h"
+#include "tests/unit/kernels/tested_backends.h"
 
 namespace qlora::kernels {
 namespace {
@@ -107,7 +108,7 @@ class BlockwiseBackendTest : public testing::TestWithParam<const Backend*> {
 };
 
 TEST_P(BlockwiseBackendTest, Quantize) {
-  for (int seed = 0; seed < kCases; ++seed) {
+  for (int seed = 0; seed < CaseCount(kCases); ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
     const BlockwiseShape shape = random.Shape(32);
@@ -146,7 +147,7 @@ TEST_P(BlockwiseBackendTest, Quantize) {
 }
 
 TEST_P(BlockwiseBackendTest, Dequantize) {
-  for (int seed = 0; seed < kCases; ++seed) {
+  for (int seed = 0; seed < CaseCount(kCases); ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
     const int64_t rows = random.Below(40), columns = 1 + random.Below(200);
@@ -213,7 +214,7 @@ TEST_P(BlockwiseBackendTest, DequantizeMoreThanTheCaches) {
 }
 
 TEST_P(BlockwiseBackendTest, QuantizeInt8Rows) {
-  for (int seed = 0; seed < kCases; ++seed) {
+  for (int seed = 0; seed < CaseCount(kCases); ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
     const int64_t rows = random.Below(12), columns = 1 + random.Below(200);
@@ -234,7 +235,7 @@ TEST_P(BlockwiseBackendTest, QuantizeInt8Rows) {
 }
 
 TEST_P(BlockwiseBackendTest, DequantizeInt8Rows) {
-  for (int seed = 0; seed < kCases; ++seed) {
+  for (int seed = 0; seed < CaseCount(kCases); ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
     const int64_t rows = random.Below(12), columns = 1 + random.Below(200);
@@ -272,7 +273,7 @@ std::vector<float> DynamicValues(Random& random, DynamicMap map, int64_t n) {
 }
 
 TEST_P(BlockwiseBackendTest, QuantizeDynamic) {
-  for (int seed = 0; seed < kCases; ++seed) {
+  for (int seed = 0; seed < CaseCount(kCases); ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
     const BlockwiseShape shape = random.Shape(64);
@@ -296,7 +297,7 @@ TEST_P(BlockwiseBackendTest, QuantizeDynamic) {
 }
 
 TEST_P(BlockwiseBackendTest, DequantizeDynamic) {
-  for (int seed = 0; seed < kCases; ++seed) {
+  for (int seed = 0; seed < CaseCount(kCases); ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
     const BlockwiseShape shape = random.Shape(64);
@@ -320,8 +321,8 @@ TEST_P(BlockwiseBackendTest, DequantizeDynamic) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, BlockwiseBackendTest,
-                         testing::ValuesIn(CpuBackends().begin(),
-                                           CpuBackends().end()),
+                         testing::ValuesIn(TestedBackends().begin(),
+                                           TestedBackends().end()),
                          [](const auto& suite) {
                            return std::string(suite.param->name());
                          });

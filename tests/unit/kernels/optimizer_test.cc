@@ -23,7 +23,13 @@ AdamW RandomStep(Random& random, int64_t n) {
   return op;
 }
 
-// Brings the workspace; sums are in the last buffer, all of their bits.
+// All bits of a sum, or those that its order leaves alone.
+void StoreSum(double sum, const Matrix& bits) {
+  if (AreDevices()) sum = static_cast<float>(sum);
+  std::memcpy(bits.row(0), &sum, sizeof sum);
+}
+
+// Brings the workspace; sums are in the last buffer.
 Result RunAdamW(const Backend& backend, Launch launch, AdamW op, double squares,
                 bool summed, const Matrix& bits) {
   op.clip_sum_of_squares = &squares;
@@ -34,7 +40,7 @@ Result RunAdamW(const Backend& backend, Launch launch, AdamW op, double squares,
   launch.workspace_bytes =
       static_cast<int64_t>(workspace.size() * sizeof(Line));
   const Result result = backend.Run(launch, op);
-  std::memcpy(bits.row(0), &sum, sizeof sum);
+  StoreSum(sum, bits);
   return result;
 }
 
@@ -159,7 +165,7 @@ Case SumCase(Random& random) {
               plain += double{m[0].row(0)[i]} * m[0].row(0)[i];
             }
             EXPECT_NEAR(sum, plain, 1e-12 * plain);
-            std::memcpy(m[1].row(0), &sum, sizeof sum);
+            StoreSum(sum, m[1]);
             return result;
           },
           nullptr};

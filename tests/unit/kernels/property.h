@@ -15,13 +15,16 @@
 
 #include "kernels/backend.h"
 #include "kernels/reference/element.h"
+#include "tests/unit/kernels/tested_backends.h"
 
 namespace qlora::kernels {
 
 class Random {
  public:
-  explicit Random(uint64_t seed) : engine_(seed) {}
+  explicit Random(uint64_t seed) : engine_(seed), aligned_(seed % 4 == 0) {}
 
+  // Whether rows begin at multiples of 16 bytes.
+  bool aligned() const { return aligned_; }
   // In [low, high].
   int64_t Int(int64_t low, int64_t high) {
     return std::uniform_int_distribution<int64_t>(low, high)(engine_);
@@ -37,6 +40,7 @@ class Random {
 
  private:
   std::mt19937_64 engine_;
+  bool aligned_;
 };
 
 // A matrix of its own with canaries before, between and behind its rows.
@@ -47,6 +51,10 @@ class Matrix {
       : shape_(MakeView(nullptr, dtype, rows, columns)),
         offset_(64 + random.Int(0, 3) * ElementSize(dtype)) {
     shape_.stride += random.Int(0, 5);
+    if (random.aligned()) {
+      offset_ = 64;
+      shape_.stride = (shape_.stride + 7) / 8 * 8;
+    }
     bytes_.assign(offset_ + rows * shape_.stride * ElementSize(dtype) + 64,
                   kCanary);
     for (int64_t r = 0; r < rows; ++r) {
@@ -157,10 +165,10 @@ inline void ExpectClose(const Matrix& got, const Matrix& want,
 // Backends against the reference over `cases` random calls.
 inline void CheckAgainstReference(
     double error, const std::function<Case(Random&)>& make, int cases = 2000,
-    std::span<const Backend* const> backends = CpuBackends()) {
+    std::span<const Backend* const> backends = TestedBackends()) {
   Launch backwards;
   backwards.parallel_for = BackwardsFor;
-  for (int i = 0; i < cases; ++i) {
+  for (int i = 0; i < CaseCount(cases); ++i) {
     Random random(i);
     const Case c = make(random);
     auto want = c.buffers;
