@@ -1,6 +1,7 @@
 #include "bench/kernels/bench.h"
 
 #include "absl/strings/str_cat.h"
+#include "bench/kernels/cuda_rows.h"
 #include "bench/kernels/kernel_rows.h"
 #include "bench/machine.h"
 #include "common/base/status_macros.h"
@@ -64,7 +65,7 @@ absl::Status AddKernelRows(const Options& options, std::vector<Row>* rows) {
   RETURN_IF_ERROR(BenchQuantizeOps(&bench));
   RETURN_IF_ERROR(BenchRowOps(&bench));
   RETURN_IF_ERROR(BenchAttentionOps(&bench));
-  return absl::OkStatus();
+  return BenchCudaOps(options, rows);
 }
 
 }  // namespace qlora::bench
