@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "common/base/edit_distance.h"
 #include "common/spec/model_description.h"
 
 namespace qlora {
@@ -34,13 +35,19 @@ absl::Status NoMatch(const ModelDescription& model, const std::string& target) {
                      "' is not a linear layer of a block; adapters on the "
                      "embedding and the head are not supported"));
   }
-  const auto name = [](std::string* out, const LinearShape& linear) {
-    out->append(linear.name.substr(linear.name.find('.') + 1));
-  };
+  std::vector<std::string> names;
+  for (const LinearShape& linear : BlockLinears(model)) {
+    names.push_back(linear.name.substr(linear.name.find('.') + 1));
+  }
+  const std::string nearest = *std::ranges::min_element(
+      names, {}, [&](const std::string& n) { return EditDistance(target, n); });
+  const std::string hint = EditDistance(target, nearest) <= 3
+                               ? absl::StrCat("; did you mean ", nearest, "?")
+                               : "";
   return absl::InvalidArgumentError(
       absl::StrCat("lora.target_modules: '", target,
                    "' matches no module of the model; its linear layers are ",
-                   absl::StrJoin(BlockLinears(model), ", ", name)));
+                   absl::StrJoin(names, ", "), hint));
 }
 
 }  // namespace

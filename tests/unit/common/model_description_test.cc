@@ -249,6 +249,14 @@ TEST(ModelDescriptionTest, MatchTargetModules_FollowsPeft) {
       absl::IsUnimplemented(MatchTargetModules(model, {"lm_head"}).status()));
 }
 
+TEST(ModelDescriptionTest, MatchTargetModules_Typo_NamesTheNearest) {
+  const auto model = *ParseModelConfig(Llama().dump());
+  EXPECT_THAT(MatchTargetModules(model, {"q_prj"}).status().message(),
+              testing::HasSubstr("did you mean q_proj?"));
+  EXPECT_THAT(MatchTargetModules(model, {"attention"}).status().message(),
+              testing::Not(testing::HasSubstr("did you mean")));
+}
+
 // The largest sizes that a config and a job file may have.
 TEST(MemoryPlanTest, HugeModel_DoesNotFitAndOverflowsNothing) {
   const auto model =
