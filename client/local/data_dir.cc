@@ -24,7 +24,9 @@ absl::StatusOr<std::string> LocalDataDir(const Session& session,
   if (!flag.empty()) {
     const std::string path =
         std::filesystem::absolute(flag).lexically_normal().string();
-    return path.back() == '/' ? path.substr(0, path.size() - 1) : path;
+    return path.size() > 1 && path.back() == '/'
+               ? path.substr(0, path.size() - 1)
+               : path;
   }
   std::vector<std::string> noted;
   for (const auto& [name, context] : session.config.contexts) {

@@ -98,6 +98,7 @@ void LoseMissing(Draft& draft, const qlora::v1::Hello& hello) {
     AttemptRecord attempt = *draft.attempts.Find(key);
     AttemptPart& part = *FindPart(attempt, hello.node());
     if (InInventory(hello, attempt)) {
+      if (part.boot_id() != hello.boot_id()) part.set_departed(true);
       part.set_boot_id(hello.boot_id());
       draft.attempts.Put(key, std::move(attempt));
     } else if (part.boot_id() != hello.boot_id()) {

@@ -343,12 +343,13 @@ void Attempt::OnStaged(int rank, const v1::StagedFiles& staged) {
   }
   // While the coordinator is away, only the newest is worth keeping.
   const size_t in_flight = uploading_ ? 1 : 0;
-  while (uploads_.size() > in_flight) {
-    ReleaseStage(uploads_.back());
-    uploads_.pop_back();
-  }
+  const std::vector<v1::StagedFiles> superseded(uploads_.begin() + in_flight,
+                                                uploads_.end());
+  uploads_.resize(in_flight);
   uploads_.push_back(staged);
+  // First, so that no next start takes half a directory for a checkpoint.
   Remember();
+  for (const v1::StagedFiles& files : superseded) ReleaseStage(files);
   UploadNext();
 }
 
@@ -404,8 +405,10 @@ void Attempt::OnUploaded(const v1::StagedFiles& staged,
                           .result_lost = true};
     }
   }
-  ReleaseStage(staged);
   uploads_.pop_front();
+  // First, as in OnStaged.
+  Remember();
+  ReleaseStage(staged);
   UploadNext();
   MaybeEnd();
 }

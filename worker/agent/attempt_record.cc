@@ -29,7 +29,8 @@ absl::StatusOr<AttemptRecord> LoadRecord(const fs::path& attempt) {
   auto& staged = *record.mutable_staged();
   const auto is_gone = [](const v1::StagedFiles& files) {
     std::error_code error;
-    return !fs::is_directory(files.directory(), error);
+    return fs::status(files.directory(), error).type() ==
+           fs::file_type::not_found;
   };
   staged.erase(std::remove_if(staged.begin(), staged.end(), is_gone),
                staged.end());
@@ -72,6 +73,11 @@ std::vector<AttemptRecord> LoadRecords(const std::string& directory) {
     LogWarning("nothing is taken over of an attempt of the last run",
                {{"attempt", attempt.filename().string()},
                 {"reason", record.status()}});
+    if (!absl::IsNotFound(record.status()) &&
+        !absl::IsDataLoss(record.status())) {
+      // What cannot be read now may be readable at the next start.
+      continue;
+    }
     const absl::Status removed = RemoveRecursively(attempt.string());
     if (!removed.ok()) {
       LogWarning("leftovers stay behind", {{"error", removed}});

@@ -143,7 +143,8 @@ Dataset::Dataset(Documents documents, int max_seq_len, bool packing,
 
 int64_t Dataset::memory_bytes() const {
   // A row is an array of its own beside the allocator's header.
-  constexpr int64_t kRow = sizeof(rows_[0]) + 2 * sizeof(int64_t);
+  constexpr int64_t kRow =
+      sizeof(decltype(rows_)::value_type) + 2 * sizeof(int64_t);
   return stats_.total_tokens * 2 * int64_t{sizeof(int32_t)} +
          documents_.size() * 2 * int64_t{sizeof(int64_t)} + size() * kRow;
 }

@@ -5,6 +5,7 @@
 #include <array>
 #include <cerrno>
 #include <fstream>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -96,17 +97,22 @@ std::vector<T> ReadArray(std::istream& in, size_t size) {
   return out;
 }
 
-// The caller has checked the digest: it is what Store wrote.
-Tokenized Parse(std::istream& in) {
-  const std::vector<char> text =
-      ReadArray<char>(in, ReadArray<uint64_t>(in, 1)[0]);
-  const json header = json::parse(text);
+// The caller has checked the digest: it is what Store wrote, unless the disk
+// fails between. Nothing then.
+std::optional<Tokenized> Parse(std::istream& in) {
+  const uint64_t size = ReadArray<uint64_t>(in, 1)[0];
+  if (!in) return std::nullopt;
+  const std::vector<char> text = ReadArray<char>(in, size);
+  const json header = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!in || header.is_discarded()) return std::nullopt;
   Tokenized out;
   out.documents.offsets = ReadArray<int64_t>(in, header["offsets"]);
   out.record_ends = ReadArray<int64_t>(in, header["record_ends"]);
+  if (!in || out.documents.offsets.empty()) return std::nullopt;
   const auto tokens = static_cast<size_t>(out.documents.offsets.back());
   out.documents.tokens = ReadArray<int32_t>(in, tokens);
   out.documents.labels = ReadArray<int32_t>(in, tokens);
+  if (!in) return std::nullopt;
   out.stats.records = header["records"];
   out.stats.bad = header["bad"];
   out.stats.truncated = header["truncated"];
@@ -138,9 +144,9 @@ absl::StatusOr<Tokenized> Load(const std::string& path) {
   }
   in.clear();
   in.seekg(kDigestSize);
-  Tokenized data = Parse(in);
-  if (!in) return absl::NotFoundError(path);
-  return data;
+  std::optional<Tokenized> data = Parse(in);
+  if (!data) return absl::NotFoundError(path);
+  return *std::move(data);
 }
 
 // Held while one process of the node tokenizes; the kernel lets go of it when
