@@ -133,13 +133,17 @@ absl::StatusOr<LocalInstance> FindOrLaunch(const LocalStartOptions& options,
                         .model_roots = old->model_roots,
                         .remains = old});
   }
-  // Ranks may have outlived both.
+  // Ranks may have outlived both. What died comes back as it was, but for what
+  // the flags say.
   if (old) RETURN_IF_ERROR(StopInstance(data_dir, *old, kGrace).status());
-  return LaunchLocal({.data_dir = data_dir,
-                      .cpu_ranks = options.cpu_ranks,
-                      .model_roots = roots,
-                      .foreground = options.foreground,
-                      .reserved = OrphanedEndpoints(session, data_dir)});
+  const bool keep_ranks = old && options.cpu_ranks == 0;
+  const bool keep_roots = old && options.model_roots.empty();
+  return LaunchLocal(
+      {.data_dir = data_dir,
+       .cpu_ranks = keep_ranks ? old->cpu_ranks : options.cpu_ranks,
+       .model_roots = keep_roots ? old->model_roots : roots,
+       .foreground = options.foreground,
+       .reserved = OrphanedEndpoints(session, data_dir)});
 }
 
 }  // namespace

@@ -37,6 +37,18 @@ std::string Ended(const std::string& daemon, const ProcessId& process,
       "\n");
 }
 
+// With the flags that it was started with.
+std::string StartCommand(const LocalInstance& instance) {
+  std::string command = "qloractl local start";
+  if (instance.cpu_ranks > 0) {
+    absl::StrAppend(&command, " --cpu-ranks ", instance.cpu_ranks);
+  }
+  for (const std::string& root : instance.model_roots) {
+    absl::StrAppend(&command, " --model-root ", root);
+  }
+  return command;
+}
+
 }  // namespace
 
 absl::Status LocalStop(Session& session, const std::string& data_dir_flag,
@@ -61,9 +73,8 @@ absl::Status LocalStop(Session& session, const std::string& data_dir_flag,
                stopped.coordinator_clean, timeout)
       << "state and logs stay in " << data_dir << "\n";
   for (const std::string& job : jobs) {
-    out << "job " << job
-        << " goes on from its last checkpoint at the next qloractl local "
-           "start\n";
+    out << "job " << job << " goes on from its last checkpoint after: "
+        << StartCommand(*instance) << "\n";
   }
   return ForgetLocal(session, data_dir);
 }

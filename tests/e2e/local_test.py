@@ -196,6 +196,22 @@ class LocalTest(unittest.TestCase):
                 self.assertEqual(after["cpu_ranks"], 1)
                 self.assertIn("READY", self.ctl("node", "list"))
 
+    def test_both_killed_come_back_as_they_were(self):
+        self.start("--cpu-ranks", "1", "--model-root", "/tmp")
+        for _ in range(2):
+            before = self.state()
+            for daemon in ("worker", "coordinator"):
+                os.kill(before[daemon]["pid"], signal.SIGKILL)
+                self.await_end(before[daemon]["pid"])
+            self.assertIn("models below /tmp\n", self.start())
+            self.assertEqual(self.state()["cpu_ranks"], 1)
+        for daemon in ("worker", "coordinator"):
+            os.kill(self.state()[daemon]["pid"], signal.SIGKILL)
+            self.await_end(self.state()[daemon]["pid"])
+        # Flags go before.
+        self.start("--cpu-ranks", "2")
+        self.assertEqual(self.state()["cpu_ranks"], 2)
+
     @staticmethod
     def await_end(pid):
         for _ in range(200):

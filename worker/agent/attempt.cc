@@ -295,6 +295,9 @@ void Attempt::OnEvent(int rank, v1::TrainerEvent trainer_event) {
       on_change_();
       break;
     case v1::TrainerEvent::kLog:
+      if (trainer_event.log().level() == "warning") {
+        EmitWarning(trainer_event.log().text());
+      }
       *event.mutable_log() = std::move(*trainer_event.mutable_log());
       event.mutable_log()->set_rank(rank);
       event.mutable_log()->set_attempt(command_.attempt());
@@ -411,6 +414,13 @@ void Attempt::OnUploaded(const v1::StagedFiles& staged,
   ReleaseStage(staged);
   UploadNext();
   MaybeEnd();
+}
+
+void Attempt::EmitWarning(const std::string& text) {
+  v1::WorkerEvent event;
+  event.mutable_notice()->set_type("Warning");
+  event.mutable_notice()->set_message(text);
+  Emit(std::move(event));
 }
 
 std::string Attempt::EmitLost(const v1::StagedFiles& staged,

@@ -5,6 +5,7 @@
 //   step_ms=T        time a step (default 0)
 //   save_every=N     stages a checkpoint every N steps
 //   print=TEXT       on standard output
+//   warn=TEXT        a warning in the log
 //   fail_rank=R      that rank fails...
 //   fail_step=N      ...after that step...
 //   exit=C           ...with that code and a TrainerFailure of that class
@@ -63,6 +64,11 @@ class FakeRank {
     Send(event);
     if (script_.contains("print")) {
       std::cout << script_["print"] << std::endl;
+    }
+    if (script_.contains("warn")) {
+      event.mutable_log()->set_level("warning");
+      event.mutable_log()->set_text(script_["warn"]);
+      Send(event);
     }
     const int steps = Number("steps", 3);
     for (int step = 1; step <= steps; ++step) {

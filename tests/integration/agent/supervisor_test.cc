@@ -452,6 +452,16 @@ TEST_F(SupervisorTest, PrintedLine_HasItsTimeAndLevel) {
   EXPECT_TRUE(WaitForEnd().complete());
 }
 
+TEST_F(SupervisorTest, Warning_IsAnEventToo) {
+  Run("warn=the model has collapsed", 1);
+  const v1::Notice notice =
+      WaitFor([](const auto& e) { return e.has_notice(); }).notice();
+  EXPECT_EQ(notice.type(), "Warning");
+  EXPECT_EQ(notice.message(), "the model has collapsed");
+  EXPECT_EQ(WaitFor([](const auto& e) { return e.has_log(); }).log().level(),
+            "warning");
+}
+
 TEST_F(SupervisorTest, PreparedAndNeverStarted_EndsInTime) {
   RankTimeouts timeouts;
   timeouts.start = absl::Milliseconds(200);
