@@ -8,7 +8,8 @@
 namespace qlora::kernels {
 namespace {
 
-constexpr int kThreads = 512;
+// Of the launch bounds, which only nvcc reads.
+[[maybe_unused]] constexpr int kThreads = 512;
 
 // The sum of exp(z - max), without what is -inf.
 struct Exponentials {

@@ -7,7 +7,8 @@
 namespace qlora::kernels {
 namespace {
 
-constexpr int kMostThreads = 512;
+// Of the launch bounds, which only nvcc reads.
+[[maybe_unused]] constexpr int kMostThreads = 512;
 
 // x += add, and the sum of f(x) over the row.
 template <typename F>

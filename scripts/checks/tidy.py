@@ -18,7 +18,8 @@ import sys
 from sources import ROOT
 
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
-EXTRA = ["-Wthread-safety", "-Wno-unknown-warning-option"]
+# Clang would look for an OpenMP of its own.
+EXTRA = ["-Wthread-safety", "-Wno-unknown-warning-option", "-fno-openmp"]
 
 
 def digest_with_headers(path, seen):
