@@ -24,6 +24,9 @@ void Begin() {
     config.row_bytes[tile] = 64;
     config.rows[tile] = 16;
   }
+  // GCC 12's intrinsic names only the first eight bytes as read: without this
+  // the stores to the others are taken for dead.
+  __asm__ volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
 }
 
