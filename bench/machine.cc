@@ -8,6 +8,7 @@
 #include "ATen/Parallel.h"
 #include "ATen/ops/mm.h"
 #include "ATen/ops/randn.h"
+#include "worker/trainer/ops/parallel.h"
 
 namespace qlora::bench {
 namespace {
@@ -51,7 +52,7 @@ double CopyBandwidth(int threads) {
   std::vector<char> from(kBytes, 1), to(kBytes, 2);
   // The C library streams copies of this size.
   const double seconds = BestSeconds([&] {
-    at::parallel_for(0, kBytes, 32 << 20, [&](int64_t begin, int64_t end) {
+    trainer::Parallel(kBytes, 32 << 20, [&](int64_t begin, int64_t end) {
       std::memcpy(to.data() + begin, from.data() + begin, end - begin);
     });
   });
