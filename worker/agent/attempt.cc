@@ -296,7 +296,7 @@ void Attempt::OnEvent(int rank, v1::TrainerEvent trainer_event) {
       break;
     case v1::TrainerEvent::kLog:
       if (trainer_event.log().level() == "warning") {
-        EmitWarning(trainer_event.log().text());
+        EmitNotice("Warning", trainer_event.log().text());
       }
       *event.mutable_log() = std::move(*trainer_event.mutable_log());
       event.mutable_log()->set_rank(rank);
@@ -416,10 +416,10 @@ void Attempt::OnUploaded(const v1::StagedFiles& staged,
   MaybeEnd();
 }
 
-void Attempt::EmitWarning(const std::string& text) {
+void Attempt::EmitNotice(const std::string& type, const std::string& message) {
   v1::WorkerEvent event;
-  event.mutable_notice()->set_type("Warning");
-  event.mutable_notice()->set_message(text);
+  event.mutable_notice()->set_type(type);
+  event.mutable_notice()->set_message(message);
   Emit(std::move(event));
 }
 
@@ -427,12 +427,9 @@ std::string Attempt::EmitLost(const v1::StagedFiles& staged,
                               const std::string& why) {
   LogWarning("checkpoint is lost",
              {{"attempt", name_}, {"step", staged.step()}, {"reason", why}});
-  v1::WorkerEvent event;
-  event.mutable_notice()->set_type("CheckpointLost");
-  event.mutable_notice()->set_message(
-      absl::StrCat("step ", staged.step(), " was not stored: ", why));
-  const std::string message = event.notice().message();
-  Emit(std::move(event));
+  const std::string message =
+      absl::StrCat("step ", staged.step(), " was not stored: ", why);
+  EmitNotice("CheckpointLost", message);
   return message;
 }
 

@@ -92,8 +92,8 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   void ReleaseStage(const v1::StagedFiles& staged);
   // Tells of it; returns what was told.
   std::string EmitLost(const v1::StagedFiles& staged, const std::string& why);
-  // Among the job's events too, where nobody has to look for it.
-  void EmitWarning(const std::string& text);
+  // An event of the job.
+  void EmitNotice(const std::string& type, const std::string& message);
   void KillRanks();
   void Watch();
   std::optional<std::string> Overdue() const;
