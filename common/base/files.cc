@@ -15,39 +15,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/base/status_macros.h"
+#include "common/base/unique_fd.h"
 
 namespace qlora {
 namespace fs = std::filesystem;
 
 namespace {
-
-// Closes on destruction.
-class Fd {
- public:
-  explicit Fd(int fd) : fd_(fd) {}
-  ~Fd() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  int get() const { return fd_; }
-
- private:
-  int fd_;
-};
-
-absl::Status WriteAll(int fd, std::string_view content,
-                      const std::string& path) {
-  while (!content.empty()) {
-    const ssize_t n = ::write(fd, content.data(), content.size());
-    if (n < 0) {
-      if (errno == EINTR) continue;
-      return ErrnoToStatus(errno, path);
-    }
-    content.remove_prefix(static_cast<size_t>(n));
-  }
-  return absl::OkStatus();
-}
 
 std::string RandomSuffix() {
   std::random_device random;
@@ -83,7 +56,7 @@ absl::Status ErrnoToStatus(int error, std::string_view what) {
 
 absl::StatusOr<std::string> ReadFile(const std::string& path,
                                      size_t max_bytes) {
-  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (fd.get() < 0) return ErrnoToStatus(errno, path);
   std::string content;
   char buffer[1 << 16];
@@ -103,7 +76,7 @@ absl::StatusOr<std::string> ReadFile(const std::string& path,
 }
 
 absl::Status SyncPath(const std::string& path) {
-  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (fd.get() < 0) return ErrnoToStatus(errno, path);
   if (::fsync(fd.get()) != 0) return ErrnoToStatus(errno, path);
   return absl::OkStatus();
@@ -195,7 +168,7 @@ absl::Status DirectoryWriter::Commit() {
 absl::StatusOr<std::string> CopyFileSynced(
     const std::string& from, const std::string& to,
     const std::function<bool()>& cancelled) {
-  const Fd fd(::open(from.c_str(), O_RDONLY | O_CLOEXEC));
+  const UniqueFd fd(::open(from.c_str(), O_RDONLY | O_CLOEXEC));
   if (fd.get() < 0) return ErrnoToStatus(errno, from);
   ASSIGN_OR_RETURN(const std::unique_ptr<FileWriter> writer,
                    FileWriter::Create(to));

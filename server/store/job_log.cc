@@ -12,25 +12,12 @@
 #include "common/base/files.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
+#include "common/base/unique_fd.h"
 
 namespace qlora::server {
 namespace {
 
 constexpr size_t kChunkBytes = 256 << 10;
-
-class Fd {
- public:
-  explicit Fd(int fd) : fd_(fd) {}
-  ~Fd() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Fd(const Fd&) = delete;
-  Fd& operator=(const Fd&) = delete;
-  int get() const { return fd_; }
-
- private:
-  const int fd_;
-};
 
 // A line that a crash cut off is ended, so that the next one stands alone.
 bool EndsTorn(int fd) {
@@ -38,18 +25,6 @@ bool EndsTorn(int fd) {
   if (::fstat(fd, &info) != 0 || info.st_size == 0) return false;
   char last = '\n';
   return ::pread(fd, &last, 1, info.st_size - 1) == 1 && last != '\n';
-}
-
-absl::Status AppendText(int fd, const std::string& text,
-                        const std::string& path) {
-  size_t done = 0;
-  while (done < text.size()) {
-    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return ErrnoToStatus(errno, path);
-    done += static_cast<size_t>(n);
-  }
-  return absl::OkStatus();
 }
 
 // Puts the part of the file that ends at `begin` before `text`.
@@ -91,11 +66,11 @@ absl::Status JobLog::Append(const std::string& job_id, LogKind kind,
     RETURN_IF_ERROR(CreateDirectories(absl::StrCat(directory_, "/", job_id)));
     seen_.insert(path);
   }
-  const Fd fd(
+  const UniqueFd fd(
       ::open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0644));
   if (fd.get() < 0) return ErrnoToStatus(errno, path);
   if (EndsTorn(fd.get())) line.insert(0, "\n");
-  RETURN_IF_ERROR(AppendText(fd.get(), line, path));
+  RETURN_IF_ERROR(WriteAll(fd.get(), line, path));
   dirty_.insert(path);
   return absl::OkStatus();
 }
@@ -104,7 +79,7 @@ absl::StatusOr<JobLog::Chunk> JobLog::Read(const std::string& job_id,
                                            LogKind kind, int64_t offset) const {
   Chunk chunk{{}, offset};
   const std::string path = Path(job_id, kind);
-  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (fd.get() < 0) {
     return errno == ENOENT ? absl::StatusOr<Chunk>(chunk)
                            : ErrnoToStatus(errno, path);
@@ -136,7 +111,7 @@ absl::StatusOr<int64_t> JobLog::TailOffset(
     const std::string& job_id, LogKind kind, int64_t lines,
     const std::function<bool(const std::string&)>& wanted) const {
   const std::string path = Path(job_id, kind);
-  const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (fd.get() < 0) {
     return errno == ENOENT ? absl::StatusOr<int64_t>(0)
                            : ErrnoToStatus(errno, path);

@@ -14,8 +14,8 @@
 #include "common/base/files.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
+#include "common/base/unique_fd.h"
 #include "worker/agent/backoff.h"
-#include "worker/agent/launcher_wire.h"
 
 namespace qlora::agent {
 namespace {

@@ -30,13 +30,6 @@ absl::Status Malformed(const std::string& packet) {
 
 }  // namespace
 
-int UniqueFd::Release() { return std::exchange(fd_, -1); }
-
-void UniqueFd::Reset(int fd) {
-  if (fd_ >= 0) ::close(fd_);
-  fd_ = fd;
-}
-
 std::string EncodeRequest(const LauncherRequest& request) {
   if (request.type == LauncherRequest::Type::kKill) {
     return Dump({{"op", "kill"},

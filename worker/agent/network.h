@@ -5,7 +5,7 @@
 #include <string_view>
 
 #include "absl/status/statusor.h"
-#include "worker/agent/launcher_wire.h"
+#include "common/base/unique_fd.h"
 
 namespace qlora::agent {
 

@@ -19,7 +19,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/base/mutex.h"
-#include "worker/agent/launcher_wire.h"
+#include "common/base/unique_fd.h"
 
 namespace qlora::agent {
 
