@@ -243,36 +243,51 @@ bool HeaderHandler::end_array() {
   return true;
 }
 
-absl::Status CheckTensor(HeaderTensor& tensor, int64_t expected_begin) {
-  const std::string name = Quoted(tensor.info.name);
+// What is wrong with a tensor by itself.
+absl::Status CheckTensor(HeaderTensor& tensor, uint64_t data_bytes) {
+  const std::string name = absl::StrCat("tensor ", Quoted(tensor.info.name));
   if (tensor.end < tensor.begin) {
     return absl::InvalidArgumentError(
-        absl::StrCat("tensor ", name, " ends before it begins (data_offsets ",
+        absl::StrCat(name, " ends before it begins (data_offsets ",
                      tensor.begin, ", ", tensor.end, ")"));
   }
-  if (tensor.begin != expected_begin) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "tensor ", name, " begins at ", tensor.begin,
-        tensor.begin < expected_begin
-            ? ", overlapping the one before, which ends at "
-            : ", leaving a hole after the one before, which ends at ",
-        expected_begin));
+  if (static_cast<uint64_t>(tensor.end) > data_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " ends at ", tensor.end, ", past the file's ",
+                     data_bytes, " bytes of data"));
   }
   const absl::StatusOr<int64_t> bytes =
       TensorBytes(tensor.info.dtype, tensor.info.shape);
   if (!bytes.ok()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("tensor ", name, ": ", bytes.status().message()));
+        absl::StrCat(name, ": ", bytes.status().message()));
   }
   if (*bytes != tensor.end - tensor.begin) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "tensor ", name, " of shape [", absl::StrJoin(tensor.info.shape, ", "),
+        name, " of shape [", absl::StrJoin(tensor.info.shape, ", "),
         "] and dtype ", std::string(DtypeName(tensor.info.dtype)), " needs ",
         *bytes, " bytes, but its data_offsets span ",
         tensor.end - tensor.begin));
   }
   tensor.info.size_bytes = *bytes;
   return absl::OkStatus();
+}
+
+// `next` follows `tensor` in the order of their beginnings.
+absl::Status CheckNeighbours(const HeaderTensor& tensor,
+                             const HeaderTensor& next) {
+  if (next.begin == tensor.end) return absl::OkStatus();
+  const auto place = [](const HeaderTensor& t) {
+    return absl::StrCat(Quoted(t.info.name), " (data_offsets ", t.begin, ", ",
+                        t.end, ")");
+  };
+  return absl::InvalidArgumentError(
+      next.begin < tensor.end
+          ? absl::StrCat("tensors ", place(tensor), " and ", place(next),
+                         " overlap")
+          : absl::StrCat("bytes ", tensor.end, " to ", next.begin,
+                         " belong to no tensor: there is a hole between ",
+                         place(tensor), " and ", place(next)));
 }
 
 }  // namespace
@@ -307,20 +322,25 @@ absl::StatusOr<Header> ParseHeader(std::string_view json, uint64_t data_bytes) {
     return absl::InvalidArgumentError(handler.error);
   }
   Header header = std::move(handler.header);
-  std::sort(header.tensors.begin(), header.tensors.end(),
+  std::vector<HeaderTensor>& tensors = header.tensors;
+  // Each alone first: a wrong offset puts a tensor beside one that is right.
+  for (HeaderTensor& tensor : tensors) {
+    RETURN_IF_ERROR(CheckTensor(tensor, data_bytes));
+  }
+  std::sort(tensors.begin(), tensors.end(),
             [](const HeaderTensor& a, const HeaderTensor& b) {
               return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
             });
-  int64_t end = 0;
-  for (HeaderTensor& tensor : header.tensors) {
-    RETURN_IF_ERROR(CheckTensor(tensor, end));
-    end = tensor.end;
-    if (static_cast<uint64_t>(end) > data_bytes) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("tensor ", Quoted(tensor.info.name), " ends at ", end,
-                       ", past the file's ", data_bytes, " bytes of data"));
-    }
+  if (!tensors.empty() && tensors[0].begin != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("bytes 0 to ", tensors[0].begin,
+                     " belong to no tensor: there is a hole before ",
+                     Quoted(tensors[0].info.name)));
   }
+  for (size_t i = 1; i < tensors.size(); ++i) {
+    RETURN_IF_ERROR(CheckNeighbours(tensors[i - 1], tensors[i]));
+  }
+  const int64_t end = tensors.empty() ? 0 : tensors.back().end;
   if (static_cast<uint64_t>(end) != data_bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("the tensors end at ", end, " but the file has ",

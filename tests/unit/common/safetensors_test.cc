@@ -200,15 +200,32 @@ TEST_F(SafetensorsTest, Open_HostileHeaders_SaysWhatIsWrong) {
       {R"({"a":{"dtype":"F32","shape":[[1]],"data_offsets":[0,4]}})", 4,
        "an array"},
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})", 8,
-       "leaving a hole"},
+       "bytes 0 to 4 belong to no tensor: there is a hole before 'a'"},
+      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+       R"("c":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})",
+       12,
+       "bytes 4 to 8 belong to no tensor: there is a hole between 'a' "
+       "(data_offsets 0, 4) and 'c' (data_offsets 8, 12)"},
+      // Not the one behind it, which is right.
+      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+       R"("b":{"dtype":"F32","shape":[1],"data_offsets":[9004,9008]},)"
+       R"("c":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})",
+       12, "tensor 'b' ends at 9008, past the file's 12 bytes"},
+      {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+       R"("b":{"dtype":"F32","shape":[1],"data_offsets":[0,8]},)"
+       R"("c":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}})",
+       12, "tensor 'b' of shape [1] and dtype F32 needs 4 bytes"},
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}})", 4,
        "ends before it begins"},
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
        R"("b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
-       4, "overlapping"},
+       4,
+       "tensors 'a' (data_offsets 0, 4) and 'b' (data_offsets 0, 4) overlap"},
       {R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
        R"("b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}})",
-       12, "overlapping"},
+       12,
+       "tensors 'a' (data_offsets 0, 8) and 'b' (data_offsets 4, 12) "
+       "overlap"},
       {R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
        R"("a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
        8, "appears twice"},
