@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/formats/json_error.h"
 
 namespace qlora {
 
@@ -25,7 +26,8 @@ absl::StatusOr<Json> ParseJsonObject(std::string_view text,
   }
   Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded()) {
-    return absl::InvalidArgumentError(absl::StrCat(name, " is not JSON"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " is not JSON ", JsonError(text)));
   }
   if (!json.is_object()) {
     return absl::InvalidArgumentError(

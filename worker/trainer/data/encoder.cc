@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/base/plural.h"
 #include "common/base/status_macros.h"
 #include "common/formats/json_fields.h"
@@ -43,11 +44,33 @@ absl::StatusOr<std::string> StringField(const Json& record, const char* key) {
   return value->get<std::string>();
 }
 
-absl::Status CheckMessage(const Json& message, size_t i) {
+constexpr std::string_view kRoles[] = {"system", "developer", "user",
+                                       "assistant", "tool"};
+
+// A template that names a role in quotes has a meaning for it; one that prints
+// whatever role it is given has none.
+bool IsRole(std::string_view role, std::string_view chat_template) {
+  if (std::ranges::find(kRoles, role) != std::end(kRoles)) return true;
+  return std::ranges::any_of(std::string_view("'\""), [&](char quote) {
+    const std::string quoted = quote + std::string(role) + quote;
+    return chat_template.find(quoted) != std::string_view::npos;
+  });
+}
+
+absl::Status CheckMessage(const Json& message, size_t i,
+                          std::string_view chat_template) {
   if (!message.is_object()) return Bad("messages[", i, "] is not an object");
   const auto role = message.find("role");
   if (role == message.end() || !role->is_string()) {
     return Bad("messages[", i, "] has no string \"role\"");
+  }
+  if (!IsRole(role->get_ref<const std::string&>(), chat_template)) {
+    return Bad("messages[", i, "].role is ", ShownJson(*role), "; roles are ",
+               absl::StrJoin(kRoles, ", ",
+                             [](std::string* out, std::string_view name) {
+                               out->append(name);
+                             }),
+               " and what the chat template names");
   }
   const auto content = message.find("content");
   const bool absent = content == message.end() || content->is_null();
@@ -60,12 +83,13 @@ absl::Status CheckMessage(const Json& message, size_t i) {
   return absl::OkStatus();
 }
 
-absl::Status CheckMessages(const Json& messages) {
+absl::Status CheckMessages(const Json& messages,
+                           std::string_view chat_template) {
   if (!messages.is_array() || messages.empty()) {
     return Bad("\"messages\" is not an array with messages in it");
   }
   for (size_t i = 0; i < messages.size(); ++i) {
-    RETURN_IF_ERROR(CheckMessage(messages[i], i));
+    RETURN_IF_ERROR(CheckMessage(messages[i], i, chat_template));
   }
   return absl::OkStatus();
 }
@@ -148,11 +172,7 @@ bool HasTrainedToken(const int32_t* labels, int64_t length) {
 
 absl::StatusOr<EncodedRecord> RecordEncoder::Encode(const Record& record,
                                                     DataFormat format) const {
-  Json parsed;
-  if (!record.text.empty()) {
-    ASSIGN_OR_RETURN(parsed, ParseJson(record.text));
-  }
-  const Json& value = record.text.empty() ? record.value : parsed;
+  ASSIGN_OR_RETURN(const Json value, ParseJson(record.text));
   if (!value.is_object()) return Bad("is not a JSON object");
   switch (format) {
     case DataFormat::kChat:
@@ -205,7 +225,7 @@ absl::StatusOr<std::vector<int32_t>> RecordEncoder::EncodePlain(
 absl::StatusOr<EncodedRecord> RecordEncoder::EncodeChat(
     const Json& record) const {
   ASSIGN_OR_RETURN(const Json* messages, Field(record, "messages"));
-  RETURN_IF_ERROR(CheckMessages(*messages));
+  RETURN_IF_ERROR(CheckMessages(*messages, text_->chat_template_source));
   ASSIGN_OR_RETURN(const Json input, TemplateInput(record));
   const Mask mask = loss_on_ == LossOn::kAll         ? Mask::kNone
                     : loss_on_ == LossOn::kAssistant ? Mask::kAssistant

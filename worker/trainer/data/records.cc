@@ -4,12 +4,11 @@
 #include <array>
 #include <cctype>
 #include <filesystem>
-#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "common/base/utf8.h"
+#include "common/formats/json_error.h"
 #include "common/formats/json_fields.h"
 
 namespace qlora::trainer {
@@ -19,37 +18,7 @@ namespace {
 constexpr size_t kPieceBytes = 256 << 10;
 constexpr size_t kMaxLineBytes = 64 << 20;
 constexpr size_t kBatchBytes = 4 << 20;
-constexpr uintmax_t kMaxArrayBytes = 1 << 30;
 constexpr char kByteOrderMark[] = "\xef\xbb\xbf";
-
-// Accepts everything and keeps the message of the first error.
-class ErrorFinder : public nlohmann::json_sax<Json> {
- public:
-  bool null() override { return true; }
-  bool boolean(bool) override { return true; }
-  bool number_integer(number_integer_t) override { return true; }
-  bool number_unsigned(number_unsigned_t) override { return true; }
-  bool number_float(number_float_t, const string_t&) override { return true; }
-  bool string(string_t&) override { return true; }
-  bool binary(binary_t&) override { return true; }
-  bool start_object(size_t) override { return true; }
-  bool key(string_t&) override { return true; }
-  bool end_object() override { return true; }
-  bool start_array(size_t) override { return true; }
-  bool end_array() override { return true; }
-  bool parse_error(size_t, const std::string&,
-                   const nlohmann::detail::exception& e) override {
-    message_ = e.what();
-    // Without "[json.exception.parse_error.101] ".
-    const size_t end = message_.find("] ");
-    if (end != std::string::npos) message_.erase(0, end + 2);
-    return false;
-  }
-  const std::string& message() const { return message_; }
-
- private:
-  std::string message_;
-};
 
 bool IsBlank(std::string_view line) {
   return line.find_first_not_of(" \t\r\n") == std::string_view::npos;
@@ -69,10 +38,8 @@ absl::StatusOr<Json> ParseJson(std::string_view text) {
   }
   Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!value.is_discarded()) return value;
-  ErrorFinder finder;
-  Json::sax_parse(text, &finder);
   return absl::InvalidArgumentError(
-      absl::StrCat("not valid JSON: ", ToValidUtf8(finder.message())));
+      absl::StrCat("not valid JSON ", JsonError(text)));
 }
 
 absl::StatusOr<std::unique_ptr<RecordReader>> RecordReader::Open(
@@ -94,11 +61,11 @@ absl::StatusOr<std::unique_ptr<RecordReader>> RecordReader::Open(
     return absl::PermissionDeniedError(
         absl::StrCat("data file ", file.name, " cannot be read"));
   }
-  RETURN_IF_ERROR(reader->DetectLayout());
+  reader->DetectLayout();
   return reader;
 }
 
-absl::Status RecordReader::DetectLayout() {
+void RecordReader::DetectLayout() {
   char mark[3] = {};
   in_.read(mark, sizeof(mark));
   in_.clear();
@@ -116,31 +83,9 @@ absl::Status RecordReader::DetectLayout() {
       (!bracket || EndsWith(name, ".txt"))) {
     layout_ = Layout::kPlain;
   } else if (first == '[') {
+    array_ = std::make_unique<JsonArrayReader>(in_, kMaxLineBytes);
     layout_ = Layout::kArray;
-    return ReadArray();
   }
-  return absl::OkStatus();
-}
-
-absl::Status RecordReader::ReadArray() {
-  std::error_code error;
-  const uintmax_t size = std::filesystem::file_size(file_.path, error);
-  if (!error && size > kMaxArrayBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("data file ", file_.name, ": an array of ", size,
-                     " bytes is too large to be read at once (at most ",
-                     kMaxArrayBytes, "); write one object a line, as .jsonl"));
-  }
-  const std::string text{std::istreambuf_iterator<char>(in_), {}};
-  absl::StatusOr<Json> value = ParseJson(text);
-  if (!value.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "data file ", file_.name, ": ", std::string(value.status().message()),
-        "; a file that begins with [ has to be one array of "
-        "records, other files hold one object a line"));
-  }
-  array_ = *std::move(value);
-  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<Record>> RecordReader::Next(int limit) {
@@ -197,10 +142,14 @@ bool RecordReader::NextLine(Record* record) {
 }
 
 bool RecordReader::NextArrayValue(Record* record) {
-  if (next_value_ == array_.size()) return false;
-  record->value = std::move(array_[next_value_++]);
-  record->where = absl::StrCat(file_.name, ": record ", next_value_);
-  return true;
+  const absl::StatusOr<bool> more = array_->Next(&record->text);
+  if (more.ok() && !*more) return false;
+  record->where = absl::StrCat(file_.name, ":", array_->line(), " (record ",
+                               ++values_, ")");
+  if (more.ok()) return true;
+  status_ = absl::InvalidArgumentError(
+      absl::StrCat(record->where, ": ", std::string(more.status().message())));
+  return false;
 }
 
 bool RecordReader::NextPiece(Record* record) {

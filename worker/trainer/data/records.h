@@ -7,8 +7,8 @@
 //
 // A file is plain text if its format is text and it neither is called .json,
 // .jsonl or .ndjson nor begins with a bracket. Blank lines and a byte order
-// mark are skipped. A line of more than 64 MiB and an array of more than 1 GiB
-// are refused, so memory is bounded whatever the file. Used by one thread.
+// mark are skipped. A line or a value of the array of more than 64 MiB is
+// refused, so memory is bounded whatever the file. Used by one thread.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,7 @@
 #include "absl/status/statusor.h"
 #include "nlohmann/json.hpp"
 #include "worker/trainer/data/dataset.h"
+#include "worker/trainer/data/json_array.h"
 
 namespace qlora::trainer {
 
@@ -28,12 +29,10 @@ namespace qlora::trainer {
 using Json = nlohmann::ordered_json;
 
 struct Record {
-  // "FILE:LINE" or "FILE: record N".
+  // "FILE:LINE" or, out of an array, "FILE:LINE (record N)".
   std::string where;
-  // A line of JSON, or a piece of plain text.
+  // Said to be JSON, or a piece of plain text.
   std::string text;
-  // The value itself, out of an array; then text is empty.
-  Json value;
   bool plain = false;
 };
 
@@ -43,14 +42,14 @@ absl::StatusOr<Json> ParseJson(std::string_view text);
 
 class RecordReader {
  public:
-  // NotFound, or InvalidArgument if it is no regular file, or an array that is
-  // broken or too large.
+  // NotFound, or InvalidArgument if it is no regular file.
   static absl::StatusOr<std::unique_ptr<RecordReader>> Open(
       const DataFile& file);
 
   // The next records, at most `limit` and some 64 MiB of text; none at the end.
   // Plain text comes in pieces of some MiB cut at ends of lines. Unavailable if
-  // reading fails, InvalidArgument for a line that is too long.
+  // reading fails, InvalidArgument for a record that is too long and an array
+  // that is broken.
   absl::StatusOr<std::vector<Record>> Next(int limit);
 
  private:
@@ -58,8 +57,7 @@ class RecordReader {
 
   explicit RecordReader(const DataFile& file)
       : file_(file), in_(file.path, std::ios::binary) {}
-  absl::Status DetectLayout();
-  absl::Status ReadArray();
+  void DetectLayout();
   // False at the end of the file, or with status_ set.
   bool ReadLine(std::string* line);
   bool NextLine(Record* record);
@@ -71,8 +69,9 @@ class RecordReader {
   absl::Status status_;
   Layout layout_ = Layout::kLines;
   int64_t line_ = 0;
-  Json array_;
-  size_t next_value_ = 0;
+  // Of kArray, and the number of its values so far.
+  std::unique_ptr<JsonArrayReader> array_;
+  int64_t values_ = 0;
 };
 
 }  // namespace qlora::trainer

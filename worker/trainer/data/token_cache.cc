@@ -22,7 +22,7 @@ namespace {
 using nlohmann::json;
 
 // Raised when the same input gives other tokens or another file layout.
-constexpr int kVersion = 2;
+constexpr int kVersion = 3;
 constexpr size_t kDigestSize = 64;
 
 absl::StatusOr<std::string> CacheKey(const std::vector<DataFile>& files,

@@ -11,6 +11,7 @@
 #include "nlohmann/json.hpp"
 #include "tests/shared_data.h"
 #include "worker/trainer/data/dataset.h"
+#include "worker/trainer/data/records.h"
 #include "worker/trainer/data/sampler.h"
 
 namespace qlora::trainer {
@@ -334,8 +335,8 @@ TEST_F(DatasetTest, BadRecords_FailWithFileLineAndCount) {
   EXPECT_THAT(error, StartsWith("6 bad records of 7 (correct the data, or set "
                                 "data.on_bad_record: skip):\nbad.jsonl:2: "));
   EXPECT_THAT(error, EndsWith("\nand 1 more"));
-  EXPECT_THAT(error, HasSubstr("bad.jsonl:2: not valid JSON: parse error at "
-                               "line 1, column 15"));
+  EXPECT_THAT(error, HasSubstr("bad.jsonl:2: not valid JSON at column 15: a "
+                               "value is missing before this"));
   EXPECT_THAT(error, HasSubstr("bad.jsonl:4: lacks \"messages\" (it has "
                                "\"text\")"));
   EXPECT_THAT(error, HasSubstr("\nbad.jsonl:5: is not a JSON object"));
@@ -447,7 +448,9 @@ TEST_F(DatasetTest, EmptyMissingAndBrokenFiles_AreNamed) {
                              File("e.jsonl", DataFormat::kTokens, "\n \n")})),
               HasSubstr("data file e.jsonl is empty"));
   EXPECT_THAT(Error(Options({File("e.json", DataFormat::kAlpaca, "[{},\n")})),
-              HasSubstr("e.json: not valid JSON: parse error at line 2"));
+              HasSubstr("e.json:2 (record 2): not valid JSON at column 1: it "
+                        "ends where a value is expected; a file that begins "
+                        "with [ has to be one array"));
   const auto missing = LoadData(
       Options({{.name = "gone.jsonl", .path = dir_ + "/gone.jsonl"}}), nullptr);
   EXPECT_THAT(std::string(missing.status().message()),
@@ -505,9 +508,97 @@ TEST_F(DatasetTest, FilesThatWouldNotFitInMemory_AreRefusedWithTheRemedy) {
   EXPECT_THAT(Error(Options({File("l.txt", DataFormat::kText,
                                   line + std::string(5 << 20, 'x'))})),
               HasSubstr("l.txt:1: the line is longer"));
-  const DataFile array = File("a.json", DataFormat::kTokens, "[");
-  std::filesystem::resize_file(array.path, (1 << 30) + 1);
-  EXPECT_THAT(Error(Options({array})), HasSubstr("write one object a line"));
+  EXPECT_THAT(Error(Options({File("a.json", DataFormat::kTokens,
+                                  "[{\"input_ids\":[1,2]},\n\"" + line)})),
+              HasSubstr("a.json:2 (record 2): the record is longer than 64"));
+}
+
+TEST_F(DatasetTest, Arrays_AreReadRecordByRecordWithTheirLines) {
+  // Brackets, commas and quotes inside strings, values over several lines.
+  DataOptions options =
+      Options({File("a.json", DataFormat::kTokens,
+                    " [ {\"input_ids\": [1,2], \"x\": \"]},{[\\\"\\\\\"},\n"
+                    "{\"input_ids\":\n[3,4]} , 7,\n {\"input_ids\": [5 6]},"
+                    "{\"input_ids\":[8,9]}\n]\n ")});
+  EXPECT_THAT(Error(options),
+              EndsWith("\na.json:3 (record 3): is not a JSON object\na.json:4 "
+                       "(record 4): not valid JSON at column 18: a comma or ] "
+                       "is missing before this"));
+  options.on_bad_record = OnBadRecord::kSkip;
+  const LoadedData data = Load(options);
+  EXPECT_EQ(data.train.stats().bad, 2);
+  ASSERT_EQ(data.train.size(), 3);
+  EXPECT_THAT(data.train.row(0).tokens, ElementsAre(1, 2));
+  EXPECT_THAT(data.train.row(1).tokens, ElementsAre(3, 4));
+  EXPECT_THAT(data.train.row(2).tokens, ElementsAre(8, 9));
+}
+
+TEST_F(DatasetTest, BrokenArrays_AreRefusedWhateverIsSkipped) {
+  const auto error = [&](const std::string& array) {
+    DataOptions options = Options({File("a.json", DataFormat::kTokens,
+                                        "[{\"input_ids\":[1,2]}" + array)});
+    options.on_bad_record = OnBadRecord::kSkip;
+    return Error(options);
+  };
+  EXPECT_THAT(error(""), StartsWith("a.json:1 (record 1): the array ends "
+                                    "without ]; a file that begins with [ "
+                                    "has to be one array of records"));
+  EXPECT_THAT(error(",\n{\"a\": \"b]"),
+              StartsWith("a.json:2 (record 2): not valid JSON at column 7: the "
+                         "text that begins here has no closing quote"));
+  EXPECT_THAT(error("}"), HasSubstr("the array ends without ]"));
+  EXPECT_THAT(error(",{\"a\":]}]"), HasSubstr("a value is missing"));
+  EXPECT_THAT(error("]\n{\"input_ids\":[1,2]}\n"),
+              HasSubstr("a.json:2 (record 1): something follows the end"));
+}
+
+// A file many times larger than what reading it may take.
+TEST_F(DatasetTest, LargeArray_TakesNoMoreMemoryThanItsRecords) {
+  const DataFile file = File("a.json", DataFormat::kTokens, "");
+  {
+    std::ofstream out(file.path);
+    const std::string note(1 << 20, 'x');
+    for (int i = 0; i < 200; ++i) {
+      out << (i == 0 ? '[' : ',') << R"({"input_ids":[1,2],"note":")" << note
+          << "\"}\n";
+    }
+    out << ']';
+  }
+  const auto reader = RecordReader::Open(file).value();
+  int64_t records = 0;
+  size_t most = 0;
+  for (bool more = true; more;) {
+    const auto batch = reader->Next(4096).value();
+    size_t bytes = 0;
+    for (const Record& record : batch) bytes += record.text.size();
+    most = std::max(most, bytes);
+    records += static_cast<int64_t>(batch.size());
+    more = !batch.empty();
+  }
+  EXPECT_EQ(records, 200);
+  EXPECT_LT(most, 8 << 20);
+}
+
+TEST_F(DatasetTest, RoleThatNobodyKnows_IsABadRecord) {
+  const auto chat = [&](const char* role) {
+    return Options({File("c.jsonl", DataFormat::kChat,
+                         std::string(R"({"messages":[{"role":")") + role +
+                             R"(","content":"a"},{"role":"assistant",)"
+                             R"("content":"b"}]})")});
+  };
+  LoadText(kTagged);
+  for (const char* role : {"system", "developer", "user", "tool"}) {
+    EXPECT_EQ(Load(chat(role)).train.size(), 1) << role;
+  }
+  EXPECT_THAT(Error(chat("robot")),
+              EndsWith("\nc.jsonl:1: messages[0].role is \"robot\"; roles are "
+                       "system, developer, user, assistant, tool and what the "
+                       "chat template names"));
+  // Of this template it is one.
+  LoadText(std::string("{% if messages[0].role == 'robot' %}{% endif %}") +
+           kTagged);
+  EXPECT_EQ(Load(chat("robot")).train.size(), 1);
+  EXPECT_THAT(Error(chat("robo")), HasSubstr("messages[0].role is \"robo\""));
 }
 
 TEST_F(DatasetTest, LinesOfAnyLength_AreReadWhole) {
