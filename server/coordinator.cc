@@ -132,13 +132,18 @@ absl::Status Coordinator::CommitLocked(Draft& draft,
   scheduled_ = true;
   std::vector<Effect> effects = std::move(draft.effects);
   std::move(draft).ApplyTo(state_);
+  // Of nodes that are removed meanwhile nothing is left.
   for (const auto& [node, number] : events_) {
-    state_.nodes[node].record.set_last_event(number);
+    const auto it = state_.nodes.find(node);
+    if (it == state_.nodes.end()) continue;
+    it->second.record.set_last_event(number);
     effects_.push_back(EventsStored{node, number});
   }
   events_.clear();
   for (const auto& [node, number] : command_acks_) {
-    auto& outbox = state_.outbox[node];
+    const auto it = state_.outbox.find(node);
+    if (it == state_.outbox.end()) continue;
+    auto& outbox = it->second;
     while (!outbox.empty() && outbox.front()->number() <= number) {
       outbox.pop_front();
     }

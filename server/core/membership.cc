@@ -69,6 +69,11 @@ absl::Status CheckHello(const State& state, const qlora::v1::Hello& hello) {
   return absl::OkStatus();
 }
 
+bool HasPart(const AttemptRecord& attempt, const std::string& node) {
+  return std::any_of(attempt.parts().begin(), attempt.parts().end(),
+                     [&](const auto& part) { return part.node() == node; });
+}
+
 // Attempts with a living part on the node.
 std::vector<AttemptKey> AttemptsOn(const Draft& draft,
                                    const std::string& node) {
@@ -250,6 +255,30 @@ void OnDisconnect(Draft& draft, const std::string& name, uint64_t stream) {
   }
   draft.Emit(NodeGone{name, absl::StrCat("the connection to node ", name,
                                          " broke; try again")});
+}
+
+absl::Status RemoveNode(Draft& draft, const std::string& name) {
+  const Node* node = draft.nodes.Find(name);
+  if (node == nullptr) {
+    return absl::NotFoundError(
+        absl::StrCat("no node \"", name, "\"; see `qloractl node list`"));
+  }
+  if (node->stream != 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "node ", name,
+        " is connected: stop its worker first, or it would register again"));
+  }
+  std::string user;
+  draft.attempts.ForEach([&](const AttemptKey& key, const AttemptRecord& a) {
+    if (!IsTerminal(a.state()) && HasPart(a, name)) user = key.first;
+  });
+  if (!user.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("job ", user, " has ranks on ", name,
+                     ": wait until the node is DOWN, or cancel the job"));
+  }
+  draft.nodes.Erase(name);
+  return absl::OkStatus();
 }
 
 void CheckLeases(Draft& draft) {

@@ -39,6 +39,10 @@ void OnHeartbeat(Draft& draft, const std::string& node,
 // The stream broke or was closed; the lease runs on.
 void OnDisconnect(Draft& draft, const std::string& node, uint64_t stream);
 
+// Forgets the node and the commands for it. NotFound; FailedPrecondition while
+// it is connected, or an attempt that has not ended has ranks on it.
+absl::Status RemoveNode(Draft& draft, const std::string& node);
+
 // Acts on leases that have run out.
 void CheckLeases(Draft& draft);
 

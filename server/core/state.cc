@@ -40,6 +40,9 @@ void Draft::Tell(const std::string& job_id, std::string_view type,
 void Draft::ApplyTo(State& target) && {
   std::move(jobs).ApplyTo(target.jobs);
   std::move(attempts).ApplyTo(target.attempts);
+  for (const auto& [name, node] : nodes.changes()) {
+    if (!node) target.outbox.erase(name);
+  }
   std::move(nodes).ApplyTo(target.nodes);
   std::move(checkpoints).ApplyTo(target.checkpoints);
   std::move(models).ApplyTo(target.models);

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/format.h"
 #include "common/base/status_macros.h"
+#include "server/core/membership.h"
 #include "server/model_registry.h"
 
 namespace qlora::server {
@@ -248,6 +249,21 @@ grpc::ServerUnaryReactor* NodeService::ListNodes(
       *response->add_nodes() = std::move(node);
     }
     return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* NodeService::DeleteNode(
+    grpc::CallbackServerContext* context,
+    const qlora::v1::DeleteNodeRequest* request,
+    qlora::v1::DeleteNodeResponse*) {
+  return Reply(services_, context, [=, this] {
+    return services_.coordinator
+        ->Mutate(request->request_id(), RequestDigest(*request),
+                 [&](Draft& draft) -> absl::StatusOr<std::string> {
+                   RETURN_IF_ERROR(RemoveNode(draft, request->name()));
+                   return std::string();
+                 })
+        .status();
   });
 }
 

@@ -63,6 +63,10 @@ class NodeService : public qlora::v1::NodeService::CallbackService {
       grpc::CallbackServerContext* context,
       const qlora::v1::ListNodesRequest* request,
       qlora::v1::ListNodesResponse* response) override;
+  grpc::ServerUnaryReactor* DeleteNode(
+      grpc::CallbackServerContext* context,
+      const qlora::v1::DeleteNodeRequest* request,
+      qlora::v1::DeleteNodeResponse* response) override;
 
  private:
   const ServiceContext services_;

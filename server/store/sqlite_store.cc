@@ -307,8 +307,16 @@ absl::Status SqliteStore::WriteNodes(const Draft& draft) {
           "INSERT INTO nodes VALUES (?1, ?2, ?3) ON CONFLICT(name) DO UPDATE "
           "SET last_event = excluded.last_event, "
           "record = excluded.record"));
+  ASSIGN_OR_RETURN(Statement erase,
+                   db_.Prepare("DELETE FROM nodes WHERE name = ?1"));
+  ASSIGN_OR_RETURN(Statement unsend,
+                   db_.Prepare("DELETE FROM outbox WHERE node = ?1"));
   for (const auto& [name, node] : draft.nodes.changes()) {
-    if (!node) continue;
+    if (!node) {
+      RETURN_IF_ERROR(erase.Bind(1, name).Run());
+      RETURN_IF_ERROR(unsend.Bind(1, name).Run());
+      continue;
+    }
     RETURN_IF_ERROR(
         put.Bind(1, name)
             .Bind(2, static_cast<int64_t>(node->record.last_event()))

@@ -8,6 +8,7 @@
 #include <limits>
 #include <thread>
 
+#include "common/base/status_macros.h"
 #include "core_harness.h"
 #include "server/store/sqlite_store.h"
 #include "server/tasks.h"
@@ -100,6 +101,27 @@ TEST_F(CoordinatorTest, ClockThatIsSet_EndsNoLease) {
     ASSERT_TRUE(coordinator_->Tick().ok());
   }
   EXPECT_EQ(NodeState("n1"), qlora::v1::NODE_STATE_UNREACHABLE);
+}
+
+TEST_F(CoordinatorTest, NodeThatIsRemoved_LeavesNoNumbersBehind) {
+  Join("n1", 1);
+  qlora::v1::WorkerEvent event;
+  event.set_number(3);
+  event.mutable_metrics();
+  ASSERT_TRUE(coordinator_->AcceptEvent("n1", 1, event).ok());
+  ASSERT_TRUE(coordinator_->AckCommands("n1", 1, 2).ok());
+  const auto removed = coordinator_->Mutate(
+      "r1", "digest", [](Draft& draft) -> absl::StatusOr<std::string> {
+        OnDisconnect(draft, "n1", 1);
+        RETURN_IF_ERROR(RemoveNode(draft, "n1"));
+        return std::string();
+      });
+  ASSERT_TRUE(removed.ok()) << removed.status();
+  ASSERT_TRUE(coordinator_->Tick().ok());
+  coordinator_->Read([](const State& state) {
+    EXPECT_TRUE(state.nodes.empty());
+    EXPECT_TRUE(state.outbox.empty());
+  });
 }
 
 // The database is a copy from before the newest starts of the coordinator.

@@ -321,5 +321,35 @@ TEST(Membership, DrainingNode_GetsNoWorkAndEndsDrained) {
   EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_DRAINED);
 }
 
+TEST(Membership, RemoveNode_OnlyWhenItIsGoneAndNothingRunsThere) {
+  CoreHarness core;
+  const auto remove = [&](const std::string& name) {
+    absl::Status status;
+    core.Do([&](Draft& d) { status = RemoveNode(d, name); });
+    return status;
+  };
+  EXPECT_EQ(remove("n1").code(), absl::StatusCode::kNotFound);
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  const absl::Status connected = remove("n1");
+  EXPECT_EQ(connected.code(), absl::StatusCode::kFailedPrecondition);
+  core.Disconnect("n1");
+  const absl::Status busy = remove("n1");
+  EXPECT_EQ(busy.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_NE(busy.message().find(id), absl::string_view::npos) << busy;
+  core.Advance(absl::Seconds(31));
+  core.Advance(absl::Seconds(600));
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_DOWN);
+  EXPECT_TRUE(remove("n1").ok());
+  core.Restart();
+  EXPECT_TRUE(core.state().nodes.empty());
+  EXPECT_TRUE(core.state().outbox.empty());
+  // It registers anew, and what it still runs is ended.
+  const auto welcome = core.Join("n1", 1, "boot-1", {{id, 1}});
+  ASSERT_TRUE(welcome.ok()) << welcome.status();
+  EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_KILL);
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_READY);
+}
+
 }  // namespace
 }  // namespace qlora::server

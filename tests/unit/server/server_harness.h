@@ -19,6 +19,7 @@
 #include "qlora/v1/dataset.grpc.pb.h"
 #include "qlora/v1/job.grpc.pb.h"
 #include "qlora/v1/model.grpc.pb.h"
+#include "qlora/v1/node.grpc.pb.h"
 #include "qlora/v1/server.grpc.pb.h"
 #include "server/server.h"
 
@@ -58,6 +59,7 @@ class ServerTest : public ::testing::Test {
     datasets_ = v1::DatasetService::NewStub(channel);
     models_ = v1::ModelService::NewStub(channel);
     checkpoints_ = v1::CheckpointService::NewStub(channel);
+    nodes_ = v1::NodeService::NewStub(channel);
   }
   std::string ModelDir() const { return dir_.path() + "/models/tiny"; }
 
@@ -183,6 +185,7 @@ class ServerTest : public ::testing::Test {
   std::unique_ptr<v1::DatasetService::Stub> datasets_;
   std::unique_ptr<v1::ModelService::Stub> models_;
   std::unique_ptr<v1::CheckpointService::Stub> checkpoints_;
+  std::unique_ptr<v1::NodeService::Stub> nodes_;
 };
 
 }  // namespace qlora::server

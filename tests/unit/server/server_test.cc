@@ -247,6 +247,32 @@ TEST_F(ServerTest, GetVersion_IsTheBuilds) {
   EXPECT_THAT(version.version(), ::testing::MatchesRegex("[0-9.]+"));
 }
 
+TEST_F(ServerTest, DeleteNode_ForgetsOneThatIsGone) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.Connect();
+  v1::DeleteNodeRequest request;
+  request.set_request_id("r1");
+  request.set_name("n1");
+  v1::DeleteNodeResponse response;
+  EXPECT_EQ(
+      nodes_->DeleteNode(Deadline().get(), request, &response).error_code(),
+      grpc::StatusCode::FAILED_PRECONDITION);
+  StartServer();
+  worker.Disconnect();
+  // The second one finds the first one's result.
+  for (int i = 0; i < 2; ++i) {
+    const grpc::Status removed =
+        nodes_->DeleteNode(Deadline().get(), request, &response);
+    EXPECT_TRUE(removed.ok()) << removed.error_message();
+  }
+  v1::ListNodesResponse list;
+  ASSERT_TRUE(nodes_->ListNodes(Deadline().get(), {}, &list).ok());
+  EXPECT_EQ(list.nodes_size(), 0);
+  worker.Connect();
+  ASSERT_TRUE(nodes_->ListNodes(Deadline().get(), {}, &list).ok());
+  EXPECT_EQ(list.nodes_size(), 1);
+}
+
 TEST_F(ServerTest, Restart_KeepsTheAttemptAndRepeatsNothing) {
   FakeWorker worker(server_->grpc_address(), "n1", 1);
   worker.model_roots = options_.model_roots;
