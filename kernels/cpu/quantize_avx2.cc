@@ -42,8 +42,9 @@ struct Table {
   static constexpr int kStep = 16;
   __m128i low_bytes, high_bytes;
 
-  explicit Table(const T* scaled) {
-    const auto* halves = reinterpret_cast<const __m128i*>(scaled);
+  Table(const float* table, float scale) {
+    const Scaled<T> scaled(table, scale);
+    const auto* halves = reinterpret_cast<const __m128i*>(scaled.values);
     const __m128i first = _mm_loadu_si128(halves);
     const __m128i second = _mm_loadu_si128(halves + 1);
     const __m128i byte = _mm_set1_epi16(0xff);
@@ -67,8 +68,10 @@ struct Table<float> {
   static constexpr int kStep = 16;
   __m256 low, high;  // codes 0 to 7, 8 to 15
 
-  explicit Table(const float* scaled)
-      : low(_mm256_loadu_ps(scaled)), high(_mm256_loadu_ps(scaled + 8)) {}
+  Table(const float* table, float scale)
+      : low(_mm256_mul_ps(_mm256_loadu_ps(table), _mm256_set1_ps(scale))),
+        high(_mm256_mul_ps(_mm256_loadu_ps(table + 8), _mm256_set1_ps(scale))) {
+  }
   __m256i Lookup(__m128i codes) const {
     const __m256i index = _mm256_cvtepu8_epi32(codes);
     // Bit 3 of the code chooses the half: it becomes the sign for the blend.

@@ -22,13 +22,13 @@ namespace {
 template <typename T>
 struct Table {
   static constexpr int kStep = 2;
-  const T* values;
+  const Scaled<T> scaled;
 
-  explicit Table(const T* scaled) : values(scaled) {}
+  Table(const float* table, float scale) : scaled(table, scale) {}
   template <bool kStream>
   void Expand(const uint8_t* codes, T* out) const {
-    out[0] = values[*codes >> 4];
-    out[1] = values[*codes & 15];
+    out[0] = scaled.values[*codes >> 4];
+    out[1] = scaled.values[*codes & 15];
   }
 };
 

@@ -40,8 +40,9 @@ extern const QuantizeKernels kQuantizeAvx512;
 // so that no file gets the one that another instruction set was compiled for.
 static inline float BlockScale(const ScalesView& scales, int64_t block) {
   if (scales.absmax != nullptr) return scales.absmax[block];
-  const float product = kDynamicMapSigned[scales.absmax_codes[block]] *
-                        scales.absmax_scale[block / kNestedBlockSize];
+  const float product =
+      kDynamicMapSigned[scales.absmax_codes[block]] *
+      scales.absmax_scale[static_cast<uint64_t>(block) / kNestedBlockSize];
   return product + *scales.offset;
 }
 
