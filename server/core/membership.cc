@@ -136,19 +136,22 @@ Decision::Action Decide(const Draft& draft, const std::string& node,
   return Decision::ACTION_KILL;
 }
 
-// Of another life of this database: says so, and keeps clear of its number.
+// Of another life of this database: says so once, and keeps clear of its
+// number.
 void NoteUnknown(Draft& draft, const std::string& node,
                  const qlora::v1::AttemptInventory& item) {
-  if (draft.jobs.Find(item.job_id()) == nullptr) return;
+  const Job* job = draft.jobs.Find(item.job_id());
+  if (job == nullptr || job->record.seen_attempt() >= item.attempt()) return;
   draft.Tell(item.job_id(), "AttemptHeld",
-             absl::StrCat(node, " runs attempt ", item.attempt(), " of term ",
+             absl::StrCat(node, " has attempt ", item.attempt(), " of term ",
                           item.term(),
                           ", which the database does not know: it was started "
-                          "after the copy that was restored; it goes on, its "
-                          "results are not taken"),
+                          "after the copy that was restored; nothing of it is "
+                          "taken, and the node keeps it for a time for a "
+                          "database that knows it"),
              item.attempt());
   JobRecord& record = draft.ChangeJob(item.job_id()).record;
-  record.set_seen_attempt(std::max(record.seen_attempt(), item.attempt()));
+  record.set_seen_attempt(item.attempt());
 }
 
 // Enters what Hello says into the node's record.

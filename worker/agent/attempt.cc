@@ -18,6 +18,8 @@ namespace qlora::agent {
 namespace {
 
 constexpr absl::Duration kWatchInterval = absl::Seconds(1);
+// For ranks that nobody knows to save.
+constexpr absl::Duration kHeldGrace = absl::Minutes(5);
 
 bool HasRank0(const v1::PrepareAttempt& command) {
   return std::ranges::any_of(command.ranks(),
@@ -46,6 +48,7 @@ Attempt::~Attempt() {
   environment_.loop.CancelTimer(kill_timer_);
   environment_.loop.CancelTimer(watch_timer_);
   environment_.loop.CancelTimer(start_timer_);
+  environment_.loop.CancelTimer(hold_timer_);
   ranks_.clear();
   // Nothing writes there any more.
   transfers_.reset();
@@ -94,10 +97,46 @@ void Attempt::TakeOver(const AttemptRecord& record) {
 }
 
 void Attempt::GoOn() {
-  if (!left()) return;
-  phase_ = Phase::kRunning;
+  environment_.loop.CancelTimer(hold_timer_);
+  held_ = false;
+  if (left()) phase_ = Phase::kRunning;
   UploadNext();
   MaybeEnd();
+}
+
+void Attempt::Hold() {
+  if (held_ || ended()) return;
+  held_ = true;
+  if (resting()) return KeepHeld();
+  const absl::Duration patience = environment_.timeouts.alone;
+  LogWarning(
+      "the coordinator's database does not know this attempt; its ranks go on, "
+      "and nothing of it is handed in",
+      {{"attempt", name_}, {"for", absl::FormatDuration(patience)}});
+  hold_timer_ = environment_.loop.RunAfter(patience, [this] { KeepHeld(); });
+}
+
+void Attempt::KeepHeld() {
+  environment_.loop.CancelTimer(hold_timer_);
+  const AgentCause cause{
+      .failure_class = v1::FAILURE_CLASS_INFRA,
+      .message = "for too long, no coordinator came that knows it"};
+  absl::Duration wait = 2 * kHeldGrace;
+  if (resting()) {
+    wait =
+        environment_.timeouts.kept - RecordAge(environment_.directory, name_);
+    if (wait <= absl::ZeroDuration()) {
+      return Stop(/*save=*/false, absl::ZeroDuration(), cause);
+    }
+    LogWarning(
+        "the coordinator's database does not know this attempt; what its ranks "
+        "left is kept for one that does",
+        {{"attempt", name_},
+         {"for", absl::FormatDuration(absl::Ceil(wait, absl::Seconds(1)))}});
+  } else {
+    Stop(/*save=*/true, kHeldGrace, cause);
+  }
+  hold_timer_ = environment_.loop.RunAfter(wait, [this] { KeepHeld(); });
 }
 
 void Attempt::Remember() const {
@@ -357,7 +396,7 @@ void Attempt::OnStaged(int rank, const v1::StagedFiles& staged) {
 }
 
 void Attempt::UploadNext() {
-  if (uploading_ || uploads_.empty() || ended()) return;
+  if (uploading_ || uploads_.empty() || held_ || ended()) return;
   uploading_ = true;
   transfers_->Add([weak = weak_from_this(), &environment = environment_,
                    staged = uploads_.front()](Cancellation& cancellation) {
@@ -461,8 +500,10 @@ void Attempt::OnRankEnd(int rank) {
   }
   if (AllEnded() && !uploads_.empty()) {
     Remember();
-    LogInfo("ranks have left; their last checkpoint is being uploaded",
+    LogInfo(held_ ? "ranks have left; their last checkpoint is kept"
+                  : "ranks have left; their last checkpoint is being uploaded",
             {{"attempt", name_}, {"step", uploads_.back().step()}});
+    if (held_) KeepHeld();
   }
   on_change_();
   MaybeEnd();
@@ -470,6 +511,7 @@ void Attempt::OnRankEnd(int rank) {
 
 void Attempt::Stop(bool save, absl::Duration grace, AgentCause cause) {
   if (ended()) return;
+  const std::string why = cause.message;
   if (!cause_.has_value()) cause_ = std::move(cause);
   if (phase_ == Phase::kFetching) {
     transfers_->Cancel();
@@ -483,7 +525,7 @@ void Attempt::Stop(bool save, absl::Duration grace, AgentCause cause) {
       if (left()) {
         phase_ = Phase::kRunning;
         for (const v1::StagedFiles& staged : uploads_) {
-          EmitLost(staged, "the attempt was over before its worker was back");
+          EmitLost(staged, why);
         }
       }
       transfers_->Cancel();

@@ -13,6 +13,11 @@
 // Destroyed before that, at the agent's end, it leaves its directory with a
 // record of what is still to be uploaded and said. kLeft: the agent's next run
 // has taken that over and waits for the coordinator's word.
+//
+// Held: the coordinator's database does not know it (an older copy was
+// restored). It is then as if there were no coordinator: ranks go on for
+// RankTimeouts.alone, save and leave; nothing is uploaded; what is left waits
+// for RankTimeouts.kept and is given up.
 #pragma once
 
 #include <cstdint>
@@ -45,8 +50,10 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   // the agent left; the command names the attempt and no ranks.
   void Prepare();
   void TakeOver(const AttemptRecord& record);
-  // The coordinator still wants what was left. Else changes nothing.
+  // The coordinator knows it, and still wants what was left.
   void GoOn();
+  // The coordinator does not know it. Until GoOn or Stop it is held.
+  void Hold();
   void Start(const v1::StartAttempt& command);
   // Asks running ranks to save and leave, and kills them after `grace`; ranks
   // that do not run yet, or save = false: kills at once. `cause` is what
@@ -58,6 +65,7 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   // one.
   bool settled() const { return ended() && transfers_->stopped(); }
   bool left() const { return phase_ == Phase::kLeft; }
+  bool held() const { return held_; }
   // No rank lives, and only uploads are left, which the next run can do.
   bool resting() const {
     return left() || (phase_ >= Phase::kSpawning && !ended() && AllEnded() &&
@@ -102,6 +110,9 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   // Whose word tells whether the gang moves: rank 0's where it is, else any.
   bool IsWatched(int rank) const { return rank == 0 || !has_rank_0_; }
   bool AllEnded() const;
+  // Ranks have been held for long enough, or there are none: they leave, and
+  // what they left is kept for its time.
+  void KeepHeld();
   void MaybeEnd();
   v1::AttemptEnded Outcome() const;
   void StartTransfers();
@@ -137,6 +148,7 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   bool uploading_ = false;
   // Stopped without saving: what ranks stage from now on is left alone.
   bool abandoned_ = false;
+  bool held_ = false;
   int64_t last_step_ = 0;
   ProgressWatch progress_;
   absl::Time watched_at_;
@@ -144,6 +156,8 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   absl::Duration stopped_;
   uint64_t kill_timer_ = 0;
   uint64_t watch_timer_ = 0;
+  // Set while held.
+  uint64_t hold_timer_ = 0;
   // Set in kReady.
   uint64_t start_timer_ = 0;
   // From Prepare on. Last: its work uses what is above.

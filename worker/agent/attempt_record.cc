@@ -1,5 +1,7 @@
 #include "worker/agent/attempt_record.h"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <system_error>
@@ -7,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/files.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
@@ -54,6 +57,14 @@ absl::Status StoreRecord(const std::string& directory,
       directory, AttemptName(record.job_id(), record.attempt()));
   RETURN_IF_ERROR(CreateDirectories(attempt));
   return WriteFileAtomically(attempt + kFile, record.SerializeAsString());
+}
+
+absl::Duration RecordAge(const std::string& directory,
+                         const std::string& name) {
+  struct stat info;
+  const std::string path = AttemptDirectory(directory, name) + kFile;
+  if (::stat(path.c_str(), &info) != 0) return absl::ZeroDuration();
+  return absl::Now() - absl::TimeFromTimespec(info.st_mtim);
 }
 
 std::vector<AttemptRecord> LoadRecords(const std::string& directory) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "worker/agent/records.pb.h"
 
 namespace qlora::agent {
@@ -21,6 +22,9 @@ std::string AttemptDirectory(const std::string& directory,
 // common/base/files.h.
 absl::Status StoreRecord(const std::string& directory,
                          const AttemptRecord& record);
+
+// How long ago that was; zero without a record.
+absl::Duration RecordAge(const std::string& directory, const std::string& name);
 
 // Those of a former run, without staged checkpoints that are gone. Deletes,
 // with a warning, attempts whose record is absent or cannot be read.

@@ -27,8 +27,11 @@ struct RankTimeouts {
   absl::Duration peers = absl::Seconds(1);
   // From Prepared to Start: the other nodes of the gang prepare.
   absl::Duration start = absl::Hours(1);
-  // Training goes on for so long without a coordinator.
+  // Training goes on for so long without a coordinator that knows of it.
   absl::Duration alone = absl::Hours(24);
+  // What is left of an attempt that the coordinator does not know waits for one
+  // that does, from the time when it was last written.
+  absl::Duration kept = absl::Hours(7 * 24);
 };
 
 // Everything outlives the attempts and tasks; used on the loop's thread.

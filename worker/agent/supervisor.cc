@@ -158,16 +158,16 @@ void Supervisor::Decide(
     for (const v1::Decision& decision : decisions) {
       const auto it = attempts_.find({decision.job_id(), decision.attempt()});
       if (it == attempts_.end()) continue;
-      if (decision.action() == v1::Decision::ACTION_HOLD) {
-        LogWarning(
-            "the coordinator does not know this attempt; it goes on",
-            {{"job", decision.job_id()}, {"attempt", decision.attempt()}});
-      }
-      if (decision.action() == v1::Decision::ACTION_KEEP) it->second->GoOn();
+      Attempt& attempt = *it->second;
+      if (decision.action() == v1::Decision::ACTION_HOLD) attempt.Hold();
+      if (decision.action() == v1::Decision::ACTION_KEEP) attempt.GoOn();
       if (decision.action() != v1::Decision::ACTION_KILL) continue;
-      it->second->Stop(/*save=*/false, absl::ZeroDuration(),
-                       {.failure_class = v1::FAILURE_CLASS_UNSPECIFIED,
-                        .message = "ended by the coordinator"});
+      attempt.Stop(
+          /*save=*/false, absl::ZeroDuration(),
+          {.failure_class = v1::FAILURE_CLASS_UNSPECIFIED,
+           .message = attempt.left()
+                          ? "the attempt was over before its worker was back"
+                          : "ended by the coordinator"});
     }
   });
 }
@@ -224,7 +224,8 @@ bool Supervisor::Drained() const {
   return tasks_.empty() &&
          std::ranges::all_of(attempts_, [this](const auto& entry) {
            const Attempt& attempt = *entry.second;
-           return attempt.left() || (attempt.resting() && !connected_);
+           return attempt.left() ||
+                  (attempt.resting() && (attempt.held() || !connected_));
          });
 }
 

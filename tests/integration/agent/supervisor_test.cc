@@ -184,16 +184,16 @@ class SupervisorTest : public ::testing::Test {
   }
 
   // The agent ends, whatever it does, and starts again.
-  void NextRun() {
+  void NextRun(const RankTimeouts& timeouts = {}) {
     OnLoop([this] { supervisor_.reset(); });
     {
       MutexLock lock(&mu_);
       events_.clear();
     }
-    MakeSupervisor({});
+    MakeSupervisor(timeouts);
   }
   // The last run was told to end while the store was away.
-  void LeaveACheckpoint() {
+  void LeaveACheckpoint(const RankTimeouts& timeouts = {}) {
     Run("steps=100000\nstep_ms=5", 1);
     WaitForStep();
     store_->Stop();
@@ -201,7 +201,7 @@ class SupervisorTest : public ::testing::Test {
     supervisor_->Drain(absl::Seconds(20), [drained] { drained->set_value(); });
     ASSERT_EQ(drained->get_future().wait_for(std::chrono::seconds(10)),
               std::future_status::ready);
-    NextRun();
+    NextRun(timeouts);
   }
   void Decide(v1::Decision::Action action) {
     google::protobuf::RepeatedPtrField<v1::Decision> decisions;
@@ -585,6 +585,60 @@ TEST_F(SupervisorTest, LeftAttemptThatIsOver_IsDroppedWithAWord) {
   WaitForEnd();
   WaitUntilGone(directory_ + "/attempts/j-test-1");
   for (const auto& event : Events()) EXPECT_FALSE(event.has_staged());
+}
+
+// An older copy of the coordinator's database was restored, then the newest.
+TEST_F(SupervisorTest, HeldLeftAttempt_WaitsForADatabaseThatKnowsIt) {
+  LeaveACheckpoint();
+  store_->Restart();
+  Decide(v1::Decision::ACTION_HOLD);
+  OnLoop([] {});
+  EXPECT_EQ(supervisor_->Inventory().size(), 1u);
+  EXPECT_TRUE(Events().empty());
+  Decide(v1::Decision::ACTION_KEEP);
+  EXPECT_TRUE(WaitForEnd().stopped());
+}
+
+TEST_F(SupervisorTest, HeldLeftAttempt_IsGivenUpInTime) {
+  RankTimeouts timeouts;
+  timeouts.kept = absl::Seconds(1);
+  LeaveACheckpoint(timeouts);
+  store_->Restart();
+  Decide(v1::Decision::ACTION_HOLD);
+  WaitUntilGone(directory_ + "/attempts/j-test-1");
+  EXPECT_THAT(
+      WaitFor([](const auto& e) { return e.has_notice(); }).notice().message(),
+      HasSubstr("was not stored: for too long, no coordinator came"));
+  EXPECT_FALSE(WaitForEnd().complete());
+}
+
+TEST_F(SupervisorTest, HeldRanks_SaveAndLeaveInTime_WhatTheyLeftIsKept) {
+  RankTimeouts timeouts;
+  timeouts.alone = absl::Milliseconds(300);
+  MakeSupervisor(timeouts);
+  supervisor_->SetConnected(true);
+  Run("steps=100000\nstep_ms=5", 1);
+  WaitForStep();
+  Decide(v1::Decision::ACTION_HOLD);
+  const absl::Time deadline = absl::Now() + kPatience;
+  while (supervisor_->Inventory().at(0).ranks_size() > 0 &&
+         absl::Now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  for (const auto& event : Events()) {
+    EXPECT_FALSE(event.has_staged() || event.has_ended());
+  }
+  // Nor does the worker wait for anybody to take it.
+  const auto drained = std::make_shared<std::promise<void>>();
+  supervisor_->Drain(absl::Seconds(20), [drained] { drained->set_value(); });
+  ASSERT_EQ(drained->get_future().wait_for(std::chrono::seconds(10)),
+            std::future_status::ready);
+  NextRun();
+  Decide(v1::Decision::ACTION_KEEP);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_TRUE(ended.stopped()) << ended.DebugString();
+  EXPECT_THAT(ended.message(), HasSubstr("no coordinator came that knows it"));
+  WaitFor([](const auto& e) { return e.has_staged(); });
 }
 
 TEST_F(SupervisorTest, LeftAttempt_WaitsThroughRunsWithoutACoordinator) {

@@ -176,6 +176,30 @@ TEST(Membership, UnknownAttemptOfAKnownJob_IsHeldAndItsNumberNotUsedAgain) {
   EXPECT_EQ(core.attempt(id).attempt(), 4);
 }
 
+// A connection that breaks again and again must not fill the job's events.
+TEST(Membership, UnknownAttempt_IsToldOfOnce) {
+  CoreHarness core;
+  const std::string id = core.Submit();
+  qlora::v1::Hello hello;
+  hello.set_node("n1");
+  hello.set_boot_id("boot-1");
+  hello.set_cluster_id(core.state().cluster_id);
+  auto& item = *hello.add_inventory();
+  item.set_job_id(id);
+  item.set_attempt(3);
+  item.set_term(1);
+  int told = 0;
+  for (uint64_t stream = 1; stream <= 3; ++stream) {
+    const auto effects = core.Do(
+        [&](Draft& draft) { ASSERT_TRUE(OnHello(draft, hello, stream).ok()); });
+    for (const Effect& effect : effects) {
+      const auto* line = std::get_if<AppendEvent>(&effect);
+      told += line != nullptr && line->event.type() == "AttemptHeld";
+    }
+  }
+  EXPECT_EQ(told, 1);
+}
+
 TEST(Membership, AttemptOfAnotherTerm_IsHeldAndIsNotOurs) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
