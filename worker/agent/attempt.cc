@@ -383,7 +383,7 @@ void Attempt::OnStaged(int rank, const v1::StagedFiles& staged) {
     if (RankProcess* process = FindRank(rank)) process->Send(taken);
     return;
   }
-  // While the coordinator is away, only the newest is worth keeping.
+  // While the coordinator is away or slow, only the newest is worth keeping.
   const size_t in_flight = uploading_ ? 1 : 0;
   const std::vector<v1::StagedFiles> superseded(uploads_.begin() + in_flight,
                                                 uploads_.end());
@@ -391,8 +391,21 @@ void Attempt::OnStaged(int rank, const v1::StagedFiles& staged) {
   uploads_.push_back(staged);
   // First, so that no next start takes half a directory for a checkpoint.
   Remember();
-  for (const v1::StagedFiles& files : superseded) ReleaseStage(files);
+  for (const v1::StagedFiles& files : superseded) {
+    CountSkipped(files, staged.step());
+    ReleaseStage(files);
+  }
   UploadNext();
+}
+
+void Attempt::CountSkipped(const v1::StagedFiles& staged, int64_t newer_step) {
+  if (++skipped_ > 1) return;
+  EmitNotice(
+      "CheckpointSkipped",
+      absl::StrCat("step ", staged.step(), " was not stored: step ", newer_step,
+                   " was saved before it could be uploaded. While that "
+                   "lasts, only the newest is; a longer "
+                   "checkpoint.every gives uploads more time"));
 }
 
 void Attempt::UploadNext() {
@@ -629,6 +642,12 @@ void Attempt::MaybeEnd() {
            {"complete", ended.complete() ? "true" : "false"},
            {"class", v1::FailureClass_Name(ended.failure_class())},
            {"message", ended.message()}});
+  if (skipped_ > 1) {
+    EmitNotice("CheckpointSkipped",
+               absl::StrCat(skipped_,
+                            " checkpoints were not stored: a newer one was "
+                            "saved before they could be uploaded"));
+  }
   v1::WorkerEvent event;
   *event.mutable_ended() = ended;
   Emit(std::move(event));

@@ -98,6 +98,8 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   void OnUploaded(const v1::StagedFiles& staged,
                   absl::StatusOr<v1::RankStaged> event);
   void ReleaseStage(const v1::StagedFiles& staged);
+  // Tells of the first one; the attempt's end tells of all.
+  void CountSkipped(const v1::StagedFiles& staged, int64_t newer_step);
   // Tells of it; returns what was told.
   std::string EmitLost(const v1::StagedFiles& staged, const std::string& why);
   // An event of the job.
@@ -146,6 +148,8 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   // Staged by rank 0, the front one being uploaded.
   std::deque<v1::StagedFiles> uploads_;
   bool uploading_ = false;
+  // Checkpoints that a newer one replaced before they could be uploaded.
+  int skipped_ = 0;
   // Stopped without saving: what ranks stage from now on is left alone.
   bool abandoned_ = false;
   bool held_ = false;

@@ -522,6 +522,15 @@ TEST_F(SupervisorTest, StoreAway_TrainingGoesOn_NewestIsUploadedLater) {
       [](const auto& e) { return e.has_staged() && e.staged().final(); });
   EXPECT_EQ(final.staged().step(), 6);
   EXPECT_TRUE(store_->Has(final.staged().files(0).sha256()));
+  std::vector<std::string> told;
+  for (const auto& event : Events()) {
+    if (event.notice().type() == "CheckpointSkipped") {
+      told.push_back(event.notice().message());
+    }
+  }
+  ASSERT_EQ(told.size(), 2u);
+  EXPECT_THAT(told[0], HasSubstr("step 2 was not stored: step 3 was saved"));
+  EXPECT_THAT(told[1], HasSubstr("4 checkpoints were not stored"));
 }
 
 TEST_F(SupervisorTest, FileCollectedDuringALongUpload_IsUploadedAgain) {
