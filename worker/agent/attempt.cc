@@ -9,7 +9,9 @@
 #include "common/base/clock.h"
 #include "common/base/files.h"
 #include "common/base/log.h"
+#include "common/base/sha256.h"
 #include "common/base/status_macros.h"
+#include "common/base/utf8.h"
 #include "worker/agent/network.h"
 #include "worker/agent/proc_stat.h"
 #include "worker/agent/text.h"
@@ -20,6 +22,9 @@ namespace {
 constexpr absl::Duration kWatchInterval = absl::Seconds(1);
 // For ranks that nobody knows to save.
 constexpr absl::Duration kHeldGrace = absl::Minutes(5);
+// Of ranks that warn without end, so many become events of the job.
+constexpr int kMaxWarnings = 100;
+constexpr size_t kMaxLogText = 16 << 10;
 
 bool HasRank0(const v1::PrepareAttempt& command) {
   return std::ranges::any_of(command.ranks(),
@@ -334,13 +339,12 @@ void Attempt::OnEvent(int rank, v1::TrainerEvent trainer_event) {
       on_change_();
       break;
     case v1::TrainerEvent::kLog:
-      if (trainer_event.log().level() == "warning") {
-        EmitNotice("Warning", trainer_event.log().text());
+      if (trainer_event.log().level() == "warning" &&
+          ++warnings_ <= kMaxWarnings) {
+        EmitNotice("Warning",
+                   Abridged(trainer_event.log().text(), kMaxLogText));
       }
-      *event.mutable_log() = std::move(*trainer_event.mutable_log());
-      event.mutable_log()->set_rank(rank);
-      event.mutable_log()->set_attempt(command_.attempt());
-      break;
+      return EmitLog(rank, std::move(*trainer_event.mutable_log()));
     case v1::TrainerEvent::kStaged:
       return OnStaged(rank, trainer_event.staged());
     case v1::TrainerEvent::kProgress:
@@ -355,20 +359,57 @@ void Attempt::OnEvent(int rank, v1::TrainerEvent trainer_event) {
 
 void Attempt::OnLine(int rank, const std::string& line) {
   const PrintedLine printed = ParsePrintedLine(line);
-  v1::WorkerEvent event;
-  v1::LogLine& log = *event.mutable_log();
+  v1::LogLine log;
   const int64_t now = absl::GetCurrentTimeNanos();
   log.mutable_time()->set_seconds(now / 1'000'000'000);
   log.mutable_time()->set_nanos(static_cast<int32_t>(now % 1'000'000'000));
-  log.set_rank(rank);
-  log.set_attempt(command_.attempt());
   log.set_level(std::string(printed.level));
   log.set_text(std::string(printed.text));
+  EmitLog(rank, std::move(log));
+}
+
+void Attempt::EmitLog(int rank, v1::LogLine line) {
+  if (!log_budget_.Take(SteadyNow())) return;
+  v1::WorkerEvent event;
+  event.mutable_log()->set_rank(rank);
+  event.mutable_log()->set_attempt(command_.attempt());
+  if (const int64_t left_out = log_budget_.TakeLeftOut(); left_out > 0) {
+    v1::WorkerEvent gap = event;
+    *gap.mutable_log()->mutable_time() = line.time();
+    gap.mutable_log()->set_level("warning");
+    gap.mutable_log()->set_text(absl::StrCat(
+        left_out, " lines before this one are left out: more than ",
+        LogBudget::kPerSecond, " a second"));
+    Emit(std::move(gap));
+  }
+  *event.mutable_log()->mutable_time() = line.time();
+  event.mutable_log()->set_level(line.level());
+  event.mutable_log()->set_text(Abridged(line.text(), kMaxLogText));
   Emit(std::move(event));
+}
+
+std::string Attempt::WrongAbout(int rank, const v1::StagedFiles& staged) const {
+  const std::string& manifest = staged.manifest_sha256();
+  if (!IsSha256Hex(staged.state_sha256()) ||
+      !(rank == 0 ? IsSha256Hex(manifest) : manifest.empty())) {
+    return "a staged checkpoint without its digests";
+  }
+  if (rank != 0) return "";
+  // It is uploaded, and removed afterwards.
+  const std::string& output = staged.output_directory();
+  if (!IsBeneathOneOf(staged.directory(), {WorkDirectory() + "/staged"}) ||
+      (!output.empty() && !IsBeneathOneOf(output, {WorkDirectory()}))) {
+    return absl::StrCat("what it has staged does not lie below ",
+                        WorkDirectory());
+  }
+  return "";
 }
 
 void Attempt::OnStaged(int rank, const v1::StagedFiles& staged) {
   if (abandoned_) return;
+  if (const std::string wrong = WrongAbout(rank, staged); !wrong.empty()) {
+    return FindRank(rank)->Reject(wrong);
+  }
   if (rank != 0) {
     v1::WorkerEvent event;
     v1::RankStaged& message = *event.mutable_staged();

@@ -32,6 +32,7 @@
 #include "qlora/v1/worker.pb.h"
 #include "worker/agent/attempt_record.h"
 #include "worker/agent/environment.h"
+#include "worker/agent/log_budget.h"
 #include "worker/agent/outcome.h"
 #include "worker/agent/progress_watch.h"
 #include "worker/agent/rank_process.h"
@@ -92,8 +93,12 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   void OnRankReady(int rank);
   void OnEvent(int rank, v1::TrainerEvent event);
   void OnLine(int rank, const std::string& line);
+  // Leaves it out if there are too many; says so before the next one.
+  void EmitLog(int rank, v1::LogLine line);
   void OnRankEnd(int rank);
   void OnStaged(int rank, const v1::StagedFiles& staged);
+  // Why what a rank says that it has staged cannot be; empty if it can.
+  std::string WrongAbout(int rank, const v1::StagedFiles& staged) const;
   void UploadNext();
   void OnUploaded(const v1::StagedFiles& staged,
                   absl::StatusOr<v1::RankStaged> event);
@@ -154,6 +159,8 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   bool abandoned_ = false;
   bool held_ = false;
   int64_t last_step_ = 0;
+  LogBudget log_budget_;
+  int warnings_ = 0;
   ProgressWatch progress_;
   absl::Time watched_at_;
   // How long some rank here has been stopped.

@@ -42,6 +42,11 @@ void Outbox::Emit(v1::WorkerEvent event) {
   }
   if (number.ok()) {
     if (on_emit_) on_emit_();
+  } else if (absl::IsInvalidArgument(number.status())) {
+    // The spool goes on, and so must the node.
+    LogError("event is lost", {{"attempt", event.attempt()},
+                               {"job", event.job_id()},
+                               {"error", number.status()}});
   } else if (kind == Spool::Kind::kState) {
     if (on_failure_) on_failure_(number.status());
   } else {

@@ -35,7 +35,8 @@ class Outbox {
     on_failure_ = std::move(callback);
   }
 
-  // Stores the event; metrics, logs and task output may be dropped later.
+  // Stores the event; metrics, logs and task output may be dropped later. One
+  // that is larger than a message may be is not stored: an error in the log.
   void Emit(v1::WorkerEvent event);
 
   // The event of that number, empty but for it if it was dropped. OutOfRange

@@ -19,6 +19,13 @@
 namespace qlora::agent {
 namespace {
 
+// A turn of the loop reads so much of a stream, or one buffer if that is more.
+constexpr size_t kTurn = 1;
+// More than sockets and pipes hold of a process that is dead.
+constexpr size_t kRest = 16 << 20;
+// Of what a rank says why it failed.
+constexpr size_t kMaxMessage = 16 << 10;
+
 // Nothing of the agent's own environment reaches a rank but what it needs to
 // run, and the sanitizers' options.
 std::vector<std::string> RankEnvironment(int threads) {
@@ -87,10 +94,14 @@ absl::Status RankProcess::Start(RankOptions options) {
   fds.listener = std::move(options.listener);
   WatchSocket();
   loop_.Watch(stdout_.get(), POLLIN, [this](short) {
-    if (!ReadLines(stdout_.get(), stdout_lines_)) loop_.Unwatch(stdout_.get());
+    if (!ReadLines(stdout_.get(), stdout_lines_, kTurn)) {
+      loop_.Unwatch(stdout_.get());
+    }
   });
   loop_.Watch(stderr_.get(), POLLIN, [this](short) {
-    if (!ReadLines(stderr_.get(), stderr_lines_)) loop_.Unwatch(stderr_.get());
+    if (!ReadLines(stderr_.get(), stderr_lines_, kTurn)) {
+      loop_.Unwatch(stderr_.get());
+    }
   });
   process_ = processes_.Spawn(
       {.argv = {options.trainer},
@@ -136,16 +147,16 @@ void RankProcess::OnSocket(short revents) {
     WritePending();
     WatchSocket();
   }
-  if ((revents & (POLLIN | POLLHUP | POLLERR)) != 0 && !ReadEvents()) {
+  if ((revents & (POLLIN | POLLHUP | POLLERR)) != 0 && !ReadEvents(kTurn)) {
     // Its exit follows.
     loop_.Unwatch(socket_.get());
   }
 }
 
 void RankProcess::Send(const v1::TrainerCommand& command) {
-  if (ended_ || !socket_.valid()) return;
+  if (ended_ || rejected_ || !socket_.valid()) return;
   const auto frame = EncodeFrame(command);
-  if (!frame.ok()) return BadFrame(std::string(frame.status().message()));
+  if (!frame.ok()) return Reject(std::string(frame.status().message()));
   pending_ += *frame;
   WritePending();
   WatchSocket();
@@ -166,34 +177,40 @@ void RankProcess::WritePending() {
   }
 }
 
-bool RankProcess::ReadEvents() {
+bool RankProcess::ReadEvents(size_t most) {
   char buffer[1 << 16];
-  while (true) {
+  for (size_t got = 0; got < most && !rejected_;) {
     const ssize_t n = ::read(socket_.get(), buffer, sizeof(buffer));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) return true;
     if (n <= 0) return false;
+    got += static_cast<size_t>(n);
     decoder_.Append({buffer, static_cast<size_t>(n)});
     DecodeEvents();
   }
+  return !rejected_;
 }
 
 void RankProcess::DecodeEvents() {
-  while (true) {
+  while (!rejected_) {
     auto message = decoder_.Next();
-    if (!message.ok()) return BadFrame(message.status().message().data());
+    if (!message.ok()) return Reject(std::string(message.status().message()));
     if (!message->has_value()) return;
     v1::TrainerEvent event;
     if (!event.ParseFromString(**message)) {
-      return BadFrame("a frame that is no TrainerEvent");
+      return Reject("a frame that is no TrainerEvent");
     }
-    if (event.has_failure()) end_.failure = event.failure();
+    if (event.has_failure()) {
+      end_.failure = event.failure();
+      end_.failure->set_message(
+          Abridged(event.failure().message(), kMaxMessage));
+    }
     if (event.has_result()) end_.result = event.result();
     handlers_.on_event(std::move(event));
   }
 }
 
-void RankProcess::BadFrame(std::string_view why) {
+void RankProcess::Reject(std::string_view why) {
   v1::TrainerFailure failure;
   failure.set_failure_class(v1::FAILURE_CLASS_INTERNAL);
   failure.set_message(
@@ -201,20 +218,22 @@ void RankProcess::BadFrame(std::string_view why) {
                    "other: ",
                    std::string(why)));
   end_.failure = std::move(failure);
-  decoder_ = FrameDecoder();
+  rejected_ = true;
   loop_.Unwatch(socket_.get());
   processes_.Kill(process_, SIGKILL);
 }
 
-bool RankProcess::ReadLines(int fd, LineSplitter& lines) {
+bool RankProcess::ReadLines(int fd, LineSplitter& lines, size_t most) {
   char buffer[1 << 14];
-  while (true) {
+  for (size_t got = 0; got < most;) {
     const ssize_t n = ::read(fd, buffer, sizeof(buffer));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) return true;
     if (n <= 0) return false;
+    got += static_cast<size_t>(n);
     lines.Append({buffer, static_cast<size_t>(n)});
   }
+  return true;
 }
 
 void RankProcess::Kill() {
@@ -224,9 +243,9 @@ void RankProcess::Kill() {
 }
 
 void RankProcess::End() {
-  if (socket_.valid()) ReadEvents();
-  if (stdout_.valid()) ReadLines(stdout_.get(), stdout_lines_);
-  if (stderr_.valid()) ReadLines(stderr_.get(), stderr_lines_);
+  if (socket_.valid()) ReadEvents(kRest);
+  if (stdout_.valid()) ReadLines(stdout_.get(), stdout_lines_, kRest);
+  if (stderr_.valid()) ReadLines(stderr_.get(), stderr_lines_, kRest);
   stdout_lines_.Finish();
   stderr_lines_.Finish();
   for (UniqueFd* fd : {&socket_, &stdout_, &stderr_}) {

@@ -57,6 +57,9 @@ class RankProcess {
   void Send(const v1::TrainerCommand& command);
   // The agent ends it: not a cause of failure.
   void Kill();
+  // It sent what it must not: a failure of its own, INTERNAL with that reason.
+  // Nothing of it is read any more, and it is killed.
+  void Reject(std::string_view why);
 
   bool ended() const { return ended_; }
   // Valid after on_end.
@@ -68,13 +71,13 @@ class RankProcess {
   absl::Status Start(RankOptions options);
   void OnReply(const LauncherReply& reply);
   void OnSocket(short revents);
-  // False at the end of the stream.
-  bool ReadEvents();
+  // Both stop after that many bytes: one that sends without end must not keep
+  // the loop from its other work. False at the end of the stream.
+  bool ReadEvents(size_t most);
   void DecodeEvents();
   void WritePending();
-  bool ReadLines(int fd, LineSplitter& lines);
+  bool ReadLines(int fd, LineSplitter& lines, size_t most);
   void WatchSocket();
-  void BadFrame(std::string_view why);
   void End();
 
   EventLoop& loop_;
@@ -83,6 +86,7 @@ class RankProcess {
   uint64_t process_ = 0;
   pid_t pid_ = 0;
   bool ended_ = false;
+  bool rejected_ = false;
   RankEnd end_;
   UniqueFd socket_;
   UniqueFd stdout_;

@@ -15,7 +15,10 @@
 //   stop_rank=R      that rank stops itself (SIGSTOP) after its first step
 //   save_ms=T        saying before that so many bytes are saved as take 10 s
 //   ignore_stop=1    goes on when told to stop
-//   garbage=1        sends bytes that are no frame
+//   garbage=1        sends bytes that are no frame, then whole frames
+//   flood=1          prints without end
+//   message_bytes=N  fails with a message of so many bytes
+//   stage_at=PATH    says that its checkpoints lie there
 //
 // Its output is the task that it was given; in another mode than TRAIN it only
 // says that.
@@ -65,6 +68,7 @@ class FakeRank {
     if (script_.contains("print")) {
       std::cout << script_["print"] << std::endl;
     }
+    while (Number("flood", 0) != 0) std::cout << "again and again\n";
     if (script_.contains("warn")) {
       event.mutable_log()->set_level("warning");
       event.mutable_log()->set_text(script_["warn"]);
@@ -142,6 +146,7 @@ class FakeRank {
     if (Number("garbage", 0) != 0) {
       [[maybe_unused]] const ssize_t n =
           ::write(kFrames, "\xff\xff\xff\xff", 4);
+      Finish(step, /*stopped=*/false);
       ::pause();
     }
     if (Number("fail_rank", -1) != task_.rank() ||
@@ -152,7 +157,10 @@ class FakeRank {
     TrainerEvent event;
     event.mutable_failure()->set_failure_class(
         static_cast<qlora::v1::FailureClass>(Number("class", 1)));
-    event.mutable_failure()->set_message("the script says so");
+    event.mutable_failure()->set_message(
+        script_.contains("message_bytes")
+            ? std::string(static_cast<size_t>(Number("message_bytes", 0)), 'x')
+            : "the script says so");
     Send(event);
     std::exit(Number("exit", 10));
   }
@@ -170,7 +178,8 @@ class FakeRank {
           task_.work_directory() + "/staged/" + std::to_string(step);
       Write(directory, "sub/state.bin", "state " + std::to_string(step));
       Write(directory, "manifest.json", "{}");
-      staged.set_directory(directory);
+      staged.set_directory(script_.contains("stage_at") ? script_["stage_at"]
+                                                        : directory);
       staged.set_manifest_sha256(qlora::Sha256Hex("{}"));
       if (final) {
         const std::string output = task_.work_directory() + "/output";

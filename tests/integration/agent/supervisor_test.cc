@@ -305,7 +305,48 @@ TEST_F(SupervisorTest, Garbage_IsInternalAndTheRankIsKilled) {
   Run("garbage=1", 1);
   const v1::AttemptEnded ended = WaitForEnd();
   EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_INTERNAL);
+  EXPECT_THAT(ended.message(), HasSubstr("a frame claims 4294967295 bytes"));
   EXPECT_EQ(ended.ranks(0).signal(), SIGKILL);
+  // Nothing that came after it counts.
+  for (const auto& event : Events()) EXPECT_FALSE(event.has_staged());
+}
+
+// The agent stays in command, and what it has to keep is bounded.
+TEST_F(SupervisorTest, RankThatPrintsWithoutEnd_IsStoppedAndMostIsLeftOut) {
+  Run("flood=1", 1);
+  WaitFor([](const auto& e) {
+    return e.has_log() &&
+           e.log().text().find("are left out") != std::string::npos;
+  });
+  const absl::Time begin = absl::Now();
+  Stop(/*save=*/false, 0);
+  EXPECT_FALSE(WaitForEnd().complete());
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(5));
+}
+
+TEST_F(SupervisorTest, EndlessMessage_IsAbridged) {
+  Run("fail_rank=0\nmessage_bytes=4000000", 1);
+  const v1::AttemptEnded ended = WaitForEnd();
+  EXPECT_LT(ended.ByteSizeLong(), 64u << 10);
+  EXPECT_THAT(ended.message(), HasSubstr("xxx ... xxx"));
+}
+
+// What is staged is removed after its upload.
+TEST_F(SupervisorTest, StagedElsewhere_IsInternalAndStaysThere) {
+  fs::create_directories(directory_ + "/precious");
+  std::ofstream(directory_ + "/precious/file") << "precious";
+  for (const char* place : {"/precious", "/attempts/j-test-1/work/staged/.."}) {
+    {
+      MutexLock lock(&mu_);
+      events_.clear();
+    }
+    Run("steps=2\nsave_every=1\nstage_at=" + directory_ + place, 1);
+    const v1::AttemptEnded ended = WaitForEnd();
+    EXPECT_EQ(ended.failure_class(), v1::FAILURE_CLASS_INTERNAL);
+    EXPECT_THAT(ended.message(), HasSubstr("does not lie below"));
+    WaitUntilGone(directory_ + "/attempts/j-test-1");
+  }
+  EXPECT_TRUE(fs::exists(directory_ + "/precious/file"));
 }
 
 TEST_F(SupervisorTest, StopWithSave_StagesAndReportsStopped) {

@@ -3,6 +3,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/agent/log_budget.h"
 #include "worker/agent/proc_stat.h"
 #include "worker/agent/progress_watch.h"
 #include "worker/agent/text.h"
@@ -105,6 +106,22 @@ TEST_F(ProgressWatchTest, AgentThatWasStopped_DoesNotBlameTheRanks) {
   // Nor does its pause count as the duration of a step.
   watch_.Begin(Step(3), now_ + absl::Hours(1));
   EXPECT_EQ(watch_.limit(), absl::Minutes(1));
+}
+
+TEST(LogBudget, Flood_IsCutToABurstAndARate) {
+  LogBudget budget;
+  absl::Time now = absl::FromUnixSeconds(1'700'000'000);
+  int passed = 0;
+  for (int i = 0; i < 10'000; ++i) passed += budget.Take(now);
+  EXPECT_EQ(passed, LogBudget::kBurst);
+  EXPECT_EQ(budget.TakeLeftOut(), 10'000 - passed);
+  EXPECT_EQ(budget.TakeLeftOut(), 0);
+  now += absl::Seconds(2);
+  passed = 0;
+  for (int i = 0; i < 10'000; ++i) passed += budget.Take(now);
+  EXPECT_EQ(passed, 2 * LogBudget::kPerSecond);
+  now += absl::Hours(1);
+  EXPECT_TRUE(budget.Take(now));
 }
 
 TEST(ParsePrintedLine, Level_IsWhatTheLineSays) {
