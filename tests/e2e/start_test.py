@@ -55,6 +55,8 @@ def configuration(own):
     check("qlora-worker", "node-nam: a\n", "line 1", 'mean "node-name"')
     check("qlora-worker", "node-name: a b\n", '--node-name "a b"')
     check("qlora-worker", "step-timeout: soon\n", "--step-timeout")
+    check("qlora-worker", "cache-limit: much\n", "--cache-limit")
+    check("qlora-worker", "cache-limit: -1\n", "--cache-limit")
     check("qlora-coordinator", "node-name: a\n", 'unknown key "node-name"')
     check("qlora-coordinator", "lease: 1ms\n", "--lease",
           flags=["--data-dir", own])

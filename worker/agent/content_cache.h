@@ -36,7 +36,8 @@ class ContentCache {
                      const std::string& destination, ArtifactClient& client,
                      Cancellation& cancellation);
 
-  // Takes a file that is synced and whose digest the caller has computed.
+  // Takes a file that is synced and whose digest the caller has computed, and
+  // makes room for it.
   // Blocks as Place; Cancelled, or as common/base/files.h.
   absl::Status Adopt(const std::string& path, const std::string& sha256,
                      Cancellation& cancellation);

@@ -2,6 +2,7 @@
 // the file of --config.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
@@ -30,6 +31,8 @@ struct WorkerOptions {
   // See RankTimeouts in environment.h.
   absl::Duration step_timeout = absl::Minutes(1);
   absl::Duration first_step_timeout = absl::Minutes(30);
+  // What only saves downloads goes beyond so many bytes.
+  int64_t cache_bytes = int64_t{64} << 30;
   std::string log_format = "text";
 };
 

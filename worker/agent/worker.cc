@@ -37,7 +37,6 @@ constexpr absl::Duration kDrainGrace = absl::Seconds(30);
 constexpr absl::Duration kFlushGrace = absl::Seconds(5);
 // For the coordinator to close the stream.
 constexpr absl::Duration kGoodbyeGrace = absl::Seconds(2);
-constexpr int64_t kCacheBytes = int64_t{64} << 30;
 
 std::string RandomId() {
   std::random_device random;
@@ -83,8 +82,8 @@ absl::StatusOr<Storage> OpenStorage(const WorkerOptions& options) {
   SpoolOptions spool;
   spool.directory = options.data_dir + "/spool";
   ASSIGN_OR_RETURN(auto outbox, Outbox::Open(spool, Clock::Real()));
-  ASSIGN_OR_RETURN(
-      auto cache, ContentCache::Open(options.data_dir + "/cache", kCacheBytes));
+  ASSIGN_OR_RETURN(auto cache, ContentCache::Open(options.data_dir + "/cache",
+                                                  options.cache_bytes));
   return Storage{.lock = std::move(lock),
                  .state = std::move(state),
                  .outbox = std::move(outbox),

@@ -209,6 +209,19 @@ TEST_F(StoredFilesTest, Adopt_KeepsAFileThatGoesElsewhere) {
   EXPECT_EQ(store_.downloads(), 0);
 }
 
+// A node whose jobs download nothing must not keep every checkpoint.
+TEST_F(StoredFilesTest, AdoptedBeyondItsLimit_DropsTheOldest) {
+  for (int i = 0; i < 4; ++i) {
+    const std::string content(600'000, static_cast<char>('a' + i));
+    const std::string staged = directory_ + "/staged";
+    ASSERT_TRUE(WriteFileAtomically(staged, content).ok());
+    const std::string digest = Sha256Hex(content);
+    ASSERT_TRUE(cache_->Adopt(staged, digest, cancellation_).ok());
+    fs::remove(staged);
+  }
+  EXPECT_EQ(ListFilesRecursively(directory_ + "/cache")->size(), 1u);
+}
+
 TEST_F(StoredFilesTest, BeyondItsLimit_DropsWhatNothingUses) {
   const v1::ArtifactFile old = Stored(std::string(700'000, 'o'));
   EXPECT_EQ(Place(old, Check::kSize).size(), 700'000u);
