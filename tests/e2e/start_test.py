@@ -1,5 +1,7 @@
 """Daemons that cannot start, or go on, say so once: what, where, the remedy."""
 
+import os
+import signal
 import subprocess
 
 import cluster
@@ -88,6 +90,17 @@ def name_taken(local, own):
             "a worker that was killed is back")
 
 
+def launcher_stuck(local):
+    """A worker does not wait for ever for a launcher that cannot end."""
+    worker = local.workers["one"]
+    [launcher] = [pid for pid in local.processes("--node-name\0one")
+                  if pid != worker.process.pid]
+    os.kill(launcher, signal.SIGSTOP)
+    assert worker.stop() == 0
+    os.kill(launcher, signal.SIGKILL)
+    worker.start()
+
+
 def main():
     with nodes.Nodes({"one": 1}, []) as local:
         own = local.directory / "own"
@@ -95,6 +108,7 @@ def main():
         taken(local, own)
         configuration(own)
         name_taken(local, own)
+        launcher_stuck(local)
     print("each error was said once")
 
 

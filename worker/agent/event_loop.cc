@@ -62,6 +62,8 @@ void EventLoop::Unwatch(int fd) { watched_.erase(fd); }
 
 uint64_t EventLoop::RunAfter(absl::Duration delay, Work work) {
   const uint64_t id = next_timer_++;
+  // Further than any process lives, and without an overflow.
+  delay = std::min(delay, absl::Hours(24 * 365));
   timers_[{MonotonicNanos() + absl::ToInt64Nanoseconds(delay), id}] =
       std::move(work);
   return id;

@@ -4,6 +4,8 @@
 
 #include <cstdio>
 
+#include "absl/time/clock.h"
+#include "common/base/clock.h"
 #include "common/base/log.h"
 #include "worker/agent/launcher.h"
 #include "worker/agent/options.h"
@@ -14,6 +16,22 @@ namespace {
 int Fail(const absl::Status& status) {
   std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
   return 1;
+}
+
+// Its socket is closed: it ends with the last rank. One that is stuck in the
+// kernel cannot be killed; the launcher then waits for it alone.
+void AwaitLauncher(pid_t pid) {
+  constexpr absl::Duration kPatience = absl::Seconds(5);
+  constexpr absl::Duration kPoll = absl::Milliseconds(10);
+  const absl::Time deadline = qlora::SteadyNow() + kPatience;
+  while (::waitpid(pid, nullptr, WNOHANG) == 0) {
+    if (qlora::SteadyNow() > deadline) {
+      qlora::LogWarning("the launcher has not ended; it or a rank is stuck",
+                        {{"launcher", pid}});
+      return;
+    }
+    absl::SleepFor(kPoll);
+  }
 }
 
 }  // namespace
@@ -37,8 +55,7 @@ int main(int argc, char** argv) {
   ::signal(SIGPIPE, SIG_IGN);
   const pid_t launcher_pid = launcher->pid();
   const absl::Status ended = agent::RunWorker(options, *std::move(launcher));
-  // Its socket is closed: it ends with the last rank.
-  ::waitpid(launcher_pid, nullptr, 0);
+  AwaitLauncher(launcher_pid);
   if (!ended.ok()) return Fail(ended);
   return 0;
 }
