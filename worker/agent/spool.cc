@@ -133,6 +133,10 @@ absl::Status Spool::Recover() {
   ASSIGN_OR_RETURN(const std::vector<std::string> names,
                    ListFilesRecursively(options_.directory));
   for (const std::string& name : names) {
+    // Of a rewrite that a crash cut off.
+    if (name.find(".log.tmp-") != name.npos) {
+      ::unlink((options_.directory + "/" + name).c_str());
+    }
     uint64_t first = 0;
     const std::string digits =
         name.substr(std::min(name.size(), sizeof(kPrefix) - 1), 20);
@@ -186,7 +190,11 @@ absl::Status Spool::RotateLocked(uint64_t first) {
     return failure_ = ErrnoToStatus(errno, old.path);
   }
   RETURN_IF_ERROR(OpenSegmentLocked(first));
-  return SyncPath(options_.directory);
+  // Without its name on disk, what is synced into it may be lost all the same.
+  if (const absl::Status synced = SyncPath(options_.directory); !synced.ok()) {
+    failure_ = synced;
+  }
+  return failure_;
 }
 
 absl::StatusOr<uint64_t> Spool::Append(Kind kind, std::string_view payload) {

@@ -72,6 +72,16 @@ TEST_F(SpoolTest, Reopened_KeepsRecordsAndNumbers) {
   EXPECT_EQ(*spool->Append(Kind::kState, "three"), 3u);
 }
 
+// A kill -9 may come while a segment is written anew.
+TEST_F(SpoolTest, RestOfARewrite_IsRemoved) {
+  Open()->Append(Kind::kState, "one").IgnoreError();
+  const fs::path rest = Segments().at(0).string() + ".tmp-12345678";
+  std::ofstream(rest) << "half a segm";
+  const auto spool = Open();
+  EXPECT_EQ(spool->Read(1)->payload, "one");
+  EXPECT_FALSE(fs::exists(rest));
+}
+
 TEST_F(SpoolTest, AckedAndRotated_NumbersSurviveAnEmptySpool) {
   options_.segment_bytes = 64;
   {
