@@ -192,6 +192,7 @@ def disk_full(models, job_file):
         local.ctl("cancel", "full")
         local.workers["small"].stop()
         subprocess.run(["umount", data], check=True)
+    print("disk_full: well", flush=True)
 
 
 def main():
@@ -212,7 +213,6 @@ def main():
             scenario(local, job_file, reference)
             print(f"{scenario.__name__}: well", flush=True)
     disk_full(models, job_file)
-    print("disk_full: well", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 
 #include <chrono>
 #include <fstream>
+#include <sstream>
 #include <string>
 #include <thread>
 
@@ -146,6 +147,11 @@ TEST_F(LauncherTest, Child_HasWhatItNeedsAndNothingElse) {
   EXPECT_THAT(text, HasSubstr("MARK=1"));
   EXPECT_EQ(text.find("QLORA_SECRET"), std::string::npos);
   EXPECT_THAT(text, HasSubstr("/tmp\n/dev/null\n"));
+  // It leads a session of its own.
+  std::istringstream tail(text.substr(text.find("/dev/null\n") + 10));
+  std::string session, process;
+  ASSERT_TRUE(tail >> session >> process) << text;
+  EXPECT_EQ(session, process);
 }
 
 TEST_F(LauncherTest, Cores_AreBound) {
