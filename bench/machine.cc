@@ -3,15 +3,90 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <vector>
+#include <memory>
+#include <random>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "ATen/Parallel.h"
 #include "ATen/ops/mm.h"
 #include "ATen/ops/randn.h"
+#include "absl/strings/str_cat.h"
 #include "worker/trainer/ops/parallel.h"
 
 namespace qlora::bench {
 namespace {
+
+constexpr int64_t kBytes = 256 << 20;
+// Of uint64_t.
+constexpr int64_t kCount = kBytes / 8;
+constexpr int64_t kLine = 8;
+
+typedef uint64_t Pair __attribute__((vector_size(16)));
+
+// Around the caches.
+#if defined(__SSE2__)
+void Stream(Pair pair, uint64_t* to) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)pair);
+}
+void FinishStreams() { _mm_sfence(); }
+#else
+void Stream(Pair pair, uint64_t* to) { std::memcpy(to, &pair, 16); }
+void FinishStreams() {}
+#endif
+
+Pair Load(const uint64_t* from) {
+  Pair pair;
+  std::memcpy(&pair, from, sizeof pair);
+  return pair;
+}
+
+void StreamCopy(const uint64_t* from, int64_t n, uint64_t* to) {
+  // A page ahead; what lies past the end does no harm.
+  constexpr int64_t kAhead = 512;
+  for (int64_t i = 0; i < n; i += kLine) {
+    __builtin_prefetch(from + i + kAhead);
+    for (int64_t k = i; k < i + kLine; k += 2) Stream(Load(from + k), to + k);
+  }
+  FinishStreams();
+}
+
+// Not of one value: there are memories that store zeros faster.
+void StreamValues(uint64_t first, int64_t n, uint64_t* to) {
+  Pair pair = {first, ~first};
+  for (int64_t i = 0; i < n; i += 2) {
+    Stream(pair, to + i);
+    pair += first;
+  }
+  FinishStreams();
+}
+
+Pair Mix(const uint64_t* from, int64_t n) {
+  Pair lanes[kLine / 2] = {};
+  for (int64_t i = 0; i < n; i += kLine) {
+    for (int64_t k = 0; k < kLine / 2; ++k) lanes[k] ^= Load(from + i + 2 * k);
+  }
+  return lanes[0] ^ lanes[1] ^ lanes[2] ^ lanes[3];
+}
+
+struct Buffers {
+  uint64_t* from;
+  uint64_t* to;
+  std::vector<uint64_t> storage = std::vector<uint64_t>(2 * kCount + 2 * kLine);
+
+  Buffers() {
+    void* start = storage.data();
+    size_t room = storage.size() * 8;
+    from = static_cast<uint64_t*>(std::align(64, 2 * kBytes, start, room));
+    to = from + kCount;
+    std::mt19937_64 random(1);
+    for (int64_t i = 0; i < 2 * kCount; ++i) from[i] = random();
+  }
+};
+
+}  // namespace
 
 double Seconds(const std::function<void()>& run) {
   const auto begin = std::chrono::steady_clock::now();
@@ -20,43 +95,57 @@ double Seconds(const std::function<void()>& run) {
       .count();
 }
 
-}  // namespace
+void Limit::Measure() {
+  for (const auto& way : ways) best = std::max(best, work / Seconds(way));
+}
 
-double BestSeconds(const std::function<void()>& run) {
-  run();
-  double best = Seconds(run);
-  double total = best;
-  for (int i = 1; i < 5 || total < 0.5; ++i) {
-    const double seconds = Seconds(run);
-    best = std::min(best, seconds);
-    total += seconds;
-  }
-  return best;
+Limit GemmLimit(kernels::Dtype dtype, int threads) {
+  constexpr int64_t kSize = 2048;
+  at::set_num_threads(threads);
+  const bool bf16 = dtype == kernels::Dtype::kBfloat16;
+  const auto type = bf16 ? at::kBFloat16 : at::kFloat;
+  const at::Tensor a = at::randn({kSize, kSize}).to(type);
+  const at::Tensor b = at::randn({kSize, kSize}).to(type);
+  return {.name = absl::StrCat("machine/gemm/", bf16 ? "bfloat16" : "float32"),
+          .unit = "FLOP/s",
+          .work = 2.0 * kSize * kSize * kSize,
+          .ways = {[=, c = at::mm(a, b)]() mutable { at::mm_out(c, a, b); }}};
+}
+
+std::vector<Limit> MemoryLimits(int threads) {
+  at::set_num_threads(threads);
+  const auto buffers = std::make_shared<Buffers>();
+  const auto everywhere = [buffers](auto part) {
+    return std::function<void()>([buffers, part] {
+      trainer::Parallel(kCount / kLine, 1, [&](int64_t begin, int64_t end) {
+        const int64_t first = begin * kLine;
+        part(buffers->from + first, (end - begin) * kLine, buffers->to + first);
+      });
+    });
+  };
+  using Bytes = const uint64_t*;
+  const auto copy = everywhere([](Bytes from, int64_t n, uint64_t* to) {
+    std::memcpy(to, from, n * 8);
+  });
+  const auto write = everywhere([](Bytes from, int64_t n, uint64_t* to) {
+    StreamValues(from[0], n, to);
+  });
+  const auto read = everywhere(
+      [](Bytes from, int64_t n, uint64_t* to) { Stream(Mix(from, n), to); });
+  const auto limit = [](const char* name, double work,
+                        std::vector<std::function<void()>> ways) {
+    return Limit{
+        .name = name, .unit = "bytes/s", .work = work, .ways = std::move(ways)};
+  };
+  return {limit("machine/copy", 2.0 * kBytes, {copy, everywhere(StreamCopy)}),
+          limit("machine/write", kBytes, {write}),
+          limit("machine/read", kBytes, {read})};
 }
 
 double GemmRate(kernels::Dtype dtype, int threads) {
-  constexpr int64_t kSize = 2048;
-  at::set_num_threads(threads);
-  const auto type =
-      dtype == kernels::Dtype::kBfloat16 ? at::kBFloat16 : at::kFloat;
-  const at::Tensor a = at::randn({kSize, kSize}).to(type);
-  const at::Tensor b = at::randn({kSize, kSize}).to(type);
-  at::Tensor c = at::mm(a, b);
-  return 2.0 * kSize * kSize * kSize /
-         BestSeconds([&] { at::mm_out(c, a, b); });
-}
-
-double CopyBandwidth(int threads) {
-  constexpr int64_t kBytes = 256 << 20;
-  at::set_num_threads(threads);
-  std::vector<char> from(kBytes, 1), to(kBytes, 2);
-  // The C library streams copies of this size.
-  const double seconds = BestSeconds([&] {
-    trainer::Parallel(kBytes, 32 << 20, [&](int64_t begin, int64_t end) {
-      std::memcpy(to.data() + begin, from.data() + begin, end - begin);
-    });
-  });
-  return 2.0 * kBytes / seconds;
+  Limit limit = GemmLimit(dtype, threads);
+  for (int i = 0; i < 10; ++i) limit.Measure();
+  return limit.best;
 }
 
 }  // namespace qlora::bench

@@ -16,9 +16,13 @@ namespace {
 
 absl::Status RunAll(const Options& options) {
   std::vector<Row> rows;
-  RETURN_IF_ERROR(AddKernelRows(options, &rows));
+  std::vector<std::string> skipped;
+  RETURN_IF_ERROR(AddKernelRows(options, &rows, &skipped));
   RETURN_IF_ERROR(AddTrainerRows(options, &rows));
-  if (rows.empty()) {
+  for (const std::string& row : skipped) {
+    std::printf("skipped %s\n", row.c_str());
+  }
+  if (rows.empty() && skipped.empty()) {
     return absl::InvalidArgumentError("no row's name has '" + options.filter +
                                       "'");
   }

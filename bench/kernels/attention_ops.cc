@@ -8,7 +8,6 @@
 #include "ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h"
 #include "absl/strings/str_cat.h"
 #include "bench/kernels/bench.h"
-#include "bench/machine.h"
 #include "common/base/status_macros.h"
 #include "worker/trainer/ops/gemm.h"
 
@@ -131,12 +130,9 @@ absl::Status BenchAttention(const std::string& name, at::ScalarType type,
   RETURN_IF_ERROR(CheckNear(name, t.dv, dv, Share(type)));
   // Two products forward and five backward over half of a square.
   const double pairs = double{kDocuments} * kHeads * kLength * kLength / 2;
-  bench->Add({.name = name,
-              .flops = 7 * 2 * pairs * kDim,
-              .dtype = Wrap(t.q).dtype,
-              .seconds = BestSeconds(ours),
-              .peer_seconds = BestSeconds(peers)});
-  return absl::OkStatus();
+  return bench->Time(
+      {.name = name, .flops = 7 * 2 * pairs * kDim, .dtype = Wrap(t.q).dtype},
+      Timed(ours), Timed(peers));
 }
 
 constexpr int64_t kTokens = 2048, kVocab = 49152, kHidden = 576;
@@ -159,6 +155,7 @@ absl::Status BenchHeadLoss(const std::string& name, at::ScalarType type,
   const auto ours = [&] { bench->backend().Run(launch, op); };
   const at::Tensor index = targets.to(at::kLong);
   at::Tensor gradient;
+  // The same work: the loss and the gradient of x; the head is frozen.
   const auto peers = [&] {
     const at::Tensor hidden = x.detach().requires_grad_();
     at::cross_entropy_loss(at::linear(hidden, weight), index, {},
@@ -169,12 +166,10 @@ absl::Status BenchHeadLoss(const std::string& name, at::ScalarType type,
   ours();
   peers();
   RETURN_IF_ERROR(CheckNear(name, dx, gradient, Share(type)));
-  bench->Add({.name = name,
-              .flops = 4.0 * kTokens * kVocab * kHidden,
-              .dtype = op.x.dtype,
-              .seconds = BestSeconds(ours),
-              .peer_seconds = BestSeconds(peers)});
-  return absl::OkStatus();
+  return bench->Time({.name = name,
+                      .flops = 4.0 * kTokens * kVocab * kHidden,
+                      .dtype = op.x.dtype},
+                     Timed(ours), Timed(peers));
 }
 
 }  // namespace

@@ -1,9 +1,13 @@
 #include "bench/kernels/bench.h"
 
+#include <algorithm>
+#include <chrono>
+#include <thread>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "bench/kernels/cuda_rows.h"
 #include "bench/kernels/kernel_rows.h"
-#include "bench/machine.h"
 #include "common/base/status_macros.h"
 #include "worker/trainer/ops/parallel.h"
 
@@ -12,60 +16,103 @@ namespace {
 
 constexpr char kPrefix[] = "kernels/cpu/";
 
-const char* GemmName(kernels::Dtype dtype) {
-  return dtype == kernels::Dtype::kBfloat16 ? "bfloat16" : "float32";
-}
+// Until the threads of whoever ran before sleep.
+void Settle() { std::this_thread::sleep_for(std::chrono::milliseconds(10)); }
 
 }  // namespace
 
-KernelBench::KernelBench(const Options& options, std::vector<Row>* rows)
+Turn Timed(std::function<void()> run) {
+  return [run = std::move(run)]() -> absl::StatusOr<double> {
+    const double first = Seconds(run);
+    return std::min(first, Seconds(run));
+  };
+}
+
+KernelBench::KernelBench(const Options& options)
     : options_(options),
       backend_(*kernels::CpuBackends().front()),
       launch_{.parallel_for = trainer::KernelParallelFor(),
-              .threads = options.threads},
-      rows_(rows) {}
+              .threads = options.threads} {}
 
 bool KernelBench::Wants(const std::string& name) const {
   return options_.Wants(kPrefix + name);
 }
 
-void KernelBench::Add(const KernelRow& row) {
-  const bool moves = row.bytes > 0;
-  std::optional<double>& limit =
-      moves ? copy_bandwidth_
-            : gemm_rate_[row.dtype == kernels::Dtype::kBfloat16];
-  if (!limit) {
-    limit = moves ? CopyBandwidth(options_.threads)
-                  : GemmRate(row.dtype, options_.threads);
-    rows_->push_back(
-        {.name = moves ? "machine/copy"
-                       : absl::StrCat("machine/gemm/", GemmName(row.dtype)),
-         .value = *limit,
-         .unit = moves ? "bytes/s" : "FLOP/s",
-         .peer_value = {},
-         .ratio = {},
-         .limit_share = {}});
+std::vector<Limit>& KernelBench::LimitsOf(size_t kind) {
+  std::vector<Limit>& limits = limits_[kind];
+  if (limits.empty()) {
+    limits = kind == 0
+                 ? MemoryLimits(options_.threads)
+                 : std::vector{GemmLimit(kind == 1 ? kernels::Dtype::kFloat32
+                                                   : kernels::Dtype::kBfloat16,
+                                         options_.threads)};
   }
-  const double work = moves ? row.bytes : row.flops;
-  Row out{.name = kPrefix + row.name,
-          .value = work / row.seconds,
-          .unit = moves ? "bytes/s" : "FLOP/s",
-          .peer_value = {},
-          .ratio = {},
-          .limit_share = work / row.seconds / *limit};
-  if (row.peer_seconds) {
-    out.peer_value = work / *row.peer_seconds;
-    out.ratio = *row.peer_seconds / row.seconds;
-  }
-  rows_->push_back(out);
+  return limits;
 }
 
-absl::Status AddKernelRows(const Options& options, std::vector<Row>* rows) {
-  KernelBench bench(options, rows);
+absl::Status KernelBench::Time(const KernelRow& row, const Turn& ours,
+                               const Turn& peer) {
+  constexpr int kTurns = 12;
+  const size_t kind =
+      row.bytes > 0 ? 0 : (row.dtype == kernels::Dtype::kFloat32 ? 1 : 2);
+  std::vector<Limit>& limits = LimitsOf(kind);
+  const double work = row.bytes + row.flops;
+  Row timed{.name = kPrefix + row.name,
+            .value = 0,
+            .unit = limits.front().unit,
+            .peer_value = {},
+            .ratio = {},
+            .limit_share = {}};
+  for (int i = 0; i < kTurns; ++i) {
+    Settle();
+    ASSIGN_OR_RETURN(const double seconds, ours());
+    timed.value = std::max(timed.value, work / seconds);
+    Settle();
+    if (peer != nullptr) {
+      ASSIGN_OR_RETURN(const double peers, peer());
+      timed.peer_value = std::max(timed.peer_value.value_or(0), work / peers);
+      Settle();
+    }
+    for (Limit& limit : limits) limit.Measure();
+  }
+  if (timed.peer_value) timed.ratio = timed.value / *timed.peer_value;
+  timings_.push_back({std::move(timed), kind});
+  return absl::OkStatus();
+}
+
+std::vector<Row> KernelBench::Rows() const {
+  std::vector<Row> rows;
+  for (const auto& limits : limits_) {
+    for (const Limit& limit : limits) {
+      rows.push_back({.name = limit.name,
+                      .value = limit.best,
+                      .unit = limit.unit,
+                      .peer_value = {},
+                      .ratio = {},
+                      .limit_share = {}});
+    }
+  }
+  for (const auto& [row, kind] : timings_) {
+    rows.push_back(row);
+    rows.back().limit_share = row.value / limits_[kind].front().best;
+  }
+  return rows;
+}
+
+absl::Status AddKernelRows(const Options& options, std::vector<Row>* rows,
+                           std::vector<std::string>* skipped) {
+  KernelBench bench(options);
   RETURN_IF_ERROR(BenchQuantizeOps(&bench));
   RETURN_IF_ERROR(BenchRowOps(&bench));
   RETURN_IF_ERROR(BenchAttentionOps(&bench));
-  return BenchCudaOps(options, rows);
+  std::ranges::move(bench.Rows(), std::back_inserter(*rows));
+  if (kernels::CudaBackend() != nullptr) return BenchCudaOps(options, rows);
+  for (const char* name : kCudaRows) {
+    if (!options.Wants(name)) continue;
+    skipped->push_back(
+        absl::StrCat(name, ": ", std::string(kernels::WhyNoCuda())));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace qlora::bench

@@ -1,11 +1,12 @@
 // What the rows of all ops share.
 #pragma once
 
-#include <optional>
+#include <functional>
 #include <string>
 #include <vector>
 
-#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "bench/machine.h"
 #include "bench/options.h"
 #include "bench/rows.h"
 #include "kernels/backend.h"
@@ -16,18 +17,23 @@ namespace qlora::bench {
 struct KernelRow {
   // "rms_norm".
   std::string name;
-  // Of one run: bytes moved, or arithmetic. Exactly one is not 0.
+  // Of one run: bytes that have to be read and bytes that have to be written,
+  // or arithmetic. Exactly one is not 0.
   double bytes = 0;
   double flops = 0;
   // Which products the arithmetic is a share of.
   kernels::Dtype dtype = kernels::Dtype::kFloat32;
-  double seconds = 0;
-  std::optional<double> peer_seconds;
 };
+
+// Seconds of a run.
+using Turn = std::function<absl::StatusOr<double>()>;
+
+// The faster of two runs: the first finds what others left in the caches.
+Turn Timed(std::function<void()> run);
 
 class KernelBench {
  public:
-  KernelBench(const Options& options, std::vector<Row>* rows);
+  explicit KernelBench(const Options& options);
 
   const Options& options() const { return options_; }
   const kernels::Backend& backend() const { return backend_; }
@@ -35,16 +41,28 @@ class KernelBench {
   const kernels::Launch& launch() const { return launch_; }
 
   bool Wants(const std::string& name) const;
-  void Add(const KernelRow& row);
+  // Times ours, the peer (null: there is none) and the machine's limits by
+  // turns, so that all meet the same machine, and keeps the fastest of each.
+  absl::Status Time(const KernelRow& row, const Turn& ours, const Turn& peer);
+  // The limits as they have been measured, then the rows.
+  std::vector<Row> Rows() const;
 
  private:
+  struct Timing {
+    Row row;
+    // Index of limits_.
+    size_t kind;
+  };
+
+  std::vector<Limit>& LimitsOf(size_t kind);
+
   const Options& options_;
   const kernels::Backend& backend_;
   const kernels::Launch launch_;
-  std::vector<Row>* rows_;
-  // Measured when first needed.
-  std::optional<double> copy_bandwidth_;
-  std::optional<double> gemm_rate_[2];
+  // Of memory, and of products of either type; made when first needed. The
+  // first of a kind is the one that rows are a share of.
+  std::vector<Limit> limits_[3];
+  std::vector<Timing> timings_;
 };
 
 // One for each family of ops.

@@ -7,10 +7,9 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
-#include <iostream>
+#include <iterator>
 #include <random>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -27,8 +26,6 @@ using kernels::Launch;
 using kernels::MakeView;
 using kernels::Result;
 
-constexpr char kPrefix[] = "kernels/cuda/";
-// More than any device's cache.
 constexpr int64_t kRotated = int64_t{512} << 20;
 
 absl::Status ToStatus(cudaError_t error, std::string_view doing) {
@@ -312,7 +309,7 @@ absl::StatusOr<Row> Measure(const std::string& name, const Work& work,
                      return work.run(*kernels::CudaBackend(),
                                      PlacesOf(sets[i % count]));
                    }));
-  return Row{.name = kPrefix + name,
+  return Row{.name = name,
              .value = work.bytes / seconds,
              .unit = "bytes/s",
              .peer_value = {},
@@ -323,21 +320,16 @@ absl::StatusOr<Row> Measure(const std::string& name, const Work& work,
 }  // namespace
 
 absl::Status BenchCudaOps(const Options& options, std::vector<Row>* rows) {
-  const std::pair<std::string, std::function<Work()>> works[] = {
-      {"nf4_dequantize_nested_4096", [] { return DequantizeWork(4096); }},
-      {"nf4_dequantize_nested_8192", [] { return DequantizeWork(8192); }},
-      {"rms_norm", RmsNormWork},
-      {"gated_activation", GatedWork},
-      {"rotary", RotaryWork},
-      {"adamw", AdamWWork}};
+  const std::function<Work()> works[] = {[] { return DequantizeWork(4096); },
+                                         [] { return DequantizeWork(8192); },
+                                         RmsNormWork,
+                                         GatedWork,
+                                         RotaryWork,
+                                         AdamWWork};
+  static_assert(std::size(works) == std::size(kCudaRows));
   double copy = 0;
-  for (const auto& [name, make] : works) {
-    if (!options.Wants(kPrefix + name)) continue;
-    if (kernels::CudaBackend() == nullptr) {
-      std::cout << kPrefix << name << " skipped: " << kernels::WhyNoCuda()
-                << "\n";
-      continue;
-    }
+  for (size_t i = 0; i < std::size(works); ++i) {
+    if (!options.Wants(kCudaRows[i])) continue;
     if (copy == 0) {
       ASSIGN_OR_RETURN(copy, DeviceCopyBandwidth());
       rows->push_back({.name = "machine/cuda/copy",
@@ -347,7 +339,7 @@ absl::Status BenchCudaOps(const Options& options, std::vector<Row>* rows) {
                        .ratio = {},
                        .limit_share = {}});
     }
-    ASSIGN_OR_RETURN(const Row row, Measure(name, make(), copy));
+    ASSIGN_OR_RETURN(const Row row, Measure(kCudaRows[i], works[i](), copy));
     rows->push_back(row);
   }
   return absl::OkStatus();

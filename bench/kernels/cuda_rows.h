@@ -1,6 +1,5 @@
 // The rows kernels/cuda/*: each op's result is checked against the CPU's, then
-// it is timed beside copies on the same device. Without a device the reason is
-// printed and there are none.
+// it is timed beside copies on the same device.
 #pragma once
 
 #include <vector>
@@ -11,6 +10,16 @@
 
 namespace qlora::bench {
 
+// What they are called, with or without CUDA.
+inline constexpr const char* kCudaRows[] = {
+    "kernels/cuda/nf4_dequantize_nested_4096",
+    "kernels/cuda/nf4_dequantize_nested_8192",
+    "kernels/cuda/rms_norm",
+    "kernels/cuda/gated_activation",
+    "kernels/cuda/rotary",
+    "kernels/cuda/adamw"};
+
+// Those that the options want; there must be a device.
 absl::Status BenchCudaOps(const Options& options, std::vector<Row>* rows);
 
 }  // namespace qlora::bench

@@ -2,6 +2,7 @@
 // it is timed beside a peer's operation in the same process or run.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -10,6 +11,8 @@
 
 namespace qlora::bench {
 
-absl::Status AddKernelRows(const Options& options, std::vector<Row>* rows);
+// `skipped`: the names of rows that this machine cannot have, with the reason.
+absl::Status AddKernelRows(const Options& options, std::vector<Row>* rows,
+                           std::vector<std::string>* skipped);
 
 }  // namespace qlora::bench

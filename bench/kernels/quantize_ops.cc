@@ -1,12 +1,12 @@
 // NF4 with nested scales of a matrix of Llama-3-8B, beside bitsandbytes' CPU
 // path in a process of its own.
 #include <cstring>
+#include <memory>
 #include <random>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "bench/kernels/bench.h"
-#include "bench/machine.h"
 #include "bench/peer.h"
 #include "common/base/status_macros.h"
 #include "worker/trainer/parallel/aligned_buffer.h"
@@ -17,10 +17,13 @@ namespace {
 using kernels::Result;
 using trainer::AlignedBuffer;
 
+constexpr char kQuantize[] = "nf4_quantize";
+constexpr char kDequantize[] = "nf4_dequantize_nested";
 constexpr int64_t kRows = 4096;
 constexpr int64_t kColumns = 14336;
 constexpr int kBlockSize = 64;
 constexpr kernels::BlockwiseShape kShape{kRows * kColumns, kBlockSize};
+constexpr double kElements = kShape.num_elements;
 // Read and written: half a byte of codes, the scales, and float32 or bfloat16.
 constexpr double kPackedBytes = kShape.code_bytes() + kShape.num_blocks() +
                                 4.0 * kShape.num_nested_blocks();
@@ -61,26 +64,14 @@ class QuantizeBench {
 
   absl::Status Run() {
     RETURN_IF_ERROR(Prepare());
-    std::optional<nlohmann::json> peer;
     if (!bench_.options().peer_python.empty()) {
       ASSIGN_OR_RETURN(
-          peer, RunPeer(bench_.options(), "bitsandbytes_peer.py",
-                        absl::StrCat(kRows, " ", kColumns, " ", kBlockSize)));
+          peer_,
+          Peer::Start(bench_.options(), "bitsandbytes_peer.py",
+                      absl::StrCat(kRows, " ", kColumns, " ", kBlockSize)));
     }
-    const auto row = [&](const char* name, double bytes, double seconds) {
-      if (!bench_.Wants(name)) return;
-      bench_.Add({.name = name,
-                  .bytes = bytes,
-                  .seconds = seconds,
-                  .peer_seconds = peer ? std::optional<double>((*peer)[name])
-                                       : std::nullopt});
-    };
-    const double elements = kShape.num_elements;
-    ASSIGN_OR_RETURN(const double quantize, TimeQuantize());
-    row("nf4_quantize", 4 * elements + kPackedBytes, quantize);
-    ASSIGN_OR_RETURN(const double dequantize, TimeDequantize());
-    row("nf4_dequantize_nested", 2 * elements + kPackedBytes, dequantize);
-    return absl::OkStatus();
+    if (bench_.Wants(kQuantize)) RETURN_IF_ERROR(TimeQuantize());
+    return bench_.Wants(kDequantize) ? TimeDequantize() : absl::OkStatus();
   }
 
  private:
@@ -98,19 +89,27 @@ class QuantizeBench {
     return absl::OkStatus();
   }
 
-  absl::StatusOr<double> TimeQuantize() {
+  // Of the peer's process.
+  Turn PeerTurn(const char* name) const {
+    if (peer_ == nullptr) return nullptr;
+    return [this, name] { return peer_->Seconds(name); };
+  }
+
+  absl::Status TimeQuantize() {
     const kernels::Quantize op = packed_.From(x_.data());
     Packed expected;
     if (bench_.backend().Run(launch_, op) != Result::kOk ||
         kernels::ReferenceBackend().Run(launch_, expected.From(x_.data())) !=
             Result::kOk ||
         packed_ != expected) {
-      return absl::InternalError("nf4_quantize gives other bytes");
+      return absl::InternalError(absl::StrCat(kQuantize, " gives other bytes"));
     }
-    return BestSeconds([&] { bench_.backend().Run(launch_, op); });
+    return bench_.Time(
+        {.name = kQuantize, .bytes = 4 * kElements + kPackedBytes},
+        Timed([&] { bench_.backend().Run(launch_, op); }), PeerTurn(kQuantize));
   }
 
-  absl::StatusOr<double> TimeDequantize() {
+  absl::Status TimeDequantize() {
     constexpr int64_t kBytes = 2 * kShape.num_elements;
     ASSIGN_OR_RETURN(const AlignedBuffer out,
                      AlignedBuffer::Create(kBytes, "the matrix"));
@@ -121,12 +120,17 @@ class QuantizeBench {
         kernels::ReferenceBackend().Run(launch_, packed_.To(expected)) !=
             Result::kOk ||
         std::memcmp(out.bytes().data(), expected.bytes().data(), kBytes) != 0) {
-      return absl::InternalError("nf4_dequantize_nested gives other bytes");
+      return absl::InternalError(
+          absl::StrCat(kDequantize, " gives other bytes"));
     }
-    return BestSeconds([&] { bench_.backend().Run(launch_, op); });
+    return bench_.Time(
+        {.name = kDequantize, .bytes = 2 * kElements + kPackedBytes},
+        Timed([&] { bench_.backend().Run(launch_, op); }),
+        PeerTurn(kDequantize));
   }
 
   KernelBench& bench_;
+  std::unique_ptr<Peer> peer_;
   std::vector<float> x_;
   Packed packed_;
   AlignedBuffer workspace_;
@@ -136,7 +140,7 @@ class QuantizeBench {
 }  // namespace
 
 absl::Status BenchQuantizeOps(KernelBench* bench) {
-  if (!bench->Wants("nf4_quantize") && !bench->Wants("nf4_dequantize_nested")) {
+  if (!bench->Wants(kQuantize) && !bench->Wants(kDequantize)) {
     return absl::OkStatus();
   }
   return QuantizeBench(bench).Run();

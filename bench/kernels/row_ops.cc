@@ -7,7 +7,6 @@
 #include "ATen/ATen.h"
 #include "absl/strings/str_cat.h"
 #include "bench/kernels/bench.h"
-#include "bench/machine.h"
 #include "common/base/status_macros.h"
 
 namespace qlora::bench {
@@ -28,7 +27,7 @@ at::Tensor Random() { return at::randn({kRows, kColumns}); }
 
 struct Contest {
   std::string name;
-  // Float32 values that have to be read or written.
+  // Float32 values that have to be read, and those that have to be written.
   double values;
   std::function<void()> ours;
   std::function<void()> peers;
@@ -47,11 +46,8 @@ absl::Status Compete(const Contest& contest, KernelBench* bench) {
     return absl::InternalError(absl::StrCat(
         contest.name, " differs by ", difference, " from LibTorch's ", size));
   }
-  bench->Add({.name = contest.name,
-              .bytes = 4 * contest.values,
-              .seconds = BestSeconds(contest.ours),
-              .peer_seconds = BestSeconds(contest.peers)});
-  return absl::OkStatus();
+  return bench->Time({.name = contest.name, .bytes = 4 * contest.values},
+                     Timed(contest.ours), Timed(contest.peers));
 }
 
 absl::Status BenchRmsNorm(KernelBench* bench) {
