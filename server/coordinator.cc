@@ -41,6 +41,13 @@ bool Matches(const JobFilter& filter, const Job& job) {
       });
 }
 
+// What a caller can do about it: try again, unless another coordinator leads.
+absl::Status NotWritten(const absl::Status& status) {
+  if (absl::IsAborted(status)) return status;
+  return absl::UnavailableError(
+      absl::StrCat("the database cannot be written: ", status.message()));
+}
+
 // Plans of all jobs. One that this version cannot read must not keep the others
 // waiting: the scheduler holds it.
 void FillPlans(State& state) {
@@ -125,8 +132,7 @@ absl::Status Coordinator::CommitLocked(Draft& draft,
   if (!quiet) {
     if (absl::Status status = store_->Commit(transaction); !status.ok()) {
       LogError("transaction failed", {{"error", status}});
-      return absl::UnavailableError(
-          absl::StrCat("the database cannot be written: ", status.message()));
+      return NotWritten(status);
     }
   }
   scheduled_ = true;
@@ -294,23 +300,21 @@ void Coordinator::Read(const std::function<void(const State&)>& f) const {
 }
 
 absl::Status Coordinator::MatchTermLocked(const qlora::v1::Hello& hello) {
-  ASSIGN_OR_RETURN(const int64_t term, TermToLead(state_, hello));
-  if (term == state_.term) return absl::OkStatus();
+  ASSIGN_OR_RETURN(const int64_t seen, TermSeen(state_, hello));
+  if (seen <= state_.term) return absl::OkStatus();
+  const absl::StatusOr<int64_t> term = store_->RaiseTerm(seen);
+  if (!term.ok()) return NotWritten(term.status());
   LogWarning(
       "a node has seen a newer term: this database is an older copy that was "
       "restored, or another coordinator leads from a copy of it",
-      {{"node", hello.node()}, {"term", state_.term}, {"raised_to", term}});
-  if (absl::Status status = store_->RaiseTerm(term); !status.ok()) {
-    return absl::UnavailableError(
-        absl::StrCat("the database cannot be written: ", status.message()));
-  }
-  state_.term = term;
-  term_ = term;
+      {{"node", hello.node()}, {"term", state_.term}, {"raised_to", *term}});
+  state_.term = *term;
+  term_ = *term;
   // Workers refuse commands of older terms.
   for (auto& [node, commands] : state_.outbox) {
     for (Command& command : commands) {
       auto renewed = std::make_shared<qlora::v1::WorkerCommand>(*command);
-      renewed->set_term(term);
+      renewed->set_term(*term);
       command = std::move(renewed);
     }
   }

@@ -4,7 +4,8 @@
 //
 // All methods may be called from any thread and block for a commit at most.
 // Errors of every method that changes something: Unavailable when the database
-// cannot be written or the coordinator drains; nothing has changed then.
+// cannot be written or the coordinator drains, Aborted when another coordinator
+// has taken the lead over it; nothing has changed then.
 #pragma once
 
 #include <atomic>

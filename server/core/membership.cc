@@ -190,14 +190,12 @@ void TakeIn(Draft& draft, const qlora::v1::Hello& hello, uint64_t stream) {
 
 }  // namespace
 
-absl::StatusOr<int64_t> TermToLead(const State& state,
-                                   const qlora::v1::Hello& hello) {
+absl::StatusOr<int64_t> TermSeen(const State& state,
+                                 const qlora::v1::Hello& hello) {
   if (absl::Status status = CheckHello(state, hello); !status.ok()) {
     return status;
   }
-  const int64_t seen = NewestTerm(hello);
-  return hello.cluster_id().empty() || seen <= state.term ? state.term
-                                                          : seen + 1;
+  return hello.cluster_id().empty() ? 0 : NewestTerm(hello);
 }
 
 absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,

@@ -17,11 +17,12 @@
 
 namespace qlora::server {
 
-// The term in which this node can be led: the state's, or a newer one if the
-// node has seen that or newer ones, so that the state comes from an older copy
-// of the database. Errors as OnHello's for a malformed or a stranger's Hello.
-absl::StatusOr<int64_t> TermToLead(const State& state,
-                                   const qlora::v1::Hello& hello);
+// The newest term of this cluster that the node has seen; 0 if it has seen
+// none. One newer than the state's tells that the state comes from an older
+// copy of the database. Errors as OnHello's for a malformed or a stranger's
+// Hello.
+absl::StatusOr<int64_t> TermSeen(const State& state,
+                                 const qlora::v1::Hello& hello);
 
 // Takes a node in, which has seen no term newer than the state's. A new boot id
 // loses what ran under the old one, unless the inventory says that its end is

@@ -22,6 +22,11 @@ std::string NewClusterId() {
   return id;
 }
 
+// 2^32 numbers to choose from: store.h says why.
+int64_t TermAfter(int64_t term) {
+  return term + 1 + static_cast<int64_t>(std::random_device{}());
+}
+
 // Rows of "SELECT record FROM ..." as messages.
 template <typename Record, typename F>
 absl::Status ForEachRecord(Database& db, std::string_view sql, F f) {
@@ -99,7 +104,7 @@ absl::Status SqliteStore::TakeLead(State& state) {
   ASSIGN_OR_RETURN(const std::string term, Meta("term"));
   state.term = 0;
   (void)absl::SimpleAtoi(term, &state.term);
-  ++state.term;
+  state.term = TermAfter(state.term);
   RETURN_IF_ERROR(SetMeta("term", absl::StrCat(state.term)));
   RETURN_IF_ERROR(db_.Execute("COMMIT"));
   term_ = state.term;
@@ -175,17 +180,17 @@ absl::Status SqliteStore::CheckTerm() {
   return absl::OkStatus();
 }
 
-absl::Status SqliteStore::RaiseTerm(int64_t term) {
+absl::StatusOr<int64_t> SqliteStore::RaiseTerm(int64_t seen) {
+  const int64_t term = TermAfter(seen);
   RETURN_IF_ERROR(db_.Execute("BEGIN IMMEDIATE"));
   absl::Status status = CheckTerm();
   if (status.ok()) status = SetMeta("term", absl::StrCat(term));
   if (status.ok()) status = db_.Execute("COMMIT");
-  if (status.ok()) {
-    term_ = term;
-  } else {
+  if (!status.ok()) {
     (void)db_.Execute("ROLLBACK");
+    return status;
   }
-  return status;
+  return term_ = term;
 }
 
 absl::Status SqliteStore::Commit(const Transaction& transaction) {

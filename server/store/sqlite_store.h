@@ -18,7 +18,7 @@ class SqliteStore : public Store {
       const std::string& path);
 
   absl::StatusOr<State> Load() override;
-  absl::Status RaiseTerm(int64_t term) override;
+  absl::StatusOr<int64_t> RaiseTerm(int64_t seen) override;
   absl::Status Commit(const Transaction& transaction) override;
   absl::StatusOr<std::optional<RequestResult>> FindRequest(
       const std::string& request_id) override;

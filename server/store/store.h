@@ -42,12 +42,14 @@ class Store {
  public:
   virtual ~Store() = default;
 
-  // Takes the lead: the stored term grows by one. Loads everything; plans of
+  // Takes the lead in a new term. It is larger than the stored one by a random
+  // number: two coordinators that start on copies of one database never have
+  // the same, so that a term names one life of it. Loads everything; plans of
   // jobs are not filled in.
   virtual absl::StatusOr<State> Load() = 0;
 
-  // Goes on with a newer term than the one that Load gave. Errors as Commit.
-  virtual absl::Status RaiseTerm(int64_t term) = 0;
+  // Goes on with a term newer than `seen`, and returns it. Errors as Commit.
+  virtual absl::StatusOr<int64_t> RaiseTerm(int64_t seen) = 0;
 
   // Durable when it returns OK. Unavailable: the database cannot be written
   // (try again later); ResourceExhausted: the disk is full; Aborted: another

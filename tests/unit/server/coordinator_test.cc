@@ -130,27 +130,43 @@ TEST_F(CoordinatorTest, NodeThatHasSeenANewerTerm_RaisesOurs) {
   qlora::v1::WorkerCommand command;
   command.mutable_cancel_task()->set_task_id("t");
   ASSERT_TRUE(coordinator_->SendCommand("n1", command).ok());
-  ASSERT_EQ(coordinator_->term(), 1);
+  const int64_t newer = coordinator_->term() + 40;
   qlora::v1::Hello hello;
   hello.set_node("n2");
   hello.set_boot_id("boot");
   hello.set_cluster_id(coordinator_->cluster_id());
-  hello.set_term(41);
+  hello.set_term(newer);
   auto& held = *hello.add_inventory();
   held.set_job_id("j-of-the-lost-days");
   held.set_attempt(1);
-  held.set_term(40);
+  held.set_term(newer - 1);
   const auto welcome = coordinator_->Hello(hello, 2);
   ASSERT_TRUE(welcome.ok()) << welcome.status();
-  EXPECT_EQ(welcome->term(), 42);
+  const int64_t raised = coordinator_->term();
+  EXPECT_GT(raised, newer);
+  EXPECT_EQ(welcome->term(), raised);
   EXPECT_EQ(welcome->decisions(0).action(), qlora::v1::Decision::ACTION_HOLD);
-  EXPECT_EQ(coordinator_->term(), 42);
   // Or the worker would refuse it.
-  EXPECT_EQ(coordinator_->CommandsAfter("n1", 0, 1).at(0)->term(), 42);
+  EXPECT_EQ(coordinator_->CommandsAfter("n1", 0, 1).at(0)->term(), raised);
   // What follows is written in the new term.
   Submit("j-1", JobFile());
   Start();
-  EXPECT_EQ(coordinator_->term(), 43);
+  EXPECT_GT(coordinator_->term(), raised);
+}
+
+TEST_F(CoordinatorTest, AnotherTookTheLead_SaysSoInsteadOfTryAgain) {
+  const auto other = SqliteStore::Open(dir_.path() + "/db").value();
+  ASSERT_TRUE(other->Load().ok());
+  qlora::v1::Hello hello;
+  hello.set_node("n1");
+  hello.set_boot_id("boot");
+  hello.set_cluster_id(coordinator_->cluster_id());
+  EXPECT_EQ(coordinator_->Hello(hello, 1).status().code(),
+            absl::StatusCode::kAborted);
+  hello.set_term(coordinator_->term() + 1);
+  const absl::Status status = coordinator_->Hello(hello, 1).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("must stop"));
 }
 
 TEST_F(CoordinatorTest, TermsThatNobodyHas_RaiseNothing) {
@@ -158,6 +174,7 @@ TEST_F(CoordinatorTest, TermsThatNobodyHas_RaiseNothing) {
   hello.set_node("n1");
   hello.set_boot_id("boot");
   hello.set_cluster_id(coordinator_->cluster_id());
+  const int64_t term = coordinator_->term();
   hello.set_term(std::numeric_limits<int64_t>::max());
   EXPECT_EQ(coordinator_->Hello(hello, 1).status().code(),
             absl::StatusCode::kInvalidArgument);
@@ -169,7 +186,7 @@ TEST_F(CoordinatorTest, TermsThatNobodyHas_RaiseNothing) {
   hello.set_cluster_id("another");
   EXPECT_EQ(coordinator_->Hello(hello, 1).status().code(),
             absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(coordinator_->term(), 1);
+  EXPECT_EQ(coordinator_->term(), term);
 }
 
 TEST_F(CoordinatorTest, ProcessThatStoodStill_EndsNoLease) {

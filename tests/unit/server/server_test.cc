@@ -285,7 +285,7 @@ TEST_F(ServerTest, Restart_KeepsTheAttemptAndRepeatsNothing) {
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_RUNNING);
   worker.Disconnect();
   worker.Connect({{id, 1}});
-  EXPECT_EQ(worker.welcome.term(), term + 1);
+  EXPECT_GT(worker.welcome.term(), term);
   EXPECT_EQ(worker.welcome.resend_from(), last + 1);
   ASSERT_EQ(worker.welcome.decisions_size(), 1);
   EXPECT_EQ(worker.welcome.decisions(0).action(), v1::Decision::ACTION_KEEP);
