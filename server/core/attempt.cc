@@ -423,6 +423,37 @@ void TellOfUncommitted(Draft& draft, const AttemptRecord& attempt) {
              attempt.attempt());
 }
 
+// Gives up the parts on nodes that are away, and says so.
+void FenceAbsent(Draft& draft, Job& job, AttemptRecord& attempt) {
+  std::vector<std::string> away;
+  for (AttemptPart& part : *attempt.mutable_parts()) {
+    if (PartIsOver(part)) continue;
+    part.set_lost(true);
+    part.set_departed(true);
+    const Node* node = draft.nodes.Find(part.node());
+    away.push_back(node == nullptr
+                       ? part.node()
+                       : absl::StrCat(part.node(), " (silent since ",
+                                      ClockTime(node->last_heartbeat), ")"));
+  }
+  if (away.empty()) return;
+  const std::string text = absl::StrCat(
+      "unreachable: ", absl::StrJoin(away, ", "),
+      "; what its ranks still do does not count, and they end when it returns");
+  draft.Tell(attempt.job_id(), "RanksFenced", text, attempt.attempt());
+  job.mutable_job().set_reason(absl::StrCat(job.job().reason(), "; ", text));
+}
+
+// Erases the record if the job is gone and no node can come back with ranks.
+void ForgetIfDeleted(Draft& draft, const AttemptKey& key) {
+  const AttemptRecord& attempt = *draft.attempts.Find(key);
+  if (draft.jobs.Find(key.first) == nullptr &&
+      std::all_of(attempt.parts().begin(), attempt.parts().end(),
+                  [](const AttemptPart& part) { return part.ended(); })) {
+    draft.attempts.Erase(key);
+  }
+}
+
 AttemptState EndState(const AttemptRecord& attempt, const Job& job) {
   if (job.job().state() == JobState::JOB_STATE_CANCELLING) {
     return ATTEMPT_STATE_CANCELLED;
@@ -444,6 +475,15 @@ AttemptPart* FindPart(AttemptRecord& attempt, std::string_view node) {
 }
 
 bool PartIsOver(const AttemptPart& part) { return part.ended() || part.lost(); }
+
+bool IsAway(const Draft& draft, const std::string& node) {
+  const Node* found = draft.nodes.Find(node);
+  return found == nullptr || found->stream == 0;
+}
+
+std::string ClockTime(absl::Time time) {
+  return absl::FormatTime("%H:%M:%S UTC", time, absl::UTCTimeZone());
+}
 
 void NoteFailure(AttemptRecord& attempt, FailureClass failure_class,
                  std::string_view message) {
@@ -477,12 +517,19 @@ void StopParts(Draft& draft, AttemptRecord& attempt, bool save) {
 
 void FinishIfOver(Draft& draft, const AttemptKey& key) {
   const AttemptRecord* found = draft.attempts.Find(key);
-  if (found == nullptr || IsTerminal(found->state()) ||
-      !std::all_of(found->parts().begin(), found->parts().end(), PartIsOver)) {
+  if (found == nullptr || IsTerminal(found->state())) return;
+  const bool cancelling = draft.jobs.Find(key.first)->job().state() ==
+                          JobState::JOB_STATE_CANCELLING;
+  if (!std::all_of(found->parts().begin(), found->parts().end(),
+                   [&](const AttemptPart& part) {
+                     return PartIsOver(part) ||
+                            (cancelling && IsAway(draft, part.node()));
+                   })) {
     return;
   }
   AttemptRecord& attempt = *draft.attempts.Mutable(key);
   Job& job = draft.ChangeJob(key.first);
+  FenceAbsent(draft, job, attempt);
   attempt.set_state(EndState(attempt, job));
   attempt.clear_deadline();
   TellOfUncommitted(draft, attempt);
@@ -593,6 +640,14 @@ void FinishJob(Draft& draft, Job& job, JobState state,
                              : absl::ZeroDuration()});
 }
 
+void OnRanksGone(Draft& draft, const AttemptKey& key, const std::string& node) {
+  if (draft.attempts.Find(key) == nullptr) return;
+  AttemptRecord& attempt = *draft.attempts.Mutable(key);
+  AttemptPart* part = FindPart(attempt, node);
+  if (part != nullptr) part->set_ended(true);
+  ForgetIfDeleted(draft, key);
+}
+
 void RemoveJob(Draft& draft, const std::string& job_id) {
   std::vector<CheckpointKey> checkpoints;
   draft.checkpoints.ForEach([&](const CheckpointKey& key, const auto&) {
@@ -600,6 +655,11 @@ void RemoveJob(Draft& draft, const std::string& job_id) {
   });
   for (const auto& key : checkpoints) draft.checkpoints.Erase(key);
   draft.jobs.Erase(job_id);
+  std::vector<AttemptKey> attempts;
+  draft.attempts.ForEach([&](const AttemptKey& key, const auto&) {
+    if (key.first == job_id) attempts.push_back(key);
+  });
+  for (const auto& key : attempts) ForgetIfDeleted(draft, key);
   draft.Emit(JobChanged{job_id});
   draft.Emit(JobRemoved{job_id});
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "absl/time/time.h"
 #include "server/core/state.h"
 
 namespace qlora::server {
@@ -21,12 +22,23 @@ void NoteFailure(AttemptRecord& attempt, qlora::v1::FailureClass failure_class,
 // Tells every part that still lives to stop, and waits for that (DRAINING).
 void StopParts(Draft& draft, AttemptRecord& attempt, bool save);
 
-// If every part is over, ends the attempt and decides about the job.
+// Why a job is STARTING while all is well.
+inline constexpr char kBeingPrepared[] = "the ranks are being prepared";
+
+// The node cannot be told anything now.
+bool IsAway(const Draft& draft, const std::string& node);
+
+// If every part is over, ends the attempt and decides about the job. One that
+// is cancelled waits for no node that is away: the ranks there cannot make
+// anything count once the attempt is over, and end when their node returns.
 void FinishIfOver(Draft& draft, const AttemptKey& key);
 
 // Takes a rank's share of a checkpoint; commits when all ranks have the same.
 void OnStaged(Draft& draft, const AttemptKey& key,
               const qlora::v1::RankStaged& staged);
+
+// "14:03:05 UTC".
+std::string ClockTime(absl::Time time);
 
 // Step of the checkpoint that the job's next attempt goes on from: its newest
 // COMMITTED one, or 0. Its head is that one, unless it was found CORRUPT.
@@ -36,8 +48,12 @@ int64_t ResumeStep(const Draft& draft, const std::string& job_id);
 void FinishJob(Draft& draft, Job& job, qlora::v1::JobState state,
                qlora::v1::FailureClass failure_class, std::string reason);
 
-// Forgets the job and its checkpoints; attempts stay as tombstones, so that a
-// node that comes back with one is told to kill it.
+// The node has no ranks of that attempt any more.
+void OnRanksGone(Draft& draft, const AttemptKey& key, const std::string& node);
+
+// Forgets the job, its checkpoints and its attempts. An attempt of which a node
+// was given up stays until OnRanksGone: should the node come back with it, it
+// is told to end it.
 void RemoveJob(Draft& draft, const std::string& job_id);
 
 }  // namespace qlora::server

@@ -293,7 +293,12 @@ absl::Status CancelJob(Draft& draft, const std::string& job_id,
   }
   job.mutable_job().set_state(JobState::JOB_STATE_CANCELLING);
   job.mutable_job().set_reason(why);
-  draft.Tell(job_id, "Cancelling", why, attempt->attempt());
+  const std::string nodes = NodesThat(
+      *attempt, [&](const auto& part) { return !IsAway(draft, part.node()); });
+  draft.Tell(job_id, "Cancelling",
+             absl::StrCat(why, nodes.empty() ? "" : "; waits for the ranks on ",
+                          nodes),
+             attempt->attempt());
   const AttemptKey key{job_id, attempt->attempt()};
   if (attempt->state() != ATTEMPT_STATE_DRAINING) {
     StopParts(draft, *attempt, /*save=*/false);
@@ -357,7 +362,7 @@ void StartAttempt(Draft& draft, const std::string& job_id,
   qlora::v1::Job& view = job.mutable_job();
   view.set_attempt(std::max(view.attempt(), job.record.seen_attempt()) + 1);
   view.set_state(JobState::JOB_STATE_STARTING);
-  view.set_reason("the ranks are being prepared");
+  view.set_reason(kBeingPrepared);
   view.clear_backoff_until();
 
   AttemptRecord attempt;
@@ -397,8 +402,9 @@ void OnAttemptEvent(Draft& draft, const std::string& node,
                     const qlora::v1::WorkerEvent& event) {
   const AttemptKey key{event.job_id(), event.attempt()};
   const AttemptRecord* found = draft.attempts.Find(key);
-  if (found == nullptr || IsTerminal(found->state()) ||
-      event.term() != found->term()) {
+  if (found == nullptr || event.term() != found->term()) return;
+  if (IsTerminal(found->state())) {
+    if (event.has_ended()) OnRanksGone(draft, key, node);
     return;
   }
   AttemptRecord& attempt = *draft.attempts.Mutable(key);

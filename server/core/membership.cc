@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "server/core/attempt.h"
 #include "server/core/job.h"
 
@@ -96,6 +97,32 @@ bool InInventory(const qlora::v1::Hello& hello, const AttemptRecord& attempt) {
                      });
 }
 
+// Attempts that are over without the node, of which it may still have ranks.
+std::vector<AttemptKey> GivenUpOn(const Draft& draft, const std::string& node) {
+  std::vector<AttemptKey> keys;
+  draft.attempts.ForEach([&](const AttemptKey& key, const AttemptRecord& a) {
+    if (!IsTerminal(a.state())) return;
+    for (const AttemptPart& part : a.parts()) {
+      if (part.node() == node && !part.ended()) keys.push_back(key);
+    }
+  });
+  return keys;
+}
+
+// Notes that ranks which were given up are gone: the agent does not have them,
+// nor a command on its way that would make them.
+void NoteGone(Draft& draft, const qlora::v1::Hello& hello) {
+  for (const AttemptKey& key : GivenUpOn(draft, hello.node())) {
+    AttemptRecord attempt = *draft.attempts.Find(key);
+    if (InInventory(hello, attempt)) continue;
+    if (hello.cluster_id().empty() ||
+        FindPart(attempt, hello.node())->prepare_command() <=
+            hello.last_command_seen()) {
+      OnRanksGone(draft, key, hello.node());
+    }
+  }
+}
+
 // Gives up what the agent does not have any more. One that was started anew has
 // no ranks, but reports the end of what it still names.
 void LoseMissing(Draft& draft, const qlora::v1::Hello& hello) {
@@ -122,8 +149,8 @@ Decision::Action Decide(const Draft& draft, const std::string& node,
                         const qlora::v1::AttemptInventory& item) {
   const AttemptRecord* attempt =
       draft.attempts.Find({item.job_id(), item.attempt()});
-  // Records of attempts stay: this one began after the copy of the database
-  // that was restored.
+  // Its record would be there if it had begun in this database: this one began
+  // after the copy that was restored.
   if (attempt == nullptr || attempt->term() != item.term()) {
     return Decision::ACTION_HOLD;
   }
@@ -188,6 +215,78 @@ void TakeIn(Draft& draft, const qlora::v1::Hello& hello, uint64_t stream) {
   }
 }
 
+// When a silent node's ranks are given up.
+absl::Time GiveUpTime(const State& state, const Node& node) {
+  return std::max(node.last_heartbeat + state.timings.reschedule_after,
+                  state.start_time + state.timings.startup_reschedule_after);
+}
+
+bool IsSilent(const Draft& draft, const Node& node) {
+  return node.state() == NodeState::NODE_STATE_UNREACHABLE &&
+         draft.now - node.last_heartbeat >= draft.state.timings.lease;
+}
+
+// Which silent nodes the attempt waits for, since when and until when; empty if
+// none.
+std::string SilentNodes(const Draft& draft, const AttemptRecord& attempt) {
+  std::vector<std::string> silent;
+  for (const AttemptPart& part : attempt.parts()) {
+    if (PartIsOver(part)) continue;
+    const Node* node = draft.nodes.Find(part.node());
+    if (node == nullptr || !IsSilent(draft, *node)) continue;
+    absl::Time until = GiveUpTime(draft.state, *node);
+    if (attempt.state() == ATTEMPT_STATE_DRAINING) {
+      until = std::min(until, FromProto(attempt.deadline()));
+    }
+    silent.push_back(absl::StrCat("node ", part.node(),
+                                  " is unreachable since ",
+                                  ClockTime(node->last_heartbeat),
+                                  " and waited for until ", ClockTime(until)));
+  }
+  if (silent.empty()) return "";
+  const int64_t step = ResumeStep(draft, attempt.job_id());
+  return absl::StrCat(absl::StrJoin(silent, ", "),
+                      "; without it the job starts again from ",
+                      step > 0 ? absl::StrCat("step ", step) : "the beginning");
+}
+
+// Keeps what the job says of silent nodes up to date while it is under way.
+void ExplainSilence(Draft& draft, const AttemptKey& key) {
+  const Job* job = draft.jobs.Find(key.first);
+  const AttemptRecord* attempt = draft.attempts.Find(key);
+  if (job == nullptr || attempt == nullptr || IsTerminal(attempt->state())) {
+    return;
+  }
+  const auto state = job->job().state();
+  const bool starting = state == qlora::v1::JOB_STATE_STARTING;
+  if (!starting && state != qlora::v1::JOB_STATE_RUNNING) return;
+  const std::string well = starting ? kBeingPrepared : "";
+  const std::string silence = SilentNodes(draft, *attempt);
+  const std::string before = job->job().reason();
+  const std::string& after = silence.empty() ? well : silence;
+  if (before == after) return;
+  draft.ChangeJob(key.first).mutable_job().set_reason(after);
+  if (silence.empty()) {
+    draft.Tell(key.first, "NodeReturned", "every node of it is there again",
+               key.second);
+  } else if (before == well) {
+    draft.Tell(key.first, "NodeUnreachable", silence, key.second);
+  }
+}
+
+// What waits for silent nodes.
+void TendSilence(Draft& draft) {
+  std::set<AttemptKey> keys;
+  draft.nodes.ForEach([&](const std::string& name, const Node& node) {
+    if (!IsSilent(draft, node)) return;
+    for (AttemptKey& key : AttemptsOn(draft, name)) keys.insert(std::move(key));
+  });
+  for (const AttemptKey& key : keys) {
+    FinishIfOver(draft, key);
+    ExplainSilence(draft, key);
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<int64_t> TermSeen(const State& state,
@@ -214,6 +313,7 @@ absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,
         "stop that one first"));
   }
   TakeIn(draft, hello, stream);
+  NoteGone(draft, hello);
   LoseMissing(draft, hello);
   qlora::v1::Welcome welcome;
   welcome.set_cluster_id(draft.state.cluster_id);
@@ -226,6 +326,9 @@ absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,
     if (decision.action() == Decision::ACTION_HOLD) {
       NoteUnknown(draft, hello.node(), item);
     }
+  }
+  for (const AttemptKey& key : AttemptsOn(draft, hello.node())) {
+    ExplainSilence(draft, key);
   }
   const Node& node = *draft.nodes.Find(hello.node());
   welcome.set_resend_from(node.record.last_event() + 1);
@@ -256,6 +359,9 @@ void OnDisconnect(Draft& draft, const std::string& name, uint64_t stream) {
   }
   draft.Emit(NodeGone{name, absl::StrCat("the connection to node ", name,
                                          " broke; try again")});
+  for (const AttemptKey& key : AttemptsOn(draft, name)) {
+    FinishIfOver(draft, key);
+  }
 }
 
 absl::Status RemoveNode(Draft& draft, const std::string& name) {
@@ -277,6 +383,9 @@ absl::Status RemoveNode(Draft& draft, const std::string& name) {
     return absl::FailedPreconditionError(
         absl::StrCat("job ", user, " has ranks on ", name,
                      ": wait until the node is DOWN, or cancel the job"));
+  }
+  for (const AttemptKey& key : GivenUpOn(draft, name)) {
+    OnRanksGone(draft, key, name);
   }
   draft.nodes.Erase(name);
   return absl::OkStatus();
@@ -319,16 +428,20 @@ void CheckLeases(Draft& draft) {
       node.stream = 0;
       draft.Emit(NodeGone{name, absl::StrCat("node ", name, " is silent")});
     }
-    if (state == NodeState::NODE_STATE_UNREACHABLE ||
-        draft.now - node.last_heartbeat < patience) {
-      continue;
-    }
+    const bool waits = state == NodeState::NODE_STATE_UNREACHABLE ||
+                       draft.now - node.last_heartbeat < patience;
     for (const AttemptKey& key : AttemptsOn(draft, name)) {
-      LosePart(draft, key, name,
-               absl::StrCat("node ", name, " has been silent for ",
-                            absl::FormatDuration(patience)));
+      if (waits) {
+        FinishIfOver(draft, key);
+      } else {
+        LosePart(draft, key, name,
+                 absl::StrCat("node ", name, " has been silent for ",
+                              absl::FormatDuration(patience)));
+        ExplainSilence(draft, key);
+      }
     }
   }
+  TendSilence(draft);
 }
 
 void ForgetConnections(Draft& draft) {

@@ -713,6 +713,67 @@ TEST(Job, Cancel_OfAHeldJobKeepsTheEvidenceAndTheCheckpoints) {
   EXPECT_TRUE(core.state().checkpoints.contains({id, 30}));
 }
 
+// Two ranks: the living one is waited for, the silent one is not.
+TEST(Job, Cancel_WaitsForNoNodeThatIsAway) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  ASSERT_TRUE(core.Join("n1").ok());
+  ASSERT_TRUE(core.Join("n2").ok());
+  const std::string id = core.Submit("resources: {nodes: 2}\n");
+  core.Disconnect("n2");
+  std::string told;
+  for (const Effect& effect : core.Do(
+           [&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "enough").ok()); })) {
+    if (const auto* line = std::get_if<AppendEvent>(&effect)) {
+      told += line->event.message() + "\n";
+    }
+  }
+  EXPECT_EQ(told, "enough; waits for the ranks on n1\n");
+  EXPECT_EQ(core.job(id).state(), kCancelling);
+  core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
+  EXPECT_EQ(core.job(id).state(), kCancelled);
+  EXPECT_EQ(core.job(id).reason(),
+            "enough; unreachable: n2 (silent since 22:23:20 UTC); what its "
+            "ranks still do does not count, and they end when it returns");
+  EXPECT_EQ(core.attempt(id).state(), ATTEMPT_STATE_CANCELLED);
+  // Nothing is placed on the node before it is back, and it is told then.
+  const std::string next = core.Submit("resources: {nodes: 2}\n");
+  EXPECT_EQ(core.job(next).state(), qlora::v1::JOB_STATE_QUEUED);
+  const auto welcome = core.Join("n2", 1, "boot-1", {{id, 1}});
+  EXPECT_EQ(welcome->decisions(0).action(), qlora::v1::Decision::ACTION_KILL);
+  EXPECT_EQ(core.job(next).state(), kStarting);
+}
+
+TEST(Job, Cancel_EndsWhenTheLastNodeFallsSilent) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string broken = core.RunningJob("n1");
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, broken, "").ok()); });
+  core.Disconnect("n1");
+  EXPECT_EQ(core.job(broken).state(), kCancelled);
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string hung = core.RunningJob("n1");
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, hung, "").ok()); });
+  core.Advance(absl::Seconds(29));
+  EXPECT_EQ(core.job(hung).state(), kCancelling);
+  core.Advance(absl::Seconds(2));
+  EXPECT_EQ(core.job(hung).state(), kCancelled);
+}
+
+// A start of the coordinator gives the node its lease to say how it ended.
+TEST(Job, Cancel_BeforeARestartEndsAfterTheLease) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "").ok()); });
+  core.Restart();
+  core.Advance(absl::Seconds(29));
+  EXPECT_EQ(core.job(id).state(), kCancelling);
+  core.Advance(absl::Seconds(2));
+  EXPECT_EQ(core.job(id).state(), kCancelled);
+}
+
 TEST(Job, Cancel_OfAnEndedJobIsRefused) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
@@ -734,6 +795,9 @@ TEST(Job, DeletedWhileItRuns_GoesWhenItsRanksAreGone) {
   core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
   EXPECT_FALSE(core.state().jobs.contains(id));
   EXPECT_TRUE(core.state().checkpoints.empty());
+  EXPECT_TRUE(core.state().attempts.empty());
+  core.Restart();
+  EXPECT_TRUE(core.state().attempts.empty());
 }
 
 TEST(Job, RanksThatDoNotEnd_QuarantineTheirNode) {

@@ -291,6 +291,80 @@ TEST(Membership, DeletedJobsAttempt_IsKilled) {
   ASSERT_FALSE(core.state().jobs.contains(id));
   const auto welcome = core.Join("n1", 1, "boot-1", {{id, 1}});
   EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_KILL);
+  // The record was kept for that only.
+  EXPECT_TRUE(core.state().attempts.contains({id, 1}));
+  core.Do([&](Draft& d) {
+    qlora::v1::WorkerEvent event;
+    event.set_job_id(id);
+    event.set_attempt(1);
+    event.set_term(core.state().attempts.at({id, 1}).term());
+    event.mutable_ended();
+    OnAttemptEvent(d, "n1", event);
+  });
+  EXPECT_TRUE(core.state().attempts.empty());
+  core.Restart();
+  EXPECT_TRUE(core.state().attempts.empty());
+}
+
+TEST(Membership, DeletedJobsAttempt_IsForgottenWhenItsNodeReturnsWithoutIt) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Disconnect("n1");
+  core.Do([&](Draft& d) { DeleteJob(d, id); });
+  EXPECT_TRUE(core.state().attempts.contains({id, 1}));
+  ASSERT_TRUE(core.Join("n1", 1, "boot-2").ok());
+  EXPECT_TRUE(core.state().attempts.empty());
+}
+
+// It would make the ranks when the node is back.
+TEST(Membership, DeletedJobsAttempt_StaysWhileItsPrepareIsOnItsWay) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.Submit();
+  core.Disconnect("n1");
+  core.Do([&](Draft& d) { DeleteJob(d, id); });
+  ASSERT_FALSE(core.state().jobs.contains(id));
+  qlora::v1::Hello hello;
+  hello.set_node("n1");
+  hello.set_boot_id("boot-1");
+  hello.set_cluster_id(core.state().cluster_id);
+  core.Do([&](Draft& d) { EXPECT_TRUE(OnHello(d, hello, 77).ok()); });
+  EXPECT_TRUE(core.state().attempts.contains({id, 1}));
+}
+
+TEST(Membership, SilentNodeOfARunningJob_IsNamedWithItsTimes) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Staged("n1", id, 0, 7);
+  EXPECT_EQ(core.job(id).reason(), "");
+  // 22:23:20, by the harness's clock.
+  core.now = absl::FromUnixSeconds(1'700'001'000 - 200);
+  core.Heartbeat("n1");
+  core.Advance(absl::Seconds(31));
+  EXPECT_EQ(core.job(id).reason(),
+            "node n1 is unreachable since 22:26:40 UTC and waited for until "
+            "22:28:40 UTC; without it the job starts again from step 7");
+  ASSERT_TRUE(core.Join("n1", 1, "boot-1", {{id, 1}}).ok());
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_RUNNING);
+  EXPECT_EQ(core.job(id).reason(), "");
+}
+
+// As long as the coordinator was not there it heard nobody.
+TEST(Membership, SilenceAfterAStart_IsNamedAfterTheLease) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Restart();
+  core.Advance(absl::Seconds(29));
+  EXPECT_EQ(core.job(id).reason(), "");
+  core.Advance(absl::Seconds(1));
+  EXPECT_EQ(core.job(id).reason(),
+            "node n1 is unreachable since 22:13:20 UTC and waited for until "
+            "22:18:20 UTC; without it the job starts again from the beginning");
 }
 
 TEST(Membership, OtherClustersNode_IsRefused) {

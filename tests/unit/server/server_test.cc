@@ -247,6 +247,31 @@ TEST_F(ServerTest, GetVersion_IsTheBuilds) {
   EXPECT_THAT(version.version(), ::testing::MatchesRegex("[0-9.]+"));
 }
 
+// Long before its lease is over.
+TEST_F(ServerTest, Cancel_OfAJobWhoseNodeIsGone_EndsAtOnce) {
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.model_roots = options_.model_roots;
+  worker.Connect();
+  const std::string id = RunJob(worker, "r1");
+  worker.Disconnect();
+  v1::CancelJobRequest request;
+  request.set_request_id("c1");
+  request.set_job(id);
+  v1::Job job;
+  ASSERT_TRUE(jobs_->CancelJob(Deadline().get(), request, &job).ok());
+  v1::WatchJobRequest watch;
+  watch.set_job(id);
+  const auto context = Deadline();
+  const auto stream = jobs_->WatchJob(context.get(), watch);
+  while (stream->Read(&job)) {
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(job.state(), v1::JOB_STATE_CANCELLED);
+  EXPECT_THAT(job.reason(), HasSubstr("unreachable: n1 (silent since "));
+  worker.Connect({{id, 1}});
+  EXPECT_EQ(worker.welcome.decisions(0).action(), v1::Decision::ACTION_KILL);
+}
+
 TEST_F(ServerTest, DeleteNode_ForgetsOneThatIsGone) {
   FakeWorker worker(server_->grpc_address(), "n1", 1);
   worker.Connect();
