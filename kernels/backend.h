@@ -12,13 +12,8 @@
 #include <span>
 #include <string_view>
 
-#include "kernels/attention.h"
-#include "kernels/blockwise.h"
 #include "kernels/checks.h"
-#include "kernels/cross_entropy.h"
-#include "kernels/head_loss.h"
-#include "kernels/optimizer.h"
-#include "kernels/rows.h"
+#include "kernels/ops.h"
 #include "kernels/types.h"
 
 namespace qlora::kernels {
@@ -47,98 +42,13 @@ class Backend {
   }
 
  private:
-  virtual Result Do(const Launch&, const Quantize&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const Dequantize&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const QuantizeInt8Rows&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const DequantizeInt8Rows&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const QuantizeDynamic&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const DequantizeDynamic&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const RmsNorm&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const RmsNormBackward&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const LayerNorm&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const LayerNormBackward&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const Rotary&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const RotaryNormBackward&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const GatedActivation&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const GatedActivationBackward&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const Dropout&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const Embedding&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const EmbeddingBackward&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const Convert&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const Add&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const ColumnSums&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const CrossEntropy&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const AdamW&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const SumOfSquares&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const Attention&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const AttentionBackward&) const {
-    return Result::kUnsupported;
-  }
-  virtual Result Do(const Launch&, const HeadLoss&) const {
-    return Result::kUnsupported;
-  }
-
-  // Workspace of the ops that need some; the last is every other op's.
-  virtual int64_t Room(const Quantize&, int /*threads*/) const { return 0; }
-  virtual int64_t Room(const AdamW&, int /*threads*/) const { return 0; }
-  virtual int64_t Room(const SumOfSquares&, int /*threads*/) const { return 0; }
-  virtual int64_t Room(const Attention&, int /*threads*/) const { return 0; }
-  virtual int64_t Room(const AttentionBackward&, int /*threads*/) const {
-    return 0;
-  }
-  virtual int64_t Room(const HeadLoss&, int /*threads*/) const { return 0; }
-  template <typename Op>
-  int64_t Room(const Op&, int /*threads*/) const {
-    return 0;
-  }
+#define QLORA_LACKS_OP(Op)                            \
+  virtual Result Do(const Launch&, const Op&) const { \
+    return Result::kUnsupported;                      \
+  }                                                   \
+  virtual int64_t Room(const Op&, int /*threads*/) const { return 0; }
+  QLORA_ALL_OPS(QLORA_LACKS_OP)
+#undef QLORA_LACKS_OP
 };
 
 // Plain loops, the definition of every op.
@@ -149,5 +59,13 @@ std::span<const Backend* const> CpuBackends();
 // Null without a usable device; then WhyNoCuda() says what is missing.
 const Backend* CudaBackend();
 std::string_view WhyNoCuda();
+
+// What a backend's class declares of an op that it has, given to ops.h's lists;
+// the second of one that needs workspace.
+#define QLORA_HAS_OP(Op) \
+  Result Do(const Launch& launch, const Op& op) const override;
+#define QLORA_HAS_OP_AND_ROOM(Op) \
+  QLORA_HAS_OP(Op)                \
+  int64_t Room(const Op& op, int threads) const override;
 
 }  // namespace qlora::kernels

@@ -319,41 +319,16 @@ class StagedBackend final : public Backend {
   Result Do(const Launch& launch, const Op& op) const override { \
     return Stage(launch, op);                                    \
   }
-  QLORA_STAGE(Quantize)
-  QLORA_STAGE(Dequantize)
-  QLORA_STAGE(QuantizeInt8Rows)
-  QLORA_STAGE(DequantizeInt8Rows)
-  QLORA_STAGE(QuantizeDynamic)
-  QLORA_STAGE(DequantizeDynamic)
-  QLORA_STAGE(RmsNorm)
-  QLORA_STAGE(RmsNormBackward)
-  QLORA_STAGE(LayerNorm)
-  QLORA_STAGE(LayerNormBackward)
-  QLORA_STAGE(Rotary)
-  QLORA_STAGE(RotaryNormBackward)
-  QLORA_STAGE(GatedActivation)
-  QLORA_STAGE(GatedActivationBackward)
-  QLORA_STAGE(Dropout)
-  QLORA_STAGE(Embedding)
-  QLORA_STAGE(EmbeddingBackward)
-  QLORA_STAGE(Convert)
-  QLORA_STAGE(Add)
-  QLORA_STAGE(ColumnSums)
-  QLORA_STAGE(CrossEntropy)
-  QLORA_STAGE(AdamW)
-  QLORA_STAGE(SumOfSquares)
+// So that a caller without a workspace is refused as by the device itself.
+#define QLORA_STAGE_WITH_ROOM(Op)                          \
+  QLORA_STAGE(Op)                                          \
+  int64_t Room(const Op& op, int threads) const override { \
+    return device_.WorkspaceBytes(op, threads);            \
+  }
+  QLORA_PLAIN_OPS(QLORA_STAGE)
+  QLORA_WORKSPACE_OPS(QLORA_STAGE_WITH_ROOM)
+#undef QLORA_STAGE_WITH_ROOM
 #undef QLORA_STAGE
-
-  // So that a caller without a workspace is refused as by the device itself.
-  int64_t Room(const Quantize& op, int threads) const override {
-    return device_.WorkspaceBytes(op, threads);
-  }
-  int64_t Room(const AdamW& op, int threads) const override {
-    return device_.WorkspaceBytes(op, threads);
-  }
-  int64_t Room(const SumOfSquares& op, int threads) const override {
-    return device_.WorkspaceBytes(op, threads);
-  }
 
   const Backend& device_;
   DeviceMemory& memory_;
