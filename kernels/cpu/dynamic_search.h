@@ -19,26 +19,12 @@ struct DynamicSearch {
   // the even code wins, where the halving search of the device ends.
   float thresholds[256];
   // The codes of the thresholds that lie in a bin, or of the next above it;
-  // bins of negative numbers follow those of positive ones.
+  // bins of negative numbers follow those of positive ones. The last, where NaN
+  // belongs too, has code 0.
   uint8_t codes[2 * kDynamicBins];
 };
 
 extern const DynamicSearch kSignedSearch;
 extern const DynamicSearch kUnsignedSearch;
-
-// Static, so that no file gets the one that another instruction set was
-// compiled for. NaN has code 0, as on the device.
-static inline uint8_t NearestDynamic(const DynamicSearch& search, float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  const uint32_t magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) return 0;
-  uint32_t bin = magnitude >> 16;
-  bin = bin < kDynamicFirstBin ? kDynamicFirstBin : bin;
-  bin = bin > kDynamicLastBin ? kDynamicLastBin : bin;
-  bin += (bits >> 31) * kDynamicBins;
-  const uint8_t code = search.codes[bin - kDynamicFirstBin];
-  return static_cast<uint8_t>(code + (x > search.thresholds[code]));
-}
 
 }  // namespace qlora::kernels
