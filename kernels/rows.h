@@ -2,8 +2,8 @@
 // dropout, embedding. Arithmetic is float32, whatever the types of the views;
 // what is stored is rounded once, to nearest even. NaN and infinities spread as
 // IEEE 754 has it. Views with no rows are allowed and leave everything alone.
-// The CPU backends have float32 and bfloat16 and answer kUnsupported to
-// float16.
+// The CPU backends have float32 and bfloat16, and answer kUnsupported to
+// float16 but in Convert's x.
 //
 // A backend differs from the reference by at most kRowError * 2^-24 times the
 // largest sum of absolute terms in a row (for a weight's gradient: over the

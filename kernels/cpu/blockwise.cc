@@ -61,6 +61,18 @@ void NestScales(const QuantizeKernels& kernels, const ParallelFor& parallel_for,
   parallel_for(shape.num_nested_blocks(), 16, nest);
 }
 
+// f(block, its first element, elements) for every block.
+template <typename F>
+void ForBlocks(const Launch& launch, const BlockwiseShape& shape, F f) {
+  const int64_t size = shape.block_size;
+  launch.parallel_for(
+      shape.num_blocks(), kGrain / size, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) {
+          f(b, b * size, std::min(size, shape.num_elements - b * size));
+        }
+      });
+}
+
 int64_t RowGrain(const View& v) {
   return std::max<int64_t>(1, kGrain / v.columns);
 }
@@ -103,53 +115,37 @@ Result CpuBackend::Do(const Launch& launch, const Dequantize& op) const {
 }
 
 Result CpuBackend::Do(const Launch& launch, const QuantizeInt8Rows& op) const {
-  const auto quantize = [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      op.scale[row] =
-          quantize_.quantize_int8(op.x.Rows(row, 1).data, op.x.dtype,
-                                  op.x.columns, op.codes + row * op.x.columns);
-    }
-  };
-  launch.parallel_for(op.x.rows, RowGrain(op.x), quantize);
+  ForRows(launch, op.x, [&](int64_t row) {
+    op.scale[row] =
+        quantize_.quantize_int8(op.x.Rows(row, 1).data, op.x.dtype,
+                                op.x.columns, op.codes + row * op.x.columns);
+  });
   return Result::kOk;
 }
 
 Result CpuBackend::Do(const Launch& launch,
                       const DequantizeInt8Rows& op) const {
-  const auto expand = [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      quantize_.expand_int8(op.codes + row * op.out.columns, op.out.columns,
-                            op.scale[row], op.out.dtype,
-                            op.out.Rows(row, 1).data);
-    }
-  };
-  launch.parallel_for(op.out.rows, RowGrain(op.out), expand);
+  ForRows(launch, op.out, [&](int64_t row) {
+    quantize_.expand_int8(op.codes + row * op.out.columns, op.out.columns,
+                          op.scale[row], op.out.dtype,
+                          op.out.Rows(row, 1).data);
+  });
   return Result::kOk;
 }
 
 Result CpuBackend::Do(const Launch& launch, const QuantizeDynamic& op) const {
-  const int64_t size = op.shape.block_size;
-  const auto quantize = [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t n = std::min(size, op.shape.num_elements - b * size);
-      op.scale[b] = quantize_.quantize_dynamic(op.map, op.x + b * size, n,
-                                               op.codes + b * size);
-    }
-  };
-  launch.parallel_for(op.shape.num_blocks(), kGrain / size, quantize);
+  ForBlocks(launch, op.shape, [&](int64_t b, int64_t first, int64_t n) {
+    op.scale[b] =
+        quantize_.quantize_dynamic(op.map, op.x + first, n, op.codes + first);
+  });
   return Result::kOk;
 }
 
 Result CpuBackend::Do(const Launch& launch, const DequantizeDynamic& op) const {
-  const int64_t size = op.shape.block_size;
-  const auto expand = [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t n = std::min(size, op.shape.num_elements - b * size);
-      quantize_.expand_dynamic(op.map, op.codes + b * size, n, op.scale[b],
-                               op.out + b * size);
-    }
-  };
-  launch.parallel_for(op.shape.num_blocks(), kGrain / size, expand);
+  ForBlocks(launch, op.shape, [&](int64_t b, int64_t first, int64_t n) {
+    quantize_.expand_dynamic(op.map, op.codes + first, n, op.scale[b],
+                             op.out + first);
+  });
   return Result::kOk;
 }
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -17,6 +18,77 @@ void AddRow(const KernelSet& set, const View& x, const View& add, int64_t r) {
   if (add.data == nullptr) return;
   WithKernels(set, add.dtype, [&](const auto& k, auto t) {
     k.add(add.row<decltype(t)>(r), x.columns, 1.0f, x.row<float>(r));
+  });
+}
+
+// RmsNorm without a mean, LayerNorm with one.
+template <typename Op>
+Result Normalize(const KernelSet& set, const Launch& launch, const Op& op,
+                 float weight_offset, const float* bias, float* mean) {
+  if (!HasType(op.add)) return Result::kUnsupported;
+  return WithKernels(set, op.out.dtype, [&](const auto& k, auto t) {
+    const auto norm = mean == nullptr ? k.rms_norm : k.layer_norm;
+    const bool stream = IsLarge(op.out);
+    ForRows(launch, op.x, [&](int64_t r) {
+      AddRow(set, op.x, op.add, r);
+      norm({.x = op.x.template row<float>(r),
+            .n = op.x.columns,
+            .weight = op.weight,
+            .weight_offset = weight_offset,
+            .bias = bias,
+            .eps = op.eps,
+            .stream = stream,
+            .mean = mean + (mean == nullptr ? 0 : r),
+            .rstd = op.rstd + r},
+           op.out.template row<decltype(t)>(r));
+    });
+  });
+}
+
+// The same of their gradients.
+template <typename Op>
+Result NormBackward(const KernelSet& set, const Launch& launch, const Op& op,
+                    float weight_offset, const float* mean, float* dbias) {
+  const auto mean_of = [&](int64_t r) { return mean == nullptr ? 0 : mean[r]; };
+  return WithKernels(set, op.dy.dtype, [&](const auto& k, auto t) {
+    using T = decltype(t);
+    const auto backward =
+        mean == nullptr ? k.rms_norm_backward : k.layer_norm_backward;
+    ForRows(launch, op.x, [&](int64_t r) {
+      backward({.x = op.x.template row<float>(r),
+                .n = op.x.columns,
+                .weight = op.weight,
+                .weight_offset = weight_offset,
+                .mean = mean_of(r),
+                .rstd = op.rstd[r],
+                .dx = op.dx.template row<float>(r)},
+               op.dy.template row<T>(r));
+    });
+    if (op.dweight == nullptr && dbias == nullptr) return;
+    ForColumns(launch, op.x.columns, [&](int64_t first, int64_t n) {
+      for (int64_t r = 0; r < op.x.rows; ++r) {
+        const T* dy = op.dy.template row<T>(r) + first;
+        if (op.dweight != nullptr) {
+          k.norm_weight(op.x.template row<float>(r) + first, n, mean_of(r),
+                        op.rstd[r], dy, op.dweight + first);
+        }
+        if (dbias != nullptr) k.add(dy, n, 1.0f, dbias + first);
+      }
+    });
+  });
+}
+
+// out's only row = x.
+void ConvertHalves(const KernelSet& set, const QuantizeKernels& quantize,
+                   const Fp16* x, const View& out) {
+  constexpr int64_t kStep = 1024;
+  float wide[kStep];
+  WithKernels(set, out.dtype, [&](const auto& k, auto t) {
+    for (int64_t i = 0; i < out.columns; i += kStep) {
+      const int64_t n = std::min(kStep, out.columns - i);
+      quantize.to_float(x + i, Dtype::kFloat16, n, wide);
+      k.from_float(wide, n, 1.0f, out.row<decltype(t)>(0) + i);
+    }
   });
 }
 
@@ -93,93 +165,19 @@ void HeadNormWeight(const Kernels<T>& k, const RotaryNormBackward& op,
 }  // namespace
 
 Result CpuBackend::Do(const Launch& launch, const RmsNorm& op) const {
-  if (!HasType(op.add)) return Result::kUnsupported;
-  return WithKernels(rows_, op.out.dtype, [&](const auto& k, auto t) {
-    const bool stream = IsLarge(op.out);
-    ForRows(launch, op.x, [&](int64_t r) {
-      AddRow(rows_, op.x, op.add, r);
-      k.rms_norm({.x = op.x.row<float>(r),
-                  .n = op.x.columns,
-                  .weight = op.weight,
-                  .weight_offset = op.weight_offset,
-                  .bias = nullptr,
-                  .eps = op.eps,
-                  .stream = stream,
-                  .mean = nullptr,
-                  .rstd = op.rstd + r},
-                 op.out.row<decltype(t)>(r));
-    });
-  });
-}
-
-Result CpuBackend::Do(const Launch& launch, const RmsNormBackward& op) const {
-  return WithKernels(rows_, op.dy.dtype, [&](const auto& k, auto t) {
-    using T = decltype(t);
-    ForRows(launch, op.x, [&](int64_t r) {
-      k.rms_norm_backward({.x = op.x.row<float>(r),
-                           .n = op.x.columns,
-                           .weight = op.weight,
-                           .weight_offset = op.weight_offset,
-                           .mean = 0,
-                           .rstd = op.rstd[r],
-                           .dx = op.dx.row<float>(r)},
-                          op.dy.row<T>(r));
-    });
-    if (op.dweight == nullptr) return;
-    ForColumns(launch, op.x.columns, [&](int64_t first, int64_t n) {
-      for (int64_t r = 0; r < op.x.rows; ++r) {
-        k.norm_weight(op.x.row<float>(r) + first, n, 0, op.rstd[r],
-                      op.dy.row<T>(r) + first, op.dweight + first);
-      }
-    });
-  });
+  return Normalize(rows_, launch, op, op.weight_offset, nullptr, nullptr);
 }
 
 Result CpuBackend::Do(const Launch& launch, const LayerNorm& op) const {
-  if (!HasType(op.add)) return Result::kUnsupported;
-  return WithKernels(rows_, op.out.dtype, [&](const auto& k, auto t) {
-    const bool stream = IsLarge(op.out);
-    ForRows(launch, op.x, [&](int64_t r) {
-      AddRow(rows_, op.x, op.add, r);
-      k.layer_norm({.x = op.x.row<float>(r),
-                    .n = op.x.columns,
-                    .weight = op.weight,
-                    .weight_offset = 0,
-                    .bias = op.bias,
-                    .eps = op.eps,
-                    .stream = stream,
-                    .mean = op.mean + r,
-                    .rstd = op.rstd + r},
-                   op.out.row<decltype(t)>(r));
-    });
-  });
+  return Normalize(rows_, launch, op, 0, op.bias, op.mean);
+}
+
+Result CpuBackend::Do(const Launch& launch, const RmsNormBackward& op) const {
+  return NormBackward(rows_, launch, op, op.weight_offset, nullptr, nullptr);
 }
 
 Result CpuBackend::Do(const Launch& launch, const LayerNormBackward& op) const {
-  return WithKernels(rows_, op.dy.dtype, [&](const auto& k, auto t) {
-    using T = decltype(t);
-    ForRows(launch, op.x, [&](int64_t r) {
-      k.layer_norm_backward({.x = op.x.row<float>(r),
-                             .n = op.x.columns,
-                             .weight = op.weight,
-                             .weight_offset = 0,
-                             .mean = op.mean[r],
-                             .rstd = op.rstd[r],
-                             .dx = op.dx.row<float>(r)},
-                            op.dy.row<T>(r));
-    });
-    if (op.dweight == nullptr && op.dbias == nullptr) return;
-    ForColumns(launch, op.x.columns, [&](int64_t first, int64_t n) {
-      for (int64_t r = 0; r < op.x.rows; ++r) {
-        const T* dy = op.dy.row<T>(r) + first;
-        if (op.dweight != nullptr) {
-          k.norm_weight(op.x.row<float>(r) + first, n, op.mean[r], op.rstd[r],
-                        dy, op.dweight + first);
-        }
-        if (op.dbias != nullptr) k.add(dy, n, 1.0f, op.dbias + first);
-      }
-    });
-  });
+  return NormBackward(rows_, launch, op, 0, op.mean, op.dbias);
 }
 
 Result CpuBackend::Do(const Launch& launch, const Rotary& op) const {
@@ -273,11 +271,13 @@ Result CpuBackend::Do(const Launch& launch, const EmbeddingBackward& op) const {
 }
 
 Result CpuBackend::Do(const Launch& launch, const Convert& op) const {
-  if (!HasType(op.x) || !HasType(op.out)) return Result::kUnsupported;
+  if (!HasType(op.out)) return Result::kUnsupported;
   ForRows(launch, op.out, [&](int64_t r) {
     const int64_t from = op.x.rows == 1 ? 0 : r;
     const int64_t n = op.out.columns;
-    if (op.x.dtype == op.out.dtype) {
+    if (op.x.dtype == Dtype::kFloat16) {
+      ConvertHalves(rows_, quantize_, op.x.row<Fp16>(from), op.out.Rows(r, 1));
+    } else if (op.x.dtype == op.out.dtype) {
       std::memcpy(op.out.Rows(r, 1).data, op.x.Rows(from, 1).data,
                   n * ElementSize(op.x.dtype));
     } else if (op.x.dtype == Dtype::kFloat32) {
