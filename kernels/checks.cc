@@ -77,8 +77,8 @@ bool IsHeadRow(const Rotary& op) {
 
 bool IsFraction(double value) { return value >= 0 && value < 1; }
 
-bool IsLoss(float label_smoothing, float z_loss, float soft_cap) {
-  return IsFraction(label_smoothing) && z_loss >= 0 && soft_cap >= 0;
+bool IsLoss(const LossOptions& o) {
+  return IsFraction(o.label_smoothing) && o.z_loss >= 0 && o.soft_cap >= 0;
 }
 
 bool AreOffsets(const Attention& op) {
@@ -233,8 +233,7 @@ bool IsValid(const ColumnSums& op) {
 
 bool IsValid(const CrossEntropy& op) {
   return IsView(op.logits) && IsPerRow(op.targets, op.logits) &&
-         IsPerRow(op.loss, op.logits) &&
-         IsLoss(op.label_smoothing, op.z_loss, op.soft_cap);
+         IsPerRow(op.loss, op.logits) && IsLoss(op.options);
 }
 
 bool IsValid(const AdamW& op) {
@@ -275,8 +274,7 @@ bool IsValid(const HeadLoss& op) {
          op.weight.rows > 0 && op.weight.columns == op.x.columns &&
          op.weight.rows <= INT32_MAX && op.chunk >= 1 && op.gemm != nullptr &&
          IsPerRow(op.targets, op.x) && IsPerRow(op.loss, op.x) &&
-         IsLoss(op.label_smoothing, op.z_loss, op.soft_cap) &&
-         (op.dx.data == nullptr || IsSame(op.dx, op.x)) &&
+         IsLoss(op.options) && (op.dx.data == nullptr || IsSame(op.dx, op.x)) &&
          (op.dweight.data == nullptr ||
           (op.dx.data != nullptr && IsFloatView(op.dweight) &&
            IsLike(op.dweight, op.weight)));

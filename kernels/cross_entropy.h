@@ -10,6 +10,18 @@ namespace qlora::kernels {
 
 inline constexpr double kCrossEntropyError = 16;
 
+// What the loss of a row depends on besides its logits and its target.
+struct LossOptions {
+  // Of the gradient.
+  float scale = 1;
+  // In [0, 1).
+  float label_smoothing = 0;
+  // At least 0.
+  float z_loss = 0;
+  // 0: none.
+  float soft_cap = 0;
+};
+
 // For row r with target t >= 0, z = soft_cap * tanh(logits / soft_cap) (or the
 // logits, without a cap), lse = log sum exp z in float32, C columns, s the
 // label smoothing:
@@ -28,13 +40,7 @@ struct CrossEntropy {
   // [rows, C], any type; holds the gradient afterwards if `backward`.
   View logits = {};
   const int32_t* targets = nullptr;
-  float scale = 1;
-  // In [0, 1).
-  float label_smoothing = 0;
-  // At least 0.
-  float z_loss = 0;
-  // 0: none.
-  float soft_cap = 0;
+  LossOptions options = {};
   bool backward = false;
   // [rows], written.
   double* loss = nullptr;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 
+#include "kernels/cross_entropy.h"
 #include "kernels/types.h"
 
 namespace qlora::kernels {
@@ -30,14 +31,12 @@ inline constexpr double kHeadLossError = 16;
 struct HeadLoss {
   // [tokens, hidden], float32 or bfloat16.
   View x = {};
-  // [vocab, hidden]; of another type than x it is converted panel by panel.
+  // [vocab, hidden], any type; of another than x it is converted panel by
+  // panel.
   View weight = {};
   // [tokens], each below vocab.
   const int32_t* targets = nullptr;
-  float scale = 1;
-  float label_smoothing = 0;
-  float z_loss = 0;
-  float soft_cap = 0;
+  LossOptions options = {};
   // Tokens whose logits exist at a time, at least 1.
   int64_t chunk = 512;
   Gemm gemm = {};

@@ -6,18 +6,13 @@
 namespace qlora::kernels {
 
 Result CpuBackend::Do(const Launch& launch, const CrossEntropy& op) const {
-  const EntropyOptions options = {.scale = op.scale,
-                                  .label_smoothing = op.label_smoothing,
-                                  .z_loss = op.z_loss,
-                                  .soft_cap = op.soft_cap,
-                                  .backward = op.backward};
   return WithKernels(rows_, op.logits.dtype, [&](const auto& k, auto t) {
     using T = decltype(t);
     ForRows(launch, op.logits, [&](int64_t r) {
       T* row = op.logits.row<T>(r);
       if (op.targets[r] >= 0) {
-        op.loss[r] =
-            k.cross_entropy(row, op.logits.columns, op.targets[r], options);
+        op.loss[r] = k.cross_entropy(row, op.logits.columns, op.targets[r],
+                                     op.options, op.backward);
         return;
       }
       op.loss[r] = 0;

@@ -119,7 +119,6 @@ void CpuBackend::AddWeightGrad(const Launch& launch, const HeadLoss& op,
 }
 
 Result CpuBackend::Do(const Launch& launch, const HeadLoss& op) const {
-  if (op.weight.dtype == Dtype::kFloat16) return Result::kUnsupported;
   const Buffers b(op, launch.workspace);
   const bool backward = op.dx.data != nullptr;
   int64_t trained = 0;
@@ -141,10 +140,7 @@ Result CpuBackend::Do(const Launch& launch, const HeadLoss& op) const {
     });
     Do(launch, CrossEntropy{.logits = c.logits,
                             .targets = b.targets,
-                            .scale = op.scale,
-                            .label_smoothing = op.label_smoothing,
-                            .z_loss = op.z_loss,
-                            .soft_cap = op.soft_cap,
+                            .options = op.options,
                             .backward = backward,
                             .loss = b.loss});
     for (int64_t r = 0; r < c.n; ++r) op.loss[c.rows[r]] = b.loss[r];

@@ -44,9 +44,10 @@ template <int N>
 __global__ void __launch_bounds__(kThreads, 2)
     CrossEntropyRows(CrossEntropy op, bool packed) {
   const View& logits = op.logits;
+  const LossOptions& o = op.options;
   const auto n = static_cast<float>(logits.columns);
   const auto capped = [&](float x) {
-    return op.soft_cap > 0 ? op.soft_cap * tanhf(x / op.soft_cap) : x;
+    return o.soft_cap > 0 ? o.soft_cap * tanhf(x / o.soft_cap) : x;
   };
   for (int64_t r = blockIdx.x; r < logits.rows; r += gridDim.x) {
     const int64_t target = op.targets[r];
@@ -65,32 +66,32 @@ __global__ void __launch_bounds__(kThreads, 2)
         if (j >= at.count) continue;
         const float z = capped(x.v[j]);
         mine.Add(z);
-        if (op.label_smoothing > 0) total += z;
+        if (o.label_smoothing > 0) total += z;
       }
     });
     const float picked =
         capped(LoadOne(logits.data, logits.dtype, r * logits.stride + target));
     // Also parts reading the target from writing it.
     const RowSums row = Combine(mine);
-    const float s = op.label_smoothing;
+    const float s = o.label_smoothing;
     if (s > 0) total = BlockSum(total);
     if (threadIdx.x == 0) {
       double loss = (1 - double{s}) * (double{row.lse} - picked);
       if (s > 0) loss += s * (row.lse - total / n);
-      if (op.z_loss > 0) loss += op.z_loss * double{row.lse} * row.lse;
+      if (o.z_loss > 0) loss += o.z_loss * double{row.lse} * row.lse;
       op.loss[r] = loss;
     }
     if (!op.backward) continue;
-    const float pull = op.z_loss > 0 ? 1 + 2 * op.z_loss * row.lse : 1.0f;
+    const float pull = o.z_loss > 0 ? 1 + 2 * o.z_loss * row.lse : 1.0f;
     const float factor = pull / row.sum;
     OverRow<N>(r, logits.columns, packed, [&](const Span<N>& at) {
       Pack<N> x = at.Load(logits);
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         const float z = capped(x.v[j]);
-        const float ratio = op.soft_cap > 0 ? z / op.soft_cap : 0.0f;
+        const float ratio = o.soft_cap > 0 ? z / o.soft_cap : 0.0f;
         const float wanted = s / n + (at.c + j == target ? 1 - s : 0.0f);
-        x.v[j] = op.scale * (expf(z - row.max) * factor - wanted) *
+        x.v[j] = o.scale * (expf(z - row.max) * factor - wanted) *
                  (1 - ratio * ratio);
       }
       at.Store(x, logits);

@@ -9,11 +9,12 @@ namespace {
 
 double RowLoss(const CrossEntropy& op, int64_t r) {
   const View& logits = op.logits;
+  const LossOptions& o = op.options;
   const auto n = static_cast<double>(logits.columns);
   const int64_t target = op.targets[r];
   const auto at = [&](int64_t c) -> double {
     const double v = Get(logits, r, c);
-    return op.soft_cap > 0 ? op.soft_cap * std::tanh(v / op.soft_cap) : v;
+    return o.soft_cap > 0 ? o.soft_cap * std::tanh(v / o.soft_cap) : v;
   };
   double max = -INFINITY;
   double total = 0;
@@ -24,20 +25,20 @@ double RowLoss(const CrossEntropy& op, int64_t r) {
   double sum = 0;
   for (int64_t c = 0; c < logits.columns; ++c) sum += std::exp(at(c) - max);
   const double lse = std::log(sum) + max;
-  const double s = op.label_smoothing;
+  const double s = o.label_smoothing;
   double loss = (1 - s) * (lse - at(target));
   if (s > 0) loss += s * (lse - total / n);
-  if (op.z_loss > 0) loss += op.z_loss * lse * lse;
+  if (o.z_loss > 0) loss += o.z_loss * lse * lse;
   if (!op.backward) return loss;
 
-  const double pull = op.z_loss > 0 ? 1 + 2 * op.z_loss * lse : 1;
+  const double pull = o.z_loss > 0 ? 1 + 2 * o.z_loss * lse : 1;
   for (int64_t c = 0; c < logits.columns; ++c) {
     const double z = at(c);
     const double slope =
-        op.soft_cap > 0 ? 1 - z / op.soft_cap * (z / op.soft_cap) : 1;
+        o.soft_cap > 0 ? 1 - z / o.soft_cap * (z / o.soft_cap) : 1;
     const double picked = c == target ? 1 - s : 0;
     Set(logits, r, c,
-        op.scale * (std::exp(z - max) / sum * pull - s / n - picked) * slope);
+        o.scale * (std::exp(z - max) / sum * pull - s / n - picked) * slope);
   }
   return loss;
 }

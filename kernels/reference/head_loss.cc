@@ -39,10 +39,7 @@ Result Reference::Do(const Launch& launch, const HeadLoss& op) const {
     }
     Do(launch, CrossEntropy{.logits = FloatView(logits, 1, op.weight.rows),
                             .targets = op.targets + r,
-                            .scale = op.scale,
-                            .label_smoothing = op.label_smoothing,
-                            .z_loss = op.z_loss,
-                            .soft_cap = op.soft_cap,
+                            .options = op.options,
                             .backward = op.dx.data != nullptr,
                             .loss = op.loss + r});
     if (op.dx.data != nullptr) AddRowGrads(op, r, logits);

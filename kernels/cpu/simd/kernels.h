@@ -10,6 +10,7 @@
 #include "kernels/adamw_factors.h"
 #include "kernels/cpu/bf16_product.h"
 #include "kernels/cpu/simd/attention_task.h"
+#include "kernels/cross_entropy.h"
 #include "kernels/optimizer.h"
 #include "kernels/rows.h"
 #include "kernels/types.h"
@@ -54,15 +55,6 @@ struct Turn {
   int rotary_dim;
 };
 
-// What the loss of a row depends on; as in cross_entropy.h.
-struct EntropyOptions {
-  float scale;
-  float label_smoothing;
-  float z_loss;
-  float soft_cap;
-  bool backward;
-};
-
 template <typename T>
 struct Kernels {
   // rows.h has the formulas.
@@ -91,7 +83,7 @@ struct Kernels {
   void (*to_float)(const T* x, int64_t n, float scale, float* out);
   // The loss of a row; its gradient takes the logits' place if `backward`.
   double (*cross_entropy)(T* logits, int64_t n, int64_t target,
-                          const EntropyOptions& options);
+                          const LossOptions& options, bool backward);
   void (*attention)(const AttentionTask<T>& task);
   void (*attention_backward)(const AttentionTask<T>& task);
 };

@@ -5,8 +5,6 @@
 namespace qlora::kernels {
 namespace {
 
-using Buffers = std::vector<Matrix>;
-
 void PlainGemm(bool transpose_a, const View& a, bool transpose_b, const View& b,
                bool add, const View& c) {
   const int64_t depth = transpose_a ? a.rows : a.columns;
@@ -31,10 +29,10 @@ struct Setting {
 
 Setting RandomSetting(Random& random, int64_t tokens, int64_t vocab) {
   Setting s;
-  s.op.scale = random.Chance(0.5) ? 1.0f : 0.25f;
-  if (random.Chance(0.3)) s.op.label_smoothing = 0.1f;
-  if (random.Chance(0.3)) s.op.z_loss = 1e-2f;
-  if (random.Chance(0.3)) s.op.soft_cap = 10;
+  s.op.options.scale = random.Chance(0.5) ? 1.0f : 0.25f;
+  if (random.Chance(0.3)) s.op.options.label_smoothing = 0.1f;
+  if (random.Chance(0.3)) s.op.options.z_loss = 1e-2f;
+  if (random.Chance(0.3)) s.op.options.soft_cap = 10;
   s.op.chunk = random.Int(1, 6);
   s.op.gemm = PlainGemm;
   const double ignored = random.Chance(0.5) ? 0.3 : 0;
@@ -47,7 +45,7 @@ Setting RandomSetting(Random& random, int64_t tokens, int64_t vocab) {
 }
 
 // x, weight, dx, dweight, loss (as float32).
-Result RunOn(const Setting& s, const Backend& backend, Launch launch,
+Result RunOn(const Setting& s, const Backend& backend, const Launch& launch,
              const Buffers& m) {
   std::vector<double> loss(m[0].rows() + 1);
   HeadLoss op = s.op;
@@ -57,16 +55,7 @@ Result RunOn(const Setting& s, const Backend& backend, Launch launch,
   op.loss = loss.data();
   if (s.backward) op.dx = m[2].view();
   if (s.trained) op.dweight = m[3].view();
-  const int64_t bytes = backend.WorkspaceBytes(op, 1);
-  std::vector<uint8_t> room(bytes + 128, 0xA5);
-  auto* begin = reinterpret_cast<uint8_t*>(
-      (reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
-  launch.workspace = begin;
-  launch.workspace_bytes = bytes;
-  const Result result = backend.Run(launch, op);
-  for (uint8_t* p = begin + bytes; p < room.data() + room.size(); ++p) {
-    EXPECT_EQ(*p, 0xA5);
-  }
+  const Result result = RunWithRoom(backend, launch, op);
   for (int64_t r = 0; r < m[0].rows(); ++r) {
     m[4].row(0)[r] = static_cast<float>(loss[r]);
   }
@@ -76,20 +65,10 @@ Result RunOn(const Setting& s, const Backend& backend, Launch launch,
 Buffers MakeBuffers(Random& random, Dtype dtype, int64_t tokens, int64_t hidden,
                     int64_t vocab) {
   return {Matrix(random, dtype, tokens, hidden),
-          Matrix(random, random.FloatOrBf16(), vocab, hidden),
+          Matrix(random, random.AnyType(), vocab, hidden),
           Matrix(random, dtype, tokens, hidden),
           Matrix(random, Dtype::kFloat32, vocab, hidden),
           Matrix(random, Dtype::kFloat32, 1, tokens + 1)};
-}
-
-double Norm(const Matrix& m) {
-  double most = 0;
-  for (int64_t r = 0; r < m.rows(); ++r) {
-    double sum = 0;
-    for (int64_t c = 0; c < m.columns(); ++c) sum += std::pow(m.at(r, c), 2);
-    most = std::max(most, std::sqrt(sum));
-  }
-  return most;
 }
 
 // Not within a row of an infinity, whose products may be NaN or not.
@@ -108,12 +87,13 @@ Case LossCase(Random& random) {
   const auto magnitude = [=](size_t i, int64_t, const Buffers& m,
                              const Buffers&) {
     const double unit = dtype == Dtype::kBfloat16 ? 0x1p16 : 1;
-    const double l =
-        1 + Norm(m[0]) * Norm(m[1]) + std::log(static_cast<double>(vocab));
-    const double g = s.op.scale * (1 + 2 * s.op.z_loss * l) * l;
+    const double l = 1 +
+                     LongestVector(m[0], hidden) * LongestVector(m[1], hidden) +
+                     std::log(static_cast<double>(vocab));
+    const double g = s.op.options.scale * (1 + 2 * s.op.options.z_loss * l) * l;
     if (i == 2) return unit * g * m[1].Max();
     if (i == 3) return unit * g * m[0].Max() * static_cast<double>(tokens);
-    return i == 4 ? unit * l * (1 + s.op.z_loss * l) : 0;
+    return i == 4 ? unit * l * (1 + s.op.options.z_loss * l) : 0;
   };
   return {b, run, magnitude};
 }
@@ -144,7 +124,7 @@ TEST(HeadLossTest, Reference_FollowsDifferences) {
         RunOn(s, ReferenceBackend(), {}, changed);
         double sum = 0;
         for (int64_t r = 0; r < 3; ++r) sum += changed[4].at(0, r);
-        return sum * s.op.scale;
+        return sum * s.op.options.scale;
       };
     };
     CheckGradient(b[0], b[2], loss_with(0));
@@ -180,9 +160,7 @@ TEST(HeadLossTest, Panels_GiveWhatOneProductGives) {
 }
 
 TEST(HeadLossTest, SpoiledRow_SpoilsNoOther) {
-  std::vector<const Backend*> all(CpuBackends().begin(), CpuBackends().end());
-  all.push_back(&ReferenceBackend());
-  for (const Backend* backend : all) {
+  for (const Backend* backend : EveryBackend()) {
     Random random(5);
     Buffers b = MakeBuffers(random, Dtype::kFloat32, 4, 8, 9);
     Setting s;
@@ -213,16 +191,10 @@ TEST(HeadLossTest, BadArguments_AreRejected) {
                          .loss = loss,
                          .dx = FloatView(dx, 2, 2),
                          .dweight = FloatView(dweight, 3, 2)};
-  std::vector<const Backend*> all(CpuBackends().begin(), CpuBackends().end());
-  all.push_back(&ReferenceBackend());
   const auto rejected = [&](auto change) {
     HeadLoss op = good;
     change(op);
-    for (const Backend* backend : all) {
-      EXPECT_EQ(
-          backend->Run({.workspace = room, .workspace_bytes = sizeof room}, op),
-          Result::kInvalidArgument);
-    }
+    ExpectRejected(op, {.workspace = room, .workspace_bytes = sizeof room});
     EXPECT_EQ(loss[0], 7);
     EXPECT_EQ(dx[0], 7);
   };
@@ -236,11 +208,9 @@ TEST(HeadLossTest, BadArguments_AreRejected) {
   rejected([](HeadLoss& op) { op.dx.dtype = Dtype::kBfloat16; });
   rejected([](HeadLoss& op) { op.dx = {}; });  // but dweight
   rejected([](HeadLoss& op) { op.dweight.rows = 2; });
-  rejected([](HeadLoss& op) { op.label_smoothing = 1; });
-  rejected([](HeadLoss& op) { op.z_loss = NAN; });
-  for (const Backend* backend : all) {
-    EXPECT_EQ(backend->Run({}, good), Result::kInvalidArgument);
-  }
+  rejected([](HeadLoss& op) { op.options.label_smoothing = 1; });
+  rejected([](HeadLoss& op) { op.options.z_loss = NAN; });
+  ExpectRejected(good);  // no workspace
 }
 
 }  // namespace

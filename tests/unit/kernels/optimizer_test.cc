@@ -3,12 +3,6 @@
 namespace qlora::kernels {
 namespace {
 
-using Buffers = std::vector<Matrix>;
-
-struct alignas(64) Line {
-  double sums[8];
-};
-
 int64_t RandomSize(Random& random) {
   return random.Chance(0.01) ? random.Int(16000, 50000) : random.Int(0, 700);
 }
@@ -29,17 +23,13 @@ void StoreSum(double sum, const Matrix& bits) {
   std::memcpy(bits.row(0), &sum, sizeof sum);
 }
 
-// Brings the workspace; sums are in the last buffer.
-Result RunAdamW(const Backend& backend, Launch launch, AdamW op, double squares,
-                bool summed, const Matrix& bits) {
+// Sums are in the last buffer.
+Result RunAdamW(const Backend& backend, const Launch& launch, AdamW op,
+                double squares, bool summed, const Matrix& bits) {
   op.clip_sum_of_squares = &squares;
   double sum = 0;
   if (summed) op.grad_sum_of_squares = &sum;
-  std::vector<Line> workspace(1 + op.n / kSumChunk);
-  launch.workspace = workspace.data();
-  launch.workspace_bytes =
-      static_cast<int64_t>(workspace.size() * sizeof(Line));
-  const Result result = backend.Run(launch, op);
+  const Result result = RunWithRoom(backend, launch, op);
   StoreSum(sum, bits);
   return result;
 }
@@ -152,14 +142,10 @@ Case SumCase(Random& random) {
   Buffers b = {Matrix(random, Dtype::kFloat32, 1, n + 1),
                Matrix(random, Dtype::kFloat32, 1, 2, 0)};
   return {b,
-          [=](const Backend& backend, Launch launch, const Buffers& m) {
-            std::vector<Line> workspace(1 + n / kSumChunk);
-            launch.workspace = workspace.data();
-            launch.workspace_bytes =
-                static_cast<int64_t>(workspace.size() * sizeof(Line));
+          [=](const Backend& backend, const Launch& launch, const Buffers& m) {
             double sum = 0;
-            const Result result =
-                backend.Run(launch, SumOfSquares{n, m[0].row(0), &sum});
+            const Result result = RunWithRoom(
+                backend, launch, SumOfSquares{n, m[0].row(0), &sum});
             double plain = 0;
             for (int64_t i = 0; i < n; ++i) {
               plain += double{m[0].row(0)[i]} * m[0].row(0)[i];
@@ -210,10 +196,7 @@ TEST(OptimizerTest, BadArguments_AreRejected) {
   const auto rejected = [&](auto change) {
     AdamW op = good;
     change(op);
-    EXPECT_EQ(ReferenceBackend().Run({}, op), Result::kInvalidArgument);
-    for (const Backend* backend : CpuBackends()) {
-      EXPECT_EQ(backend->Run({}, op), Result::kInvalidArgument);
-    }
+    ExpectRejected(op);
     EXPECT_EQ(x[0], 1);
   };
   double sum = 0;
@@ -225,14 +208,19 @@ TEST(OptimizerTest, BadArguments_AreRejected) {
   rejected([](AdamW& op) { op.beta2 = -0.1; });
   rejected([](AdamW& op) { op.epsilon = NAN; });
   rejected([](AdamW& op) { op.max_grad_norm = 1; });
-  for (const Backend* backend : CpuBackends()) {
+  // The reference needs no workspace.
+  for (const Backend* backend : TestedBackends()) {
     AdamW op = good;
     op.grad_sum_of_squares = &sum;
-    EXPECT_EQ(backend->Run({}, op), Result::kInvalidArgument)
-        << "without a workspace";
-    EXPECT_EQ(backend->Run({}, SumOfSquares{4, x, nullptr}),
+    EXPECT_EQ(backend->Run({}, op), Result::kInvalidArgument);
+    EXPECT_EQ(backend->Run({}, SumOfSquares{4, x, &sum}),
               Result::kInvalidArgument);
   }
+  alignas(64) char room[64];
+  const Launch launch = {.workspace = room, .workspace_bytes = sizeof room};
+  ExpectRejected(SumOfSquares{4, x, nullptr}, launch);
+  ExpectRejected(SumOfSquares{4, nullptr, &sum}, launch);
+  ExpectRejected(SumOfSquares{-1, x, &sum}, launch);
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ class Random {
   uint64_t Bits() { return engine_(); }
   // Around the widths of vectors; now and then long.
   int64_t Length() { return Chance(0.02) ? Int(1000, 2100) : Int(1, 70); }
+  Dtype AnyType() { return static_cast<Dtype>(Int(0, 2)); }
   Dtype FloatOrBf16() {
     return Chance(0.5) ? Dtype::kFloat32 : Dtype::kBfloat16;
   }
@@ -115,18 +116,52 @@ class Matrix {
   std::vector<uint8_t> bytes_;
 };
 
+using Buffers = std::vector<Matrix>;
+
 // One call: what it reads and writes, how to make it, and the magnitude that
 // the error of row r of buffer i is a share of, given the buffers before and
 // after; none where the bits must be the same.
 struct Case {
-  std::vector<Matrix> buffers;
-  std::function<Result(const Backend&, const Launch&,
-                       const std::vector<Matrix>&)>
-      run;
-  std::function<double(size_t i, int64_t r, const std::vector<Matrix>& before,
-                       const std::vector<Matrix>& after)>
+  Buffers buffers;
+  std::function<Result(const Backend&, const Launch&, const Buffers&)> run;
+  std::function<double(size_t i, int64_t r, const Buffers& before,
+                       const Buffers& after)>
       magnitude;
 };
+
+// Those that are tested, and the reference.
+inline std::vector<const Backend*> EveryBackend() {
+  std::vector<const Backend*> all(TestedBackends().begin(),
+                                  TestedBackends().end());
+  all.push_back(&ReferenceBackend());
+  return all;
+}
+
+// With the workspace that the op says, and canaries behind it.
+template <typename Op>
+Result RunWithRoom(const Backend& backend, Launch launch, const Op& op,
+                   int threads = 1) {
+  launch.threads = threads;
+  const int64_t bytes = backend.WorkspaceBytes(op, threads);
+  std::vector<uint8_t> room(bytes + 128, 0xA5);
+  auto* begin = reinterpret_cast<uint8_t*>(
+      (reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
+  launch.workspace = begin;
+  launch.workspace_bytes = bytes;
+  const Result result = backend.Run(launch, op);
+  for (uint8_t* p = begin + bytes; p < room.data() + room.size(); ++p) {
+    EXPECT_EQ(*p, 0xA5);
+  }
+  return result;
+}
+
+template <typename Op>
+void ExpectRejected(const Op& op, const Launch& launch = {}) {
+  for (const Backend* backend : EveryBackend()) {
+    EXPECT_EQ(backend->Run(launch, op), Result::kInvalidArgument)
+        << backend->name();
+  }
+}
 
 // Cuts the range into grains and takes the last first.
 inline void BackwardsFor(int64_t n, int64_t grain,
@@ -211,6 +246,19 @@ inline void CheckGradient(const Matrix& x, const Matrix& gradient,
           << r << "," << c;
     }
   }
+}
+
+// Of the longest vector: each `length` elements of a row are one.
+inline double LongestVector(const Matrix& m, int64_t length) {
+  double most = 0;
+  for (int64_t r = 0; r < m.rows(); ++r) {
+    for (int64_t c = 0; c < m.columns(); c += length) {
+      double sum = 0;
+      for (int64_t i = 0; i < length; ++i) sum += std::pow(m.at(r, c + i), 2);
+      most = std::max(most, std::sqrt(sum));
+    }
+  }
+  return most;
 }
 
 inline double Weighted(const Matrix& values, const Matrix& weights) {

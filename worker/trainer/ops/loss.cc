@@ -21,7 +21,7 @@ double Run(const LossArgs& args, float scale, const LossGrads* grads) {
   op.x = like_x(args.normed);
   op.weight = StoredTable(args.head);
   op.targets = args.targets.data();
-  op.scale = scale;
+  op.options.scale = scale;
   op.chunk = args.chunk;
   op.gemm = KernelGemm;
   op.loss = args.losses;
