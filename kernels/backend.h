@@ -29,7 +29,8 @@ class Backend {
   // then runs. A backend that lacks the op says kUnsupported.
   template <typename Op>
   Result Run(const Launch& launch, const Op& op) const {
-    if (!IsValid(op) || !HasRoom(launch, WorkspaceBytes(op, launch.threads))) {
+    if (!IsValid(op) || (ReadsHostMemory() && !AreIndicesValid(op)) ||
+        !HasRoom(launch, WorkspaceBytes(op, launch.threads))) {
       return Result::kInvalidArgument;
     }
     return Do(launch, op);
@@ -42,6 +43,8 @@ class Backend {
   }
 
  private:
+  // Then what buffers name (tokens, positions, targets) is checked too.
+  virtual bool ReadsHostMemory() const { return true; }
 #define QLORA_LACKS_OP(Op)                            \
   virtual Result Do(const Launch&, const Op&) const { \
     return Result::kUnsupported;                      \

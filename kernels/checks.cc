@@ -1,5 +1,6 @@
 #include "kernels/checks.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 
@@ -97,6 +98,17 @@ bool AreHeads(const Attention& op) {
          op.dim > 0 && op.dim <= 256 &&
          op.q.columns == int64_t{op.heads} * op.dim &&
          op.k.columns == int64_t{op.kv_heads} * op.dim;
+}
+
+bool AreWithin(const int32_t* indices, int64_t n, int64_t least, int64_t end) {
+  return std::all_of(indices, indices + n, [=](int32_t index) {
+    return index >= least && index < end;
+  });
+}
+
+// Below 0: ignored.
+bool AreTargets(const int32_t* targets, int64_t n, int64_t columns) {
+  return AreWithin(targets, n, INT32_MIN, columns);
 }
 
 bool AreMoments(const Moments& m) {
@@ -278,6 +290,30 @@ bool IsValid(const HeadLoss& op) {
          (op.dweight.data == nullptr ||
           (op.dx.data != nullptr && IsFloatView(op.dweight) &&
            IsLike(op.dweight, op.weight)));
+}
+
+bool AreIndicesValid(const Rotary& op) {
+  return AreWithin(op.position, op.x.rows, 0, op.positions);
+}
+
+bool AreIndicesValid(const RotaryNormBackward& op) {
+  return AreIndicesValid(op.rotary);
+}
+
+bool AreIndicesValid(const Embedding& op) {
+  return AreWithin(op.tokens, op.out.rows, 0, op.table.rows);
+}
+
+bool AreIndicesValid(const EmbeddingBackward& op) {
+  return AreWithin(op.tokens, op.dx.rows, 0, op.dtable.rows);
+}
+
+bool AreIndicesValid(const CrossEntropy& op) {
+  return AreTargets(op.targets, op.logits.rows, op.logits.columns);
+}
+
+bool AreIndicesValid(const HeadLoss& op) {
+  return AreTargets(op.targets, op.x.rows, op.weight.rows);
 }
 
 }  // namespace qlora::kernels

@@ -14,6 +14,18 @@ namespace qlora::kernels {
 QLORA_ALL_OPS(QLORA_CHECK_OP)
 #undef QLORA_CHECK_OP
 
+// The same of what lies in buffers, for ops that look something up by it.
+template <typename Op>
+bool AreIndicesValid(const Op&) {
+  return true;
+}
+bool AreIndicesValid(const Rotary& op);
+bool AreIndicesValid(const RotaryNormBackward& op);
+bool AreIndicesValid(const Embedding& op);
+bool AreIndicesValid(const EmbeddingBackward& op);
+bool AreIndicesValid(const CrossEntropy& op);
+bool AreIndicesValid(const HeadLoss& op);
+
 // The launch brings `bytes` of aligned workspace, and threads >= 1.
 bool HasRoom(const Launch& launch, int64_t bytes);
 

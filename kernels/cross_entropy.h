@@ -33,6 +33,8 @@ struct LossOptions {
 // Terms whose factor is 0 are left out, so a logit of -inf has probability 0;
 // a row with a NaN, a +inf or nothing but -inf has a NaN loss and gradient.
 //
+// No rows: nothing is written. The CPU backends answer kUnsupported to float16.
+//
 // A backend differs from the reference by at most kCrossEntropyError * 2^-24
 // times the row's largest |z| + log C (loss) or scale * (1 + 2 z_loss |lse|)
 // times 1 + that (gradient), and one unit in the last place of what is stored.

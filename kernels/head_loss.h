@@ -20,7 +20,8 @@ inline constexpr double kHeadLossError = 16;
 
 // logits = x weight^T; the loss of each row as cross_entropy.h defines it; with
 // dx also the gradient of scale * (their sum). Rows whose target is below 0 are
-// left out before the product: loss 0, gradient 0.
+// left out before the product: loss 0, gradient 0. No tokens: nothing is
+// written.
 //
 // A backend differs from the reference by at most kHeadLossError * u * m, where
 // u is 2^-24 (bfloat16: 2^-8) and with l = 1 + the largest |x| |row of weight|

@@ -36,6 +36,9 @@ struct Moments {
 //           learning_rate / c1 * (exp_avg / (sqrt(exp_avg_sq) / sqrt(c2) +
 //                                            epsilon))
 //
+// NaN and infinities spread as IEEE 754 has it, a NaN norm to the clipped
+// gradient; n = 0 writes nothing but sums, which are 0.
+//
 // 8-bit moments are decoded first; the parameter is updated by what is then
 // encoded, as QuantizeDynamic does it. The workspace holds the sums of chunks.
 struct AdamW {

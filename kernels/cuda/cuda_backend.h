@@ -16,6 +16,7 @@ class Cuda final : public Backend {
   std::string_view name() const override { return "cuda"; }
 
  private:
+  bool ReadsHostMemory() const override { return false; }
   QLORA_PLAIN_OPS(QLORA_HAS_OP)
   QLORA_WORKSPACE_OPS(QLORA_HAS_OP_AND_ROOM)
 };

@@ -128,6 +128,11 @@ TEST(CrossEntropyTest, BadArguments_AreRejected) {
   rejected([](CrossEntropy& op) { op.targets = nullptr; });
   rejected([](CrossEntropy& op) { op.loss = nullptr; });
   rejected([](CrossEntropy& op) { op.logits.data = nullptr; });
+  const int32_t beyond = 2;
+  CrossEntropy op = good;
+  op.targets = &beyond;
+  ExpectRejectedOnHost(op);
+  EXPECT_EQ(loss, 7);
 }
 
 }  // namespace

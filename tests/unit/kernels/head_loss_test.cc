@@ -210,6 +210,8 @@ TEST(HeadLossTest, BadArguments_AreRejected) {
   rejected([](HeadLoss& op) { op.dweight.rows = 2; });
   rejected([](HeadLoss& op) { op.options.label_smoothing = 1; });
   rejected([](HeadLoss& op) { op.options.z_loss = NAN; });
+  const int32_t beyond[] = {0, 3};
+  rejected([&](HeadLoss& op) { op.targets = beyond; });
   ExpectRejected(good);  // no workspace
 }
 

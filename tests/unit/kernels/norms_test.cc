@@ -169,6 +169,13 @@ TEST(NormBackwardTest, Reference_FollowsDifferences) {
   }
 }
 
+// Without that member.
+template <typename Op, typename T>
+void ExpectRejectedWithout(Op op, T Op::*member) {
+  op.*member = {};
+  ExpectRejected(op);
+}
+
 TEST(NormTest, BadArguments_AreRejectedAndNothingIsWritten) {
   Random random(1);
   const Matrix x(random, Dtype::kFloat32, 2, 8), out = x;
@@ -191,6 +198,28 @@ TEST(NormTest, BadArguments_AreRejectedAndNothingIsWritten) {
   rejected([](RmsNorm& op) { op.x.dtype = Dtype::kBfloat16; });
   rejected([](RmsNorm& op) { op.out.rows = 1; });
   rejected([](RmsNorm& op) { op.add = op.x.Columns(0, 7); });
+  const RmsNormBackward backward = {.x = x.view(),
+                                    .weight = x.row(0),
+                                    .rstd = rstd,
+                                    .dy = x.view(),
+                                    .dx = out.view()};
+  const LayerNorm layer = {.x = x.view(),
+                           .weight = x.row(0),
+                           .out = out.view(),
+                           .mean = rstd,
+                           .rstd = rstd};
+  const LayerNormBackward layer_backward = {.x = x.view(),
+                                            .weight = x.row(0),
+                                            .mean = rstd,
+                                            .rstd = rstd,
+                                            .dy = x.view(),
+                                            .dx = out.view()};
+  ExpectRejectedWithout(layer, &LayerNorm::mean);
+  ExpectRejectedWithout(layer_backward, &LayerNormBackward::mean);
+  ExpectRejectedWithout(layer_backward, &LayerNormBackward::rstd);
+  ExpectRejectedWithout(backward, &RmsNormBackward::rstd);
+  ExpectRejectedWithout(backward, &RmsNormBackward::dy);
+  ExpectRejectedWithout(layer_backward, &LayerNormBackward::dx);
   for (const Backend* backend : CpuBackends()) {
     RmsNorm half = good;
     half.out.dtype = Dtype::kFloat16;

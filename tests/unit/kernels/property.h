@@ -163,6 +163,15 @@ void ExpectRejected(const Op& op, const Launch& launch = {}) {
   }
 }
 
+// What only backends can see that read the buffers themselves.
+template <typename Op>
+void ExpectRejectedOnHost(const Op& op, const Launch& launch = {}) {
+  EXPECT_EQ(ReferenceBackend().Run(launch, op), Result::kInvalidArgument);
+  for (const Backend* backend : CpuBackends()) {
+    EXPECT_EQ(backend->Run(launch, op), Result::kInvalidArgument);
+  }
+}
+
 // Cuts the range into grains and takes the last first.
 inline void BackwardsFor(int64_t n, int64_t grain,
                          const std::function<void(int64_t, int64_t)>& body) {

@@ -91,6 +91,32 @@ TEST(RotaryTest, EveryBackend_AsTheReference) {
       kRowError, [](Random& r) { return RotaryCase(r, Turning::kPlain); });
 }
 
+TEST(RotaryTest, InverseOfTheReference_FollowsDifferences) {
+  Random random(4);
+  const Matrix x(random, Dtype::kFloat32, 2, 10),
+      dy(random, Dtype::kFloat32, 2, 10), grad = dy;
+  const std::vector<float> cos = {0.6f, -0.8f}, sin = {0.8f, 0.6f};
+  const std::vector<int32_t> position = {0, 0};
+  const auto rotated = [&](const Matrix& m, bool inverse) {
+    const Rotary op = {.x = m.view(),
+                       .heads = 2,
+                       .dim = 5,
+                       .rotary_dim = 4,
+                       .cos = cos.data(),
+                       .sin = sin.data(),
+                       .positions = 1,
+                       .position = position.data(),
+                       .inverse = inverse};
+    EXPECT_EQ(ReferenceBackend().Run({}, op), Result::kOk);
+  };
+  rotated(grad, true);
+  CheckGradient(x, grad, [&](const Matrix& m) {
+    const Matrix out = m;
+    rotated(out, false);
+    return Weighted(out, dy);
+  });
+}
+
 TEST(RotaryTest, WithNorms_AsTheReference) {
   CheckAgainstReference(
       kRowError, [](Random& r) { return RotaryCase(r, Turning::kWithNorms); });
@@ -305,8 +331,9 @@ Case EmbeddingCase(Random& random, bool backward) {
   const int64_t rows = random.Int(0, 9), n = random.Length();
   const int64_t vocabulary = random.Int(1, 5);
   const Dtype dtype = backward ? Dtype::kFloat32 : random.FloatOrBf16();
-  const Buffers b = {Matrix(random, dtype, vocabulary, n),
-                     Matrix(random, Dtype::kFloat32, rows, n)};
+  Buffers b = {Matrix(random, dtype, vocabulary, n),
+               Matrix(random, Dtype::kFloat32, rows, n)};
+  if (random.Chance(0.1)) b[backward ? 1 : 0].Spoil(random);
   std::vector<int32_t> tokens(rows + 1);
   for (int32_t& t : tokens) {
     t = static_cast<int32_t>(random.Int(0, vocabulary - 1));
@@ -396,6 +423,30 @@ TEST(ConvertTest, TiesGoToEvenAndNothingIsFlushed) {
   }
 }
 
+TEST(RowOpsTest, Float16_IsUnsupportedOnCpus) {
+  Random random(1);
+  const Matrix m(random, Dtype::kFloat16, 2, 8), before = m;
+  const Matrix f(random, Dtype::kFloat32, 2, 8);
+  const View x = m.view();
+  const std::vector<int32_t> zeros(2);
+  const uint64_t keys[2] = {};
+  for (const Backend* backend : CpuBackends()) {
+    const auto run = [&](const auto& op) { return backend->Run({}, op); };
+    const auto kind = Activation::kSilu;
+    EXPECT_EQ(run(GatedActivation{kind, x, x, x}), Result::kUnsupported);
+    EXPECT_EQ(run(GatedActivationBackward{kind, x, x, x}),
+              Result::kUnsupported);
+    EXPECT_EQ(run(Dropout{.x = x, .row_keys = keys, .out = x}),
+              Result::kUnsupported);
+    EXPECT_EQ(run(Embedding{zeros.data(), x, 1, f.view()}),
+              Result::kUnsupported);
+    EXPECT_EQ(run(Convert{f.view(), x}), Result::kUnsupported);
+    EXPECT_EQ(run(Add{x, f.view()}), Result::kUnsupported);
+    EXPECT_EQ(run(ColumnSums{x, f.row(0)}), Result::kUnsupported);
+  }
+  ExpectClose(m, before, nullptr);
+}
+
 TEST(RowOpsTest, BadArguments_AreRejected) {
   Random random(1);
   const Matrix m(random, Dtype::kFloat32, 2, 8),
@@ -427,6 +478,15 @@ TEST(RowOpsTest, BadArguments_AreRejected) {
   rotary([](Rotary& op) { op.query_heads = 3; });
   rotary([&](Rotary& op) { op.query_norm = x.row<float>(0); });
   ExpectRejected(RotaryNormBackward{.rotary = good, .input = narrow});
+  for (const int32_t bad : {-1, 2}) {
+    const std::vector<int32_t> beyond = {0, bad};
+    Rotary op = good;
+    op.position = beyond.data();
+    ExpectRejectedOnHost(op);
+    ExpectRejectedOnHost(RotaryNormBackward{.rotary = op, .input = x});
+    ExpectRejectedOnHost(Embedding{beyond.data(), x, 1, x});
+    ExpectRejectedOnHost(EmbeddingBackward{beyond.data(), 1, x, x});
+  }
   ExpectRejected(GatedActivation{Activation::kSilu, x, narrow, x});
   ExpectRejected(GatedActivation{Activation::kSilu, x, x, half});
   ExpectRejected(GatedActivationBackward{Activation::kSilu, x, half, x});

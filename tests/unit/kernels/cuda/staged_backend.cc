@@ -293,6 +293,7 @@ class StagedBackend final : public Backend {
   std::string_view name() const override { return device_.name(); }
 
  private:
+  bool ReadsHostMemory() const override { return false; }
   template <typename Op>
   Result Stage(const Launch& launch, Op op) const {
     Staging staging(memory_);
