@@ -3,7 +3,8 @@
 // Strings are UTF-8 with an explicit length, not NUL-terminated. Functions that
 // can fail return 0 for success or another QLORA_ code, and then set *error to
 // a message that the caller frees with qlora_text_free_string. Panics inside
-// the crate are caught and become errors. Handles may be used by many threads
+// the crate are caught and become errors, and so does a null handle or text;
+// `out` must not be null. Handles may be used by many threads
 // at once (they are immutable).
 #ifndef QLORA_TEXT_H_
 #define QLORA_TEXT_H_
@@ -22,8 +23,8 @@ enum {
   QLORA_OK = 0,
   // What was given is wrong.
   QLORA_ERROR = 1,
-  // qlora_chat_template_render: the template was stopped at its bound of memory
-  // or time, now or in an earlier rendering.
+  // qlora_chat_template_render: the template was stopped at its bound of
+  // memory, time or depth, now or in an earlier rendering.
   QLORA_STOPPED = 2
 };
 
@@ -96,9 +97,10 @@ int qlora_tokenizer_decode(const QloraTokenizer* t, const uint32_t* ids,
 // tokenizer_config.json (for bos_token and the like), may be empty. Templates
 // are untrusted: a rendering is bounded in steps, recursion, size of output,
 // memory (256 MiB and 16 times the input) and time (60 s), and sees nothing but
-// its input. One that reaches the bound of memory or time leaves a sleeping
-// thread with its memory behind, so every rendering after it is refused with
-// QLORA_STOPPED too.
+// its input. One that reaches the bound of memory or time, or whose values are
+// nested too deep to be printed, leaves a sleeping thread with its memory
+// behind, so every rendering after it is refused with QLORA_STOPPED too. So is
+// the compiler bounded; a source has at most 256 KiB.
 int qlora_chat_template_compile(const char* source, size_t source_size,
                                 const char* tokenizer_config,
                                 size_t tokenizer_config_size,

@@ -417,6 +417,67 @@ TEST(ChatTemplate, DeepValues_DoNotOverflowTheStack) {
   EXPECT_EQ(Render(nest + "{{ ns.x | tojson }}", input).text.size(), 600002);
 }
 
+TEST(ChatTemplate, ValuesThatHoldThemselves_AreStopped) {
+  const Json input = {{"messages", Json::array()}};
+  const std::string cycle =
+      "{% set ns = namespace() %}{% set ns.x = [ns] %}{% set m = namespace() %}"
+      "{% set m.x = [m] %}";
+  // Each leaves behind a stack of half a gigabyte.
+  for (const char* use : {"ns.x | string", "ns.x ~ ''", "ns == m"}) {
+    EXPECT_THAT(Render(cycle + "{{ " + use + " }}", input).error,
+                HasSubstr("nested too deep or hold themselves"))
+        << use;
+  }
+}
+
+// The compiler recurses once for each of these.
+TEST(ChatTemplate, LongExpressions_DoNotOverflowTheStack) {
+  const Json input = {{"messages", Json::array()}};
+  const auto repeat = [](int n, const char* part) {
+    std::string text;
+    for (int i = 0; i < n; ++i) text += part;
+    return text;
+  };
+  EXPECT_EQ(Render("{{ 1" + repeat(130000, "+1") + " }}", input).text,
+            "130001");
+  EXPECT_EQ(Render("{{ " + repeat(262000, "-") + "1 }}", input).text, "1");
+  for (const char* part : {".a", "()", "[0]"}) {
+    EXPECT_THAT(Render("{{ a" + repeat(80000, part) + " }}", input).error,
+                HasSubstr("the chat template failed"));
+  }
+  EXPECT_EQ(Render("{% if a %}" + repeat(18000, "{% elif a %}") + "{% endif %}",
+                   input)
+                .text,
+            "");
+  EXPECT_THAT(Render("{{ 1" + repeat(200000, "+1") + " }}", input).error,
+              HasSubstr("has 400007 bytes; at most 262144 are read"));
+}
+
+TEST(CInterface, NullPointers_AreErrors) {
+  QloraString error = {};
+  QloraTokenizer* tokenizer = nullptr;
+  EXPECT_EQ(qlora_tokenizer_open(nullptr, 5, &tokenizer, &error), QLORA_ERROR);
+  EXPECT_THAT(std::string(error.data, error.size), HasSubstr("null pointer"));
+  qlora_text_free_string(&error);
+  QloraEncoding encoding = {};
+  EXPECT_EQ(qlora_tokenizer_encode(nullptr, "a", 1, 0, &encoding, &error),
+            QLORA_ERROR);
+  EXPECT_THAT(std::string(error.data, error.size), HasSubstr("handle is null"));
+  qlora_text_free_string(&error);
+  EXPECT_EQ(qlora_tokenizer_vocab_size(nullptr), 0);
+  EXPECT_EQ(qlora_tokenizer_token_to_id(nullptr, "a", 1), -1);
+  QloraRendered rendered = {};
+  EXPECT_EQ(qlora_chat_template_render(nullptr, "{}", 2, 0, QLORA_MASK_NONE,
+                                       &rendered, &error),
+            QLORA_ERROR);
+  qlora_text_free_string(&error);
+  qlora_tokenizer_free(nullptr);
+  qlora_chat_template_free(nullptr);
+  qlora_encoding_free(nullptr);
+  qlora_rendered_free(nullptr);
+  qlora_text_free_string(nullptr);
+}
+
 TEST(ChatTemplate, BadInput_IsRefusedWithTheReason) {
   EXPECT_THAT(Render("{% for %}", Chat({})).error, HasSubstr("Jinja"));
   EXPECT_THAT(Render("{{ x }}", Json::array()).error, HasSubstr("object"));

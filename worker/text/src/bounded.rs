@@ -5,6 +5,10 @@
 //! the bound does not return: its thread sleeps for good, with what it holds,
 //! and whoever waits for it goes on. A caller should not run the same work
 //! again then, or such threads pile up.
+//!
+//! The same allocations tell how deep the work has recursed: a value that holds
+//! itself would be printed, compared or hashed until the stack ends, and each
+//! level of that allocates.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -19,13 +23,19 @@ use std::time::{Duration, Instant};
 /// Address space, of which only what is used costs memory. Printing, comparing
 /// or dropping a value recurses as deep as a template can nest one in its steps.
 const STACK: usize = 512 << 20;
+/// Of it, for what recurses without an allocation.
+const STACK_LEFT: usize = 64 << 20;
 const CHECK_EVERY: Duration = Duration::from_millis(50);
 /// Left to a thread that is to stop: no freeing makes up for it.
 const NOTHING: i64 = i64::MIN / 2;
+/// What a thread leaves that has used up its stack.
+const TOO_DEEP: i64 = i64::MIN;
 
 thread_local! {
     /// What the thread may still allocate; null: any amount.
     static LEFT: Cell<*const AtomicI64> = const { Cell::new(null()) };
+    /// The lowest address down to which its stack may grow.
+    static STACK_END: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Counting;
@@ -40,12 +50,26 @@ fn count(bytes: i64) {
         return;
     }
     // What it points at lives until `run`'s thread sets it back to null.
-    let rest = unsafe { (*left).fetch_sub(bytes, Relaxed) } - bytes;
-    if rest < 0 && bytes > 0 {
+    let left = unsafe { &*left };
+    let rest = left.fetch_sub(bytes, Relaxed) - bytes;
+    if bytes <= 0 {
+        return;
+    }
+    let too_deep = stack_address() < STACK_END.get();
+    if too_deep {
+        left.store(TOO_DEEP, Relaxed);
+    }
+    if too_deep || rest < 0 {
         loop {
             thread::sleep(Duration::from_secs(3600));
         }
     }
+}
+
+#[inline(never)]
+fn stack_address() -> usize {
+    let here = 0u8;
+    std::ptr::from_ref(std::hint::black_box(&here)) as usize
 }
 
 unsafe impl GlobalAlloc for Counting {
@@ -82,6 +106,7 @@ pub fn run<T: Send + 'static>(
     thread::Builder::new()
         .stack_size(STACK)
         .spawn(move || {
+            STACK_END.set(stack_address().saturating_sub(STACK - STACK_LEFT));
             LEFT.set(Arc::as_ptr(&of_thread));
             let result = catch_unwind(AssertUnwindSafe(work));
             LEFT.set(null());
@@ -96,7 +121,11 @@ pub fn run<T: Send + 'static>(
             Err(RecvTimeoutError::Disconnected) => return Err("its thread is gone".to_string()),
             Err(RecvTimeoutError::Timeout) => {}
         }
-        if left.load(Relaxed) < 0 {
+        let rest = left.load(Relaxed);
+        if rest == TOO_DEEP {
+            return Err("its values are nested too deep or hold themselves".to_string());
+        }
+        if rest < 0 {
             return Err(format!("it needs more than {} MiB of memory", memory >> 20));
         }
         if Instant::now() > deadline {

@@ -97,12 +97,19 @@ unsafe fn free_c_string(s: &mut QloraString) {
     s.size = 0;
 }
 
+/// Panics for null, which the entries turn into an error.
 unsafe fn slice<'a, T>(data: *const T, size: usize) -> &'a [T] {
     if size == 0 {
         &[]
     } else {
+        assert!(!data.is_null(), "a null pointer with a size of {size}");
         std::slice::from_raw_parts(data, size)
     }
+}
+
+/// Panics for null.
+unsafe fn handle<'a, T>(t: *const T) -> &'a T {
+    t.as_ref().expect("the handle is null")
 }
 
 unsafe fn text<'a>(data: *const c_char, size: usize, what: &str) -> Result<&'a str, String> {
@@ -169,12 +176,12 @@ pub unsafe extern "C" fn qlora_tokenizer_free(t: *mut Tokenizer) {
 
 #[no_mangle]
 pub unsafe extern "C" fn qlora_tokenizer_vocab_size(t: *const Tokenizer) -> u32 {
-    guarded_or(0, || (*t).vocab_size())
+    guarded_or(0, || handle(t).vocab_size())
 }
 
 #[no_mangle]
 pub unsafe extern "C" fn qlora_tokenizer_id_bound(t: *const Tokenizer) -> u32 {
-    guarded_or(0, || (*t).id_bound())
+    guarded_or(0, || handle(t).id_bound())
 }
 
 #[no_mangle]
@@ -184,7 +191,7 @@ pub unsafe extern "C" fn qlora_tokenizer_token_to_id(
     size: usize,
 ) -> i64 {
     guarded_or(-1, || match text(token, size, "the token") {
-        Ok(token) => (*t).token_to_id(token).map_or(-1, i64::from),
+        Ok(token) => handle(t).token_to_id(token).map_or(-1, i64::from),
         Err(_) => -1,
     })
 }
@@ -200,7 +207,7 @@ pub unsafe extern "C" fn qlora_tokenizer_encode(
 ) -> c_int {
     guarded(error, || {
         let input = text(input, size, "the text")?;
-        let encoded = (*t).encode(input, add_special_tokens != 0)?;
+        let encoded = handle(t).encode(input, add_special_tokens != 0)?;
         let (ids, size) = leak(encoded.ids);
         *out = QloraEncoding {
             ids,
@@ -237,7 +244,7 @@ pub unsafe extern "C" fn qlora_tokenizer_decode(
     error: *mut QloraString,
 ) -> c_int {
     guarded(error, || {
-        let decoded = (*t).decode(slice(ids, size), skip_special_tokens != 0)?;
+        let decoded = handle(t).decode(slice(ids, size), skip_special_tokens != 0)?;
         *out = to_c_string(decoded);
         Ok(())
     })
@@ -291,7 +298,7 @@ pub unsafe extern "C" fn qlora_chat_template_render(
             2 => Mask::Last,
             other => return Err(format!("{other} is no QLORA_MASK_ value").into()),
         };
-        let rendered = (*t).render(input, now, mask)?;
+        let rendered = handle(t).render(input, now, mask)?;
         let (spans, mask_error) = match rendered.spans {
             Ok(spans) => (Some(spans), String::new()),
             Err(why) => (None, why),

@@ -10,6 +10,9 @@ use crate::jinja::{split_sentinels, Compiled, Span, CLOSE, OPEN};
 use crate::mask::{find_spans, Mask};
 use crate::Failure;
 
+/// A parser may need a level of the stack for each byte. The largest templates
+/// of known models have a tenth.
+const MAX_SOURCE: usize = 256 << 10;
 /// Beside 16 times the input, for the values of a rendering.
 const MEMORY: usize = 256 << 20;
 /// For the renderings of one conversation, prefixes included.
@@ -29,8 +32,18 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     pub fn compile(source: &str, tokenizer_config: &str) -> Result<Self, String> {
+        if source.len() > MAX_SOURCE {
+            return Err(format!(
+                "the chat template has {} bytes; at most {MAX_SOURCE} are read",
+                source.len()
+            ));
+        }
+        let (source, config) = (source.to_string(), tokenizer_config.to_string());
+        let memory = MEMORY + config.len().saturating_mul(16);
+        let compiled = bounded::run(memory, TIME, move || Compiled::new(&source, &config))
+            .map_err(|why| format!("the chat template cannot be compiled: {why}"))??;
         Ok(Self {
-            compiled: Arc::new(Compiled::new(source, tokenizer_config)?),
+            compiled: Arc::new(compiled),
             stopped: AtomicBool::new(false),
         })
     }

@@ -34,7 +34,7 @@ impl Tokenizer {
             .map_err(|e| format!("{path}: {e}"))?;
         inner.with_padding(None);
         let vocab = inner.get_vocab(true);
-        let id_bound = vocab.values().max().map_or(0, |id| id + 1);
+        let id_bound = vocab.values().max().map_or(0, |id| id.saturating_add(1));
         Ok(Self {
             vocab_size: vocab.len() as u32,
             id_bound,
