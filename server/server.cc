@@ -51,7 +51,7 @@ absl::Status CannotListen(const std::string& address) {
 struct Server::Parts {
   explicit Parts(ServerOptions o)
       : options(std::move(o)),
-        log(absl::StrCat(options.data_dir, "/jobs")),
+        log(absl::StrCat(options.data_dir, "/jobs"), options.job_log_limit),
         telemetry(&log, Clock::Real()),
         effects(&log, &notifier, &telemetry, &streams) {}
   ~Parts();
@@ -104,6 +104,9 @@ absl::Status CheckOptions(const ServerOptions& options) {
       return absl::InvalidArgumentError(
           absl::StrCat("--model-root ", root, ": no such directory"));
     }
+  }
+  if (options.job_log_limit < 1) {
+    return absl::InvalidArgumentError("--job-log-limit: must be 1 or more");
   }
   const Timings& t = options.timings;
   if (t.heartbeat <= absl::ZeroDuration() || t.lease <= t.heartbeat ||

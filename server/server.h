@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/core/state.h"
+#include "server/store/job_log.h"
 
 namespace qlora::server {
 
@@ -27,6 +28,8 @@ struct ServerOptions {
   Timings timings;
   // Artifacts that nothing refers to are removed when untouched for so long.
   absl::Duration artifact_grace = absl::Minutes(10);
+  // Of a job's log lines so many bytes are kept.
+  int64_t job_log_limit = JobLog::kDefaultMaxLogBytes;
 };
 
 class Server {

@@ -10,9 +10,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/files.h"
+#include "common/base/format.h"
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "common/base/unique_fd.h"
+#include "qlora/v1/job.pb.h"
 
 namespace qlora::server {
 namespace {
@@ -20,11 +22,33 @@ namespace {
 constexpr size_t kChunkBytes = 256 << 10;
 
 // A line that a crash cut off is ended, so that the next one stands alone.
-bool EndsTorn(int fd) {
-  struct stat info;
-  if (::fstat(fd, &info) != 0 || info.st_size == 0) return false;
+bool EndsTorn(int fd, int64_t size) {
   char last = '\n';
-  return ::pread(fd, &last, 1, info.st_size - 1) == 1 && last != '\n';
+  return size > 0 && ::pread(fd, &last, 1, size - 1) == 1 && last != '\n';
+}
+
+std::string ToLine(const google::protobuf::Message& message) {
+  std::string line;
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  // Fails only for Any and malformed times, which these messages lack.
+  (void)google::protobuf::util::MessageToJsonString(message, &line, options);
+  line += '\n';
+  return line;
+}
+
+// The last line of a log that is full; `last` is the one before it.
+std::string Truncated(const google::protobuf::Message& last,
+                      int64_t max_bytes) {
+  qlora::v1::LogLine line;
+  if (const auto* before =
+          google::protobuf::DynamicCastToGenerated<qlora::v1::LogLine>(&last)) {
+    line = *before;
+  }
+  line.set_level("warning");
+  line.set_text(absl::StrCat("log truncated at ", FormatBytes(max_bytes),
+                             " (--job-log-limit of qlora-coordinator)"));
+  return ToLine(line);
 }
 
 // Puts the part of the file that ends at `begin` before `text`.
@@ -54,12 +78,7 @@ std::string JobLog::Path(const std::string& job_id, LogKind kind) const {
 
 absl::Status JobLog::Append(const std::string& job_id, LogKind kind,
                             const google::protobuf::Message& message) {
-  std::string line;
-  google::protobuf::util::JsonPrintOptions options;
-  options.preserve_proto_field_names = true;
-  // Fails only for Any and malformed times, which these messages lack.
-  (void)google::protobuf::util::MessageToJsonString(message, &line, options);
-  line += '\n';
+  std::string line = ToLine(message);
   const std::string path = Path(job_id, kind);
   MutexLock lock(&mu_);
   if (!seen_.contains(path)) {
@@ -69,7 +88,15 @@ absl::Status JobLog::Append(const std::string& job_id, LogKind kind,
   const UniqueFd fd(
       ::open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0644));
   if (fd.get() < 0) return ErrnoToStatus(errno, path);
-  if (EndsTorn(fd.get())) line.insert(0, "\n");
+  struct stat info;
+  if (::fstat(fd.get(), &info) != 0) return ErrnoToStatus(errno, path);
+  if (EndsTorn(fd.get(), info.st_size)) line.insert(0, "\n");
+  if (kind == LogKind::kLogs) {
+    if (info.st_size >= max_log_bytes_) return absl::OkStatus();
+    if (info.st_size + static_cast<int64_t>(line.size()) >= max_log_bytes_) {
+      line += Truncated(message, max_log_bytes_);
+    }
+  }
   RETURN_IF_ERROR(WriteAll(fd.get(), line, path));
   dirty_.insert(path);
   return absl::OkStatus();
@@ -77,13 +104,17 @@ absl::Status JobLog::Append(const std::string& job_id, LogKind kind,
 
 absl::StatusOr<JobLog::Chunk> JobLog::Read(const std::string& job_id,
                                            LogKind kind, int64_t offset) const {
-  Chunk chunk{{}, offset};
+  Chunk chunk;
   const std::string path = Path(job_id, kind);
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (fd.get() < 0) {
     return errno == ENOENT ? absl::StatusOr<Chunk>(chunk)
                            : ErrnoToStatus(errno, path);
   }
+  struct stat info;
+  if (::fstat(fd.get(), &info) != 0) return ErrnoToStatus(errno, path);
+  offset = std::min<int64_t>(offset, info.st_size);
+  chunk.next_offset = offset;
   std::string buffer(kChunkBytes, '\0');
   ssize_t n = 0;
   size_t end = std::string::npos;

@@ -23,9 +23,16 @@ enum class LogKind { kMetrics, kLogs, kEvents };
 
 class JobLog {
  public:
-  explicit JobLog(std::string directory) : directory_(std::move(directory)) {}
+  // Of a job's log lines so many bytes are kept.
+  static constexpr int64_t kDefaultMaxLogBytes = int64_t{256} << 20;
 
-  // Adds a line. ResourceExhausted: the disk is full; Unavailable.
+  explicit JobLog(std::string directory,
+                  int64_t max_log_bytes = kDefaultMaxLogBytes)
+      : directory_(std::move(directory)), max_log_bytes_(max_log_bytes) {}
+
+  // Adds a line. A log that has reached its limit ends with a line that says
+  // so; what comes after is dropped. ResourceExhausted: the disk is full;
+  // Unavailable.
   absl::Status Append(const std::string& job_id, LogKind kind,
                       const google::protobuf::Message& message);
 
@@ -35,7 +42,8 @@ class JobLog {
     int64_t next_offset = 0;
   };
   // Whole lines from offset on, up to about 256 KiB; none at the end, or
-  // without a file.
+  // without a file. From behind the end, which a machine's crash may have
+  // brought back, next_offset is the end.
   absl::StatusOr<Chunk> Read(const std::string& job_id, LogKind kind,
                              int64_t offset) const;
   // Where the last `lines` lines that `wanted` accepts begin (all of them in
@@ -52,6 +60,7 @@ class JobLog {
   std::string Path(const std::string& job_id, LogKind kind) const;
 
   const std::string directory_;
+  const int64_t max_log_bytes_;
   mutable Mutex mu_;
   // Files appended to since the last Sync, and since the start.
   std::set<std::string> dirty_ ABSL_GUARDED_BY(mu_);

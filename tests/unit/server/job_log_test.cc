@@ -1,8 +1,11 @@
 #include "server/store/job_log.h"
 
+#include <gmock/gmock.h>
+#include <google/protobuf/util/json_util.h>
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <limits>
 #include <thread>
 
 #include "core_harness.h"
@@ -172,6 +175,52 @@ TEST(Telemetry, Progress_IsReadFromTheFileAfterARestart) {
   Telemetry telemetry(&log, &clock);
   EXPECT_EQ(telemetry.Progress("j-1").step(), 7);
   EXPECT_FALSE(telemetry.OnPoint("j-1", Point(1, 7, 3)));
+}
+
+TEST(JobLog, LogThatReachesItsLimit_SaysSoOnceAndEnds) {
+  TempDir dir;
+  const auto texts = [](const JobLog& log, LogKind kind) {
+    std::vector<std::string> texts;
+    const JobLog::Chunk chunk = log.Read("j-1", kind, 0).value();
+    for (const std::string& text : chunk.lines) {
+      qlora::v1::LogLine line;
+      EXPECT_TRUE(
+          google::protobuf::util::JsonStringToMessage(text, &line).ok());
+      texts.push_back(line.text());
+    }
+    return texts;
+  };
+  qlora::v1::LogLine line;
+  line.set_text(std::string(100, 'x'));
+  line.set_rank(3);
+  // A restart changes nothing.
+  for (int i = 0; i < 4; ++i) {
+    JobLog log(dir.path(), 150);
+    ASSERT_TRUE(log.Append("j-1", LogKind::kLogs, line).ok());
+    ASSERT_TRUE(log.Append("j-1", LogKind::kEvents, line).ok());
+  }
+  const JobLog log(dir.path(), 150);
+  EXPECT_THAT(
+      texts(log, LogKind::kLogs),
+      ::testing::ElementsAre(line.text(), line.text(),
+                             "log truncated at 150 B (--job-log-limit of "
+                             "qlora-coordinator)"));
+  EXPECT_EQ(texts(log, LogKind::kEvents).size(), 4u);
+}
+
+// A machine's crash brought the end back: the reader goes on from there.
+TEST(JobLog, OffsetBehindTheEnd_GoesOnAtTheEnd) {
+  TempDir dir;
+  JobLog log(dir.path());
+  constexpr int64_t kFar = std::numeric_limits<int64_t>::max();
+  EXPECT_EQ(log.Read("j-1", LogKind::kLogs, kFar)->next_offset, 0);
+  ASSERT_TRUE(log.Append("j-1", LogKind::kLogs, Line("one")).ok());
+  const auto end = log.Read("j-1", LogKind::kLogs, kFar);
+  ASSERT_TRUE(end.ok()) << end.status();
+  EXPECT_TRUE(end->lines.empty());
+  ASSERT_TRUE(log.Append("j-1", LogKind::kLogs, Line("two")).ok());
+  EXPECT_EQ(log.Read("j-1", LogKind::kLogs, end->next_offset)->lines.size(),
+            1u);
 }
 
 }  // namespace
