@@ -8,7 +8,8 @@ CLI::Option* AddDurationOption(CLI::App& app, const std::string& flag,
       flag,
       [value, flag](const std::string& text) {
         if (!absl::ParseDuration(text, value) ||
-            *value < absl::ZeroDuration()) {
+            *value < absl::ZeroDuration() ||
+            *value == absl::InfiniteDuration()) {
           throw CLI::ValidationError(
               flag, "\"" + text + "\" is no duration such as 30s");
         }

@@ -8,8 +8,9 @@
 
 namespace qlora {
 
-// A flag such as "--lease 30s" (absl::ParseDuration), not negative; the help
-// ends with its present value as the default. value must outlive the parsing.
+// A flag such as "--lease 30s" (absl::ParseDuration), finite and not negative;
+// the help ends with its present value as the default. value must outlive the
+// parsing.
 CLI::Option* AddDurationOption(CLI::App& app, const std::string& flag,
                                absl::Duration* value, const std::string& help);
 

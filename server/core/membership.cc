@@ -31,6 +31,8 @@ absl::Status CheckName(const std::string& name) {
 
 // Far above what any cluster reaches; sums of two do not overflow.
 constexpr int64_t kMaxNumber = int64_t{1} << 60;
+// The same for attempts, which go on from the largest that a node names.
+constexpr int32_t kMaxAttempt = 1 << 30;
 
 int64_t NewestTerm(const qlora::v1::Hello& hello) {
   int64_t term = hello.term();
@@ -58,6 +60,15 @@ absl::Status CheckHello(const State& state, const qlora::v1::Hello& hello) {
         "node ", hello.node(), " belongs to cluster ", hello.cluster_id(),
         ", this coordinator leads ", state.cluster_id,
         "; start the worker with an empty data directory to move it"));
+  }
+  for (const auto& item : hello.inventory()) {
+    if (item.attempt() < 1 || item.attempt() > kMaxAttempt) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("node ", hello.node(), " names attempt ", item.attempt(),
+                       " of ", item.job_id(),
+                       ", which no coordinator can have started; start the "
+                       "worker with an empty data directory"));
+    }
   }
   if (NewestTerm(hello) > kMaxNumber ||
       hello.last_command_seen() > static_cast<uint64_t>(kMaxNumber)) {

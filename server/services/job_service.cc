@@ -132,6 +132,11 @@ absl::Status List(const ServiceContext& services,
   JobFilter filter;
   filter.project = ProjectOf(request.project());
   for (const int state : request.states()) {
+    if (!qlora::v1::JobState_IsValid(state) ||
+        state == qlora::v1::JOB_STATE_UNSPECIFIED) {
+      return FieldError("states",
+                        absl::StrCat("has ", state, ", which is no job state"));
+    }
     filter.states.insert(static_cast<qlora::v1::JobState>(state));
   }
   filter.labels = {request.labels().begin(), request.labels().end()};
@@ -172,6 +177,9 @@ absl::Status Query(const ServiceContext& services,
                    qlora::v1::QueryMetricsResponse* response) {
   if (request.max_points() < 0) {
     return FieldError("max_points", "must not be negative");
+  }
+  if (request.from_step() < 0) {
+    return FieldError("from_step", "must not be negative");
   }
   ASSIGN_OR_RETURN(const Job job,
                    services.coordinator->FindJob(request.job(),

@@ -61,6 +61,11 @@ class LogCursor {
   std::deque<std::string> lines_;
 };
 
+absl::Status CheckNotNegative(const std::string& field, int64_t value) {
+  if (value >= 0) return absl::OkStatus();
+  return FieldError(field, "must not be negative");
+}
+
 // Sends what the cursor gives and `wanted` accepts; ends with the job, or at
 // the end of the file unless follow. settled: nothing more will come, given
 // that the job has ended.
@@ -101,7 +106,10 @@ grpc::ServerWriteReactor<Message>* Follow(
 
 std::function<absl::StatusOr<int64_t>(const std::string&)> From(
     int64_t offset) {
-  return [offset](const std::string&) { return std::max<int64_t>(offset, 0); };
+  return [offset](const std::string&) -> absl::StatusOr<int64_t> {
+    RETURN_IF_ERROR(CheckNotNegative("from_offset", offset));
+    return offset;
+  };
 }
 bool AtOnce(const qlora::v1::Job&) { return true; }
 
@@ -137,7 +145,9 @@ grpc::ServerWriteReactor<qlora::v1::LogLine>* JobService::StreamLogs(
   const JobLog* log = services_.log;
   const int64_t from = request->from_offset();
   const auto start = [=](const std::string& job_id) -> absl::StatusOr<int64_t> {
-    if (from > 0 || tail <= 0) return std::max<int64_t>(from, 0);
+    RETURN_IF_ERROR(CheckNotNegative("from_offset", from));
+    RETURN_IF_ERROR(CheckNotNegative("tail", tail));
+    if (from > 0 || tail == 0) return from;
     return log->TailOffset(
         job_id, LogKind::kLogs, tail, [&](const std::string& text) {
           qlora::v1::LogLine line;
@@ -172,13 +182,19 @@ grpc::ServerWriteReactor<qlora::v1::JobEvent>* JobService::StreamEvents(
 
 grpc::ServerWriteReactor<qlora::v1::MetricPoint>* JobService::StreamMetrics(
     Context*, const qlora::v1::StreamMetricsRequest* request) {
+  const auto start = [from = From(request->from_offset()),
+                      after = request->after_step()](
+                         const std::string& job_id) -> absl::StatusOr<int64_t> {
+    RETURN_IF_ERROR(CheckNotNegative("after_step", after));
+    return from(job_id);
+  };
   return Follow<qlora::v1::MetricPoint>(
       services_, request->job(), request->project(), LogKind::kMetrics,
       /*follow=*/true,
       [after = request->after_step()](const qlora::v1::MetricPoint& point) {
         return point.step() > after;
       },
-      From(request->from_offset()), AtOnce);
+      start, AtOnce);
 }
 
 }  // namespace qlora::server

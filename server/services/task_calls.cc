@@ -120,8 +120,8 @@ absl::StatusOr<qlora::v1::RunTask> MakeGenerate(
     return FieldError("max_new_tokens", "must not be negative");
   }
   // Also if it is not a number.
-  if (!(request.temperature() >= 0)) {
-    return FieldError("temperature", "must be 0 or more");
+  if (!(request.temperature() >= 0) || std::isinf(request.temperature())) {
+    return FieldError("temperature", "must be 0 or more, and finite");
   }
   if (!(request.top_p() >= 0 && request.top_p() <= 1)) {
     return FieldError("top_p", "must be between 0 and 1");

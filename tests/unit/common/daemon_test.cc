@@ -8,6 +8,7 @@
 #include "common/base/crc32c.h"
 #include "common/daemon/address.h"
 #include "common/daemon/command_line.h"
+#include "common/daemon/duration_option.h"
 #include "common/daemon/monitoring_server.h"
 #include "common/daemon/yaml_config.h"
 
@@ -173,6 +174,17 @@ TEST(WithConfigFile, WithoutOne_SaysNoMore) {
   app.set_config("--config");
   app.parse("");
   EXPECT_EQ(WithConfigFile(app, "--lease: no"), "--lease: no");
+}
+
+TEST(DurationOption, EndlessAndNegativeTimes_AreRefused) {
+  for (const char* text : {"inf", "-1s", "99999999999999999999h", "30"}) {
+    CLI::App app;
+    absl::Duration lease = absl::Seconds(30);
+    AddDurationOption(app, "--lease", &lease, "help");
+    EXPECT_THROW(app.parse(std::string("--lease=") + text),
+                 CLI::ValidationError)
+        << text;
+  }
 }
 
 }  // namespace

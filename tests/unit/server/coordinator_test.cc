@@ -183,6 +183,14 @@ TEST_F(CoordinatorTest, TermsThatNobodyHas_RaiseNothing) {
   EXPECT_EQ(coordinator_->Hello(hello, 1).status().code(),
             absl::StatusCode::kInvalidArgument);
   hello.clear_last_command_seen();
+  auto& item = *hello.add_inventory();
+  item.set_job_id("j-1");
+  for (const int32_t attempt : {std::numeric_limits<int32_t>::max(), 0}) {
+    item.set_attempt(attempt);
+    EXPECT_EQ(coordinator_->Hello(hello, 1).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+  hello.clear_inventory();
   hello.set_cluster_id("another");
   EXPECT_EQ(coordinator_->Hello(hello, 1).status().code(),
             absl::StatusCode::kFailedPrecondition);

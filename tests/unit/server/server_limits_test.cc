@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <deque>
+#include <limits>
 
 #include "server_harness.h"
 
@@ -15,6 +17,13 @@ absl::Duration TimeOf(const std::function<void()>& f) {
   const absl::Time start = absl::Now();
   f();
   return absl::Now() - start;
+}
+
+// Of a stream that is not expected to send anything.
+template <typename Message>
+grpc::Status LastStatus(grpc::ClientReader<Message>& stream, Message& message) {
+  EXPECT_FALSE(stream.Read(&message));
+  return stream.Finish();
 }
 
 TEST_F(ServerTest, Shutdown_EndsStreamsAtOnce) {
@@ -175,6 +184,9 @@ TEST_F(ServerTest, NumbersThatMakeNoSense_AreNamed) {
   };
   refused("max_new_tokens:", [](auto& r) { r.set_max_new_tokens(-1); });
   refused("temperature:", [](auto& r) { r.set_temperature(std::nan("")); });
+  refused("temperature:", [](auto& r) {
+    r.set_temperature(std::numeric_limits<double>::infinity());
+  });
   refused("top_p:", [](auto& r) { r.set_top_p(2); });
 }
 
@@ -188,6 +200,45 @@ TEST_F(ServerTest, UploadedFiles_AreNamedOnceAndStayInside) {
     EXPECT_THAT(Create(request, &job).error_message(),
                 HasSubstr("must be relative, without .., and named once"));
   }
+}
+
+TEST_F(ServerTest, NegativePlacesAndUnknownStates_AreNamed) {
+  const std::string id = Submit("r1").job_id();
+  const auto refused = [](const grpc::Status& status, const char* field) {
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    EXPECT_THAT(status.error_message(), HasSubstr(field));
+  };
+  v1::ListJobsRequest list;
+  list.add_states(static_cast<v1::JobState>(77));
+  v1::ListJobsResponse jobs;
+  refused(jobs_->ListJobs(Deadline().get(), list, &jobs), "states:");
+  v1::QueryMetricsRequest query;
+  query.set_job(id);
+  query.set_from_step(-1);
+  v1::QueryMetricsResponse points;
+  refused(jobs_->QueryMetrics(Deadline().get(), query, &points), "from_step:");
+  std::deque<std::unique_ptr<grpc::ClientContext>> contexts;
+  const auto context = [&] { return contexts.emplace_back(Deadline()).get(); };
+  v1::StreamLogsRequest logs;
+  logs.set_job(id);
+  logs.set_tail(-1);
+  v1::LogLine line;
+  refused(LastStatus(*jobs_->StreamLogs(context(), logs), line), "tail:");
+  v1::StreamEventsRequest events;
+  events.set_job(id);
+  events.set_from_offset(-1);
+  v1::JobEvent event;
+  refused(LastStatus(*jobs_->StreamEvents(context(), events), event),
+          "from_offset:");
+  v1::StreamMetricsRequest metrics;
+  metrics.set_job(id);
+  metrics.set_after_step(-1);
+  v1::MetricPoint point;
+  refused(LastStatus(*jobs_->StreamMetrics(context(), metrics), point),
+          "after_step:");
+  // What lies behind the end of a file is its end.
+  events.set_from_offset(std::numeric_limits<int64_t>::max());
+  EXPECT_TRUE(LastStatus(*jobs_->StreamEvents(context(), events), event).ok());
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 // Drives the core with random events under a virtual clock: nodes that join,
-// fall silent, come back with or without their ranks; ranks that fail in every
-// way; users that submit, cancel and delete; a coordinator that crashes. After
-// every transaction the invariants of docs/failure_model.md hold, and in the
-// end every job ends.
+// fall silent, come back with or without their ranks or are removed; ranks that
+// fail in every way; users that submit, cancel and delete; a coordinator that
+// crashes. After every transaction the invariants of docs/failure_model.md
+// hold, and in the end every job ends.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 
@@ -56,6 +57,7 @@ class Simulation {
 
   int submitted() const { return submitted_; }
   int resumed() const { return resumed_; }
+  int removed() const { return removed_; }
 
  private:
   const std::vector<std::string> kNodes = {"a", "b", "c"};
@@ -66,7 +68,7 @@ class Simulation {
 
   void Step() {
     const std::string node = kNodes[Roll(3)];
-    switch (Roll(13)) {
+    switch (Roll(14)) {
       case 0:
         Submit();
         break;
@@ -90,6 +92,9 @@ class Simulation {
         break;
       case 7:
         if (!jobs_.empty()) Resume(PickJob());
+        break;
+      case 8:
+        if (!Connected(node) && Roll(2) == 0) Remove(node);
         break;
       default:
         Tend(node);
@@ -133,6 +138,10 @@ class Simulation {
   void Delete(const std::string& id) {
     if (!core_.state().jobs.contains(id)) return;
     core_.Do([&](Draft& d) { DeleteJob(d, id); });
+  }
+  // Refused while ranks of a live attempt count on it.
+  void Remove(const std::string& node) {
+    core_.Do([&](Draft& d) { removed_ += RemoveNode(d, node).ok(); });
   }
   // The agent dies with its ranks.
   void Crash(const std::string& node) {
@@ -247,6 +256,10 @@ class Simulation {
     std::map<std::string, int> live;
     std::set<std::pair<std::string, std::string>> devices;
     for (const auto& [key, attempt] : core_.state().attempts) {
+      EXPECT_TRUE(core_.state().jobs.contains(key.first) ||
+                  std::any_of(attempt.parts().begin(), attempt.parts().end(),
+                              [](const auto& part) { return !part.ended(); }))
+          << "nobody needs attempt " << key.second << " of " << key.first;
       if (IsTerminal(attempt.state())) continue;
       EXPECT_EQ(++live[key.first], 1) << "two live attempts of " << key.first;
       for (const auto& rank : attempt.ranks()) {
@@ -296,6 +309,7 @@ class Simulation {
   bool calm_ = false;
   int submitted_ = 0;
   int resumed_ = 0;
+  int removed_ = 0;
   std::vector<std::string> jobs_;
   std::map<std::string, int> boots_;
   std::map<std::string, int64_t> heads_;
@@ -303,7 +317,7 @@ class Simulation {
 };
 
 TEST(Simulation, RandomFaults_KeepTheInvariantsAndEveryJobEnds) {
-  int submitted = 0, resumed = 0;
+  int submitted = 0, resumed = 0, removed = 0;
   for (unsigned seed = 1; seed <= 30 && !HasFailure(); ++seed) {
     SCOPED_TRACE(seed);
     Simulation simulation(seed);
@@ -311,9 +325,11 @@ TEST(Simulation, RandomFaults_KeepTheInvariantsAndEveryJobEnds) {
     simulation.Settle();
     submitted += simulation.submitted();
     resumed += simulation.resumed();
+    removed += simulation.removed();
   }
   EXPECT_GT(submitted, 300);
   EXPECT_GT(resumed, 30);
+  EXPECT_GT(removed, 10);
 }
 
 }  // namespace
