@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <iostream>
 #include <optional>
+#include <set>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -18,6 +21,9 @@ namespace qlora::client {
 namespace {
 
 constexpr absl::Duration kTick = absl::Milliseconds(100);
+// Evaluations and checkpoints make a pause of some steps' time too.
+constexpr absl::Duration kLongPause = absl::Seconds(30);
+constexpr int kLongPauseSteps = 5;
 
 // "RUNNING on local cpu:0, cpu:1" or "QUEUED: waits for 2 devices".
 std::string StateLine(const v1::Job& job) {
@@ -29,9 +35,8 @@ std::string StateLine(const v1::Job& job) {
                       [](std::string* out, const v1::RankAssignment& rank) {
                         absl::StrAppend(out, rank.node(), " ", rank.device());
                       }));
-  } else if (!job.reason().empty()) {
-    absl::StrAppend(&line, ": ", job.reason());
   }
+  if (!job.reason().empty()) absl::StrAppend(&line, ": ", job.reason());
   return line;
 }
 
@@ -51,18 +56,28 @@ class FollowView {
 
   void Show(const JobFollower::Update& update) {
     if (update.job) ShowState(*update.job);
-    for (const v1::MetricPoint& point : update.points) {
-      if (!first_loss_) first_loss_ = point.loss();
-      last_point_ = point;
-      if (metrics_ && !live_) Line(FormatPoint(point));
-    }
+    ShowWarnings(update.events);
+    for (const v1::MetricPoint& point : update.points) ShowPoint(point);
     if (update.connected != connected_) {
       connected_ = update.connected;
       Note(connected_ ? kBackNote : kAwayNote);
     }
     if (live_ && job_ && !IsTerminal(job_->state())) {
-      progress_.Show(ProgressText(*job_, last_point_ ? &*last_point_ : nullptr,
-                                  connected_, output_.terminal.utf8));
+      if (step_) step_->age = absl::Now() - step_time_;
+      progress_.Show(ProgressText(*job_, step_, connected_,
+                                  output_.terminal.utf8,
+                                  DetectTerminal().width - 1));
+    }
+  }
+
+  // Each once, though a job that is restarted warns again.
+  void ShowWarnings(const std::vector<v1::JobEvent>& events) {
+    for (const v1::JobEvent& event : events) {
+      if (event.type() != "Warning") continue;
+      if (!warnings_.insert(event.message()).second) continue;
+      Line(absl::StrCat(
+          output_.terminal.color ? "\x1b[33mwarning:\x1b[0m " : "warning: ",
+          IndentRest(event.message(), 9)));
     }
   }
 
@@ -74,7 +89,7 @@ class FollowView {
   // How far it has come stays readable; its state was printed before.
   void Detach() {
     progress_.Clear();
-    if (live_ && job_ && last_point_) Note(FormatPoint(*last_point_));
+    if (live_ && job_ && step_) Note(FormatPoint(step_->point));
   }
 
   // What is no result goes to standard error.
@@ -85,8 +100,18 @@ class FollowView {
 
   const std::optional<v1::Job>& job() const { return job_; }
   double first_loss() const { return first_loss_.value_or(0); }
+  size_t warnings() const { return warnings_.size(); }
 
  private:
+  void ShowPoint(const v1::MetricPoint& point) {
+    if (!first_loss_) first_loss_ = point.loss();
+    const int64_t before = step_ ? step_->point.step() : 0;
+    step_ = {point, absl::ZeroDuration(),
+             std::max<int64_t>(point.step() - before, 1)};
+    step_time_ = absl::Now();
+    if (metrics_ && !live_) Line(FormatPoint(point));
+  }
+
   void ShowState(const v1::Job& job) {
     job_ = job;
     const std::string line = StateLine(job);
@@ -105,9 +130,11 @@ class FollowView {
   const bool live_;
   ProgressLine progress_;
   std::optional<v1::Job> job_;
-  std::optional<v1::MetricPoint> last_point_;
+  std::optional<LiveStep> step_;
+  absl::Time step_time_;
   std::optional<double> first_loss_;
   std::string state_line_;
+  std::set<std::string> warnings_;
   bool data_shown_ = false;
   bool connected_ = true;
 };
@@ -119,6 +146,40 @@ std::string NextCommand(const v1::Job& job) {
   const std::string to = job.name().empty() ? id : job.name();
   return absl::StrCat("qloractl ", job.method() == "full" ? "model" : "adapter",
                       " pull ", id, " --to ", to);
+}
+
+// "ETA 1m54s", or that nothing moves.
+std::string TimeLeft(const LiveStep& step) {
+  const absl::Duration step_time = absl::Seconds(step.point.step_seconds());
+  if (step.age >
+      std::max(kLongPause, step_time * step.interval * kLongPauseSteps)) {
+    return absl::StrCat("no step for ", ShortDuration(step.age));
+  }
+  const int64_t left = step.point.total_steps() - step.point.step();
+  return absl::StrCat("ETA ", ShortDuration(step_time * left));
+}
+
+// The same step in fewer words the larger `less` is, from 0 to 5.
+std::string StepText(const v1::Job& job, const LiveStep& step, bool utf8,
+                     int less) {
+  const v1::MetricPoint& point = step.point;
+  const int64_t total = std::max<int64_t>(point.total_steps(), 1);
+  const double fraction = static_cast<double>(point.step()) / total;
+  std::string text;
+  if (less < 4) text = Bar(fraction, less < 1 ? 24 : 10, utf8) + " ";
+  absl::StrAppend(&text, point.step(), "/", total, "  loss ",
+                  FormatLoss(point.loss()));
+  if (less < 2) {
+    absl::StrAppend(&text, "  lr ", FormatNumber(point.learning_rate()));
+  }
+  if (less < 3) {
+    absl::StrAppendFormat(&text, "  %.0f tok/s", point.tokens_per_second());
+  }
+  absl::StrAppend(&text, "  ", TimeLeft(step));
+  if (less < 5 && job.progress().has_eval_loss()) {
+    absl::StrAppend(&text, "  eval ", FormatLoss(job.progress().eval_loss()));
+  }
+  return text;
 }
 
 }  // namespace
@@ -136,12 +197,17 @@ int OutcomeExitCode(const v1::Job& job) {
   }
 }
 
-std::string OutcomeText(const v1::Job& job, double first_loss) {
+std::string OutcomeText(const v1::Job& job, double first_loss,
+                        size_t warnings) {
   std::string text = absl::StrCat(StateName(job.state()), " ", job.job_id());
   if (job.has_start_time() && job.has_finish_time()) {
     absl::StrAppend(
         &text, " after ",
         ShortDuration(ToTime(job.finish_time()) - ToTime(job.start_time())));
+  }
+  if (job.state() == v1::JOB_STATE_SUCCEEDED && warnings > 0) {
+    absl::StrAppend(&text, " with ",
+                    Plural(static_cast<int64_t>(warnings), "warning"));
   }
   if (job.state() == v1::JOB_STATE_FAILED ||
       job.state() == v1::JOB_STATE_HELD) {
@@ -164,23 +230,18 @@ std::string OutcomeText(const v1::Job& job, double first_loss) {
   return text;
 }
 
-std::string ProgressText(const v1::Job& job, const v1::MetricPoint* point,
-                         bool connected, bool utf8) {
+std::string ProgressText(const v1::Job& job,
+                         const std::optional<LiveStep>& step, bool connected,
+                         bool utf8, int width) {
   if (!connected) return kAwayNote;
-  if (point == nullptr || job.state() != v1::JOB_STATE_RUNNING) {
+  if (!step || job.state() != v1::JOB_STATE_RUNNING || !job.reason().empty()) {
     return StateLine(job);
   }
-  const int64_t total = std::max<int64_t>(point->total_steps(), 1);
-  const double fraction = static_cast<double>(point->step()) / total;
-  const absl::Duration eta =
-      absl::Seconds(point->step_seconds()) * (total - point->step());
-  std::string text = absl::StrFormat(
-      "%s %d/%d  loss %s  lr %s  %.0f tok/s  ETA %s", Bar(fraction, 24, utf8),
-      point->step(), total, FormatLoss(point->loss()),
-      FormatNumber(point->learning_rate()), point->tokens_per_second(),
-      ShortDuration(eta));
-  if (job.progress().has_eval_loss()) {
-    absl::StrAppend(&text, "  eval ", FormatLoss(job.progress().eval_loss()));
+  constexpr int kLeast = 5;
+  int less = 0;
+  std::string text = StepText(job, *step, utf8, less);
+  while (DisplayWidth(text) > width && less < kLeast) {
+    text = StepText(job, *step, utf8, ++less);
   }
   return text;
 }
@@ -190,8 +251,7 @@ absl::StatusOr<int> FollowJob(Session& session, const std::string& job,
   const absl::Time end = absl::Now() + options.timeout;
   InterruptScope interrupt;
   FollowView view(session.output, options.metrics);
-  JobFollower follower(session.connection(), job, session.project,
-                       /*metrics=*/true);
+  JobFollower follower(session.connection(), job, session.project);
   while (true) {
     const JobFollower::Update update = follower.Next(kTick);
     view.Show(update);
@@ -208,7 +268,11 @@ absl::StatusOr<int> FollowJob(Session& session, const std::string& job,
       return kExitJobNotFinished;
     }
   }
-  view.Line(OutcomeText(*view.job(), view.first_loss()));
+  // The last ones may still be on their way in the stream.
+  const absl::StatusOr<std::vector<v1::JobEvent>> events =
+      FetchEvents(session, job);
+  if (events.ok()) view.ShowWarnings(*events);
+  view.Line(OutcomeText(*view.job(), view.first_loss(), view.warnings()));
   return OutcomeExitCode(*view.job());
 }
 

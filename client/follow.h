@@ -2,6 +2,7 @@
 // pipe.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -25,11 +26,25 @@ absl::StatusOr<int> FollowJob(Session& session, const std::string& job,
 // 0, 100 or 103 for an ended job, 101 for another.
 int OutcomeExitCode(const v1::Job& job);
 
-// "SUCCEEDED j-... after 12s: 60 steps, loss 3.2 -> 1.1" and what to type next.
-std::string OutcomeText(const v1::Job& job, double first_loss);
+// "SUCCEEDED j-... after 12s with 2 warnings: 60 steps, loss 3.2 -> 1.1" and
+// what to type next.
+std::string OutcomeText(const v1::Job& job, double first_loss,
+                        size_t warnings = 0);
 
-// The live bar's text.
-std::string ProgressText(const v1::Job& job, const v1::MetricPoint* point,
-                         bool connected, bool utf8);
+// What the live bar knows of the newest step.
+struct LiveStep {
+  v1::MetricPoint point;
+  // Since it came.
+  absl::Duration age = absl::ZeroDuration();
+  // Steps from one logged one to the next.
+  int64_t interval = 1;
+};
+
+// The live bar's text, at most `width` columns: what matters least is left out
+// first. In place of the time left it says why the job waits, or that no step
+// came for long.
+std::string ProgressText(const v1::Job& job,
+                         const std::optional<LiveStep>& step, bool connected,
+                         bool utf8, int width);
 
 }  // namespace qlora::client

@@ -15,28 +15,27 @@ constexpr absl::Duration kMetricsGrace = absl::Seconds(3);
 }  // namespace
 
 JobFollower::JobFollower(Connection& connection, std::string job,
-                         std::string project, bool metrics)
+                         std::string project)
     : connection_(connection),
       job_(std::move(job)),
-      project_(std::move(project)) {
-  {
-    MutexLock lock(&mu_);
-    metrics_over_ = !metrics;
-  }
-  watcher_ = std::thread([this] { WatchLoop(); });
-  if (metrics) metrics_ = std::thread([this] { MetricsLoop(); });
-}
+      project_(std::move(project)),
+      watcher_([this] { WatchLoop(); }),
+      metrics_([this] { MetricsLoop(); }),
+      events_([this] { EventsLoop(); }) {}
 
 JobFollower::~JobFollower() {
   {
     MutexLock lock(&mu_);
     stopping_ = true;
-    if (watch_context_ != nullptr) watch_context_->TryCancel();
-    if (metrics_context_ != nullptr) metrics_context_->TryCancel();
+    for (grpc::ClientContext* context :
+         {watch_context_, metrics_context_, events_context_}) {
+      if (context != nullptr) context->TryCancel();
+    }
     changed_.SignalAll();
   }
   watcher_.join();
-  if (metrics_.joinable()) metrics_.join();
+  metrics_.join();
+  events_.join();
 }
 
 JobFollower::Update JobFollower::Next(absl::Duration wait) {
@@ -54,6 +53,7 @@ JobFollower::Update JobFollower::Next(absl::Duration wait) {
   Update update = news_;
   news_.job.reset();
   news_.points.clear();
+  news_.events.clear();
   has_news_ = false;
   return update;
 }
@@ -123,30 +123,46 @@ void JobFollower::WatchLoop() {
   changed_.SignalAll();
 }
 
-void JobFollower::MetricsLoop() {
-  v1::StreamMetricsRequest request;
+template <typename Request, typename Record>
+void JobFollower::ReadRecords(
+    Request request, grpc::ClientContext** slot,
+    std::unique_ptr<grpc::ClientReader<Record>> (v1::JobService::Stub::*open)(
+        grpc::ClientContext*, const Request&),
+    std::vector<Record> Update::*news) {
   request.set_job(job_);
   request.set_project(project_);
   while (true) {
     grpc::ClientContext context;
-    if (!Open(&context, &metrics_context_)) return;
-    const auto reader = connection_.jobs().StreamMetrics(&context, request);
-    v1::MetricPoint point;
-    while (reader->Read(&point)) {
-      request.set_from_offset(point.next_offset());
+    if (!Open(&context, slot)) return;
+    const auto reader = (connection_.jobs().*open)(&context, request);
+    Record record;
+    while (reader->Read(&record)) {
+      request.set_from_offset(record.next_offset());
       MutexLock lock(&mu_);
-      news_.points.push_back(point);
+      (news_.*news).push_back(record);
       has_news_ = true;
       changed_.SignalAll();
     }
-    const grpc::Status status = Close(reader->Finish(), &metrics_context_);
+    const grpc::Status status = Close(reader->Finish(), slot);
     // The stream's orderly end is the job's.
-    if (status.ok() || !Again(status, /*watch=*/false)) break;
+    if (status.ok() || !Again(status, /*watch=*/false)) return;
   }
+}
+
+void JobFollower::MetricsLoop() {
+  ReadRecords(v1::StreamMetricsRequest(), &metrics_context_,
+              &v1::JobService::Stub::StreamMetrics, &Update::points);
   MutexLock lock(&mu_);
   metrics_over_ = true;
   has_news_ = true;
   changed_.SignalAll();
+}
+
+void JobFollower::EventsLoop() {
+  v1::StreamEventsRequest request;
+  request.set_follow(true);
+  ReadRecords(request, &events_context_, &v1::JobService::Stub::StreamEvents,
+              &Update::events);
 }
 
 }  // namespace qlora::client

@@ -1,11 +1,11 @@
-// Watches one job and its metrics, over restarts of the coordinator, until the
-// job ends.
+// Watches one job, its metrics and its events, over restarts of the
+// coordinator, until the job ends.
 //
-// Threads: two of its own read the streams; Next and the destructor are for one
-// thread.
+// Threads: three of its own read the streams; Next and the destructor are for
+// one thread.
 #pragma once
 
-#include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <thread>
@@ -21,10 +21,8 @@ namespace qlora::client {
 
 class JobFollower {
  public:
-  // connection must outlive the follower. Without metrics only the job is
-  // watched.
-  JobFollower(Connection& connection, std::string job, std::string project,
-              bool metrics);
+  // connection must outlive the follower.
+  JobFollower(Connection& connection, std::string job, std::string project);
   // Cancels the streams and joins.
   ~JobFollower();
   JobFollower(const JobFollower&) = delete;
@@ -35,6 +33,9 @@ class JobFollower {
     std::optional<v1::Job> job;
     // Points that came since the last call.
     std::vector<v1::MetricPoint> points;
+    // Events that came since the last call; the job's end does not wait for the
+    // last ones.
+    std::vector<v1::JobEvent> events;
     // False while the coordinator cannot be reached; tried again meanwhile.
     bool connected = true;
     // Nothing more will come: the job ended, or `error` says why not. The job's
@@ -48,7 +49,15 @@ class JobFollower {
 
  private:
   void WatchLoop();
+  // Reads records behind the last one, over breaks, to the stream's end.
+  template <typename Request, typename Record>
+  void ReadRecords(Request request, grpc::ClientContext** slot,
+                   std::unique_ptr<grpc::ClientReader<Record>> (
+                       v1::JobService::Stub::*open)(grpc::ClientContext*,
+                                                    const Request&),
+                   std::vector<Record> Update::*news);
   void MetricsLoop();
+  void EventsLoop();
   // Stores the context so that the destructor can cancel it; false when
   // stopping.
   bool Open(grpc::ClientContext* context, grpc::ClientContext** slot);
@@ -73,9 +82,11 @@ class JobFollower {
   absl::Time watch_end_ ABSL_GUARDED_BY(mu_);
   grpc::ClientContext* watch_context_ ABSL_GUARDED_BY(mu_) = nullptr;
   grpc::ClientContext* metrics_context_ ABSL_GUARDED_BY(mu_) = nullptr;
+  grpc::ClientContext* events_context_ ABSL_GUARDED_BY(mu_) = nullptr;
   // Last, so that they see everything else alive.
   std::thread watcher_;
   std::thread metrics_;
+  std::thread events_;
 };
 
 }  // namespace qlora::client

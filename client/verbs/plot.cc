@@ -31,8 +31,7 @@ PlotStyle StyleFor(const Terminal& terminal) {
 // Draws over the whole screen at each change, until the job ends or Ctrl-C.
 absl::Status WatchPlot(Session& session, const v1::Job& job) {
   InterruptScope interrupt;
-  JobFollower follower(session.connection(), job.job_id(), session.project,
-                       /*metrics=*/true);
+  JobFollower follower(session.connection(), job.job_id(), session.project);
   std::vector<v1::MetricPoint> points;
   v1::Job latest = job;
   bool done = false;

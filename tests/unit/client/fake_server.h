@@ -167,8 +167,12 @@ class FakeJobs final : public v1::JobService::Service {
                             const v1::StreamEventsRequest* request,
                             grpc::ServerWriter<v1::JobEvent>* writer) override {
     return Records<v1::JobEvent>(
-        *request, *writer, [](int64_t step, v1::JobEvent& event) {
-          event.set_message("event " + std::to_string(step) + ";");
+        *request, *writer, [this](int64_t step, v1::JobEvent& event) {
+          const auto warning = warnings.find(step);
+          const bool warns = warning != warnings.end();
+          event.set_type(warns ? "Warning" : "Event");
+          event.set_message(warns ? warning->second
+                                  : "event " + std::to_string(step) + ";");
         });
   }
 
@@ -199,6 +203,8 @@ class FakeJobs final : public v1::JobService::Service {
   }
 
   int64_t points = 5;
+  // Steps whose event is a warning, and what it says.
+  std::map<int64_t, std::string> warnings;
   // How the job ends, or rests.
   v1::Job last;
   std::atomic<int> watch_breaks = 0;

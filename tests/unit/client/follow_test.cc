@@ -104,6 +104,17 @@ TEST_F(Follow, JobHeld_EndsWithReasonAndWhatToType) {
   EXPECT_THAT(out_.str(), HasSubstr("HELD j-1 (NUMERICAL): the loss"));
 }
 
+TEST_F(Follow, Warnings_EachOnceAndCountedAtTheEnd) {
+  server_.jobs.warnings = {
+      {1, "no GPU"}, {2, "slow disk\nfull soon"}, {4, "no GPU"}};
+  server_.jobs.record_breaks = 3;
+  EXPECT_EQ(Run([&] { return FollowJob(session_, "j-1", {}); }), kExitOk);
+  EXPECT_EQ(Lines("warning: "), "no GPUslow disk");
+  EXPECT_THAT(out_.str(),
+              HasSubstr("warning: slow disk\n         full soon\n"));
+  EXPECT_THAT(out_.str(), HasSubstr("SUCCEEDED j-1 with 2 warnings\n"));
+}
+
 TEST_F(Follow, Timeout_DetachesAndTheJobGoesOn) {
   server_.jobs.watch_breaks = 1'000'000;
   FollowOptions options;

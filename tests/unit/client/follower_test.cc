@@ -35,7 +35,7 @@ Seen FollowToTheEnd(JobFollower& follower) {
 TEST(JobFollower, JobEnds_AllPointsCame) {
   FakeServer server;
   Connection connection(server.endpoint);
-  JobFollower follower(connection, "j-1", "", true);
+  JobFollower follower(connection, "j-1", "");
   const Seen seen = FollowToTheEnd(follower);
   EXPECT_TRUE(seen.done);
   EXPECT_EQ(seen.state, v1::JOB_STATE_SUCCEEDED);
@@ -47,7 +47,7 @@ TEST(JobFollower, StreamsBreak_NothingIsMissedOrRepeated) {
   server.jobs.watch_breaks = 2;
   server.jobs.record_breaks = 2;
   Connection connection(server.endpoint);
-  JobFollower follower(connection, "j-1", "", true);
+  JobFollower follower(connection, "j-1", "");
   const Seen seen = FollowToTheEnd(follower);
   EXPECT_TRUE(seen.done);
   EXPECT_TRUE(seen.was_away);
@@ -60,7 +60,7 @@ TEST(JobFollower, MetricsFail_TheOutcomeIsTheJobs) {
   server.jobs.metrics_readable = false;
   server.jobs.watch_breaks = 1;
   Connection connection(server.endpoint);
-  JobFollower follower(connection, "j-1", "", true);
+  JobFollower follower(connection, "j-1", "");
   const Seen seen = FollowToTheEnd(follower);
   EXPECT_TRUE(seen.done);
   EXPECT_EQ(seen.state, v1::JOB_STATE_SUCCEEDED);
@@ -74,14 +74,14 @@ TEST(JobFollower, DestroyedWhileStreamsEnd_CancelsNoneThatIsGone) {
   for (int i = 0; i < 100; ++i) {
     server.jobs.watch_breaks = i % 2;
     server.jobs.record_breaks = i % 3;
-    JobFollower follower(connection, "j-1", "", true);
+    JobFollower follower(connection, "j-1", "");
     follower.Next(absl::Microseconds(50 * i));
   }
 }
 
 TEST(JobFollower, NoCoordinator_EndsWhenDestroyed) {
   Connection connection("127.0.0.1:1");
-  JobFollower follower(connection, "j-1", "", true);
+  JobFollower follower(connection, "j-1", "");
   const JobFollower::Update update = follower.Next(absl::Milliseconds(100));
   EXPECT_FALSE(update.done);
 }

@@ -199,6 +199,11 @@ TEST(Outcome, EachState_HasItsExitCodeAndNextCommand) {
   EXPECT_THAT(OutcomeText(job, 3.25),
               HasSubstr("12 steps, loss 3.2500 -> 1.8432\nnext: qloractl "
                         "adapter pull j-0123456789ab --to support-bot"));
+  job.mutable_finish_time()->set_seconds(12);
+  job.mutable_start_time();
+  EXPECT_THAT(OutcomeText(job, 3.25, 1),
+              HasSubstr("SUCCEEDED j-0123456789ab after 12s with 1 warning: 12 "
+                        "steps, loss"));
   job.mutable_progress()->set_has_eval_loss(true);
   job.mutable_progress()->set_eval_loss(1.5);
   EXPECT_THAT(OutcomeText(job, 3.25),
@@ -228,14 +233,56 @@ TEST(Outcome, EachState_HasItsExitCodeAndNextCommand) {
                         "qloractl resume j-0123456789ab after making space"));
 }
 
+LiveStep Step() {
+  LiveStep step;
+  step.point = Point();
+  step.point.set_step_seconds(2);
+  return step;
+}
+
 TEST(ProgressText, Running_ShowsStepLossRateSpeedAndEta) {
-  v1::MetricPoint point = Point();
-  point.set_step_seconds(2);
-  EXPECT_EQ(ProgressText(RunningJob(), &point, true, false),
+  EXPECT_EQ(ProgressText(RunningJob(), Step(), true, false, 120),
             "[#.......................] 3/60  loss 2.5000  lr 0.0002  812 tok/s"
             "  ETA 1m54s");
-  EXPECT_THAT(ProgressText(RunningJob(), &point, false, false),
+  EXPECT_THAT(ProgressText(RunningJob(), Step(), false, false, 120),
               HasSubstr("away"));
+}
+
+TEST(ProgressText, NarrowTerminal_LeavesOutWhatMattersLeast) {
+  v1::Job job = RunningJob();
+  job.mutable_progress()->set_has_eval_loss(true);
+  job.mutable_progress()->set_eval_loss(2.25);
+  const auto at = [&](int width) {
+    return ProgressText(job, Step(), true, false, width);
+  };
+  EXPECT_EQ(at(79),
+            "[#.........] 3/60  loss 2.5000  lr 0.0002  812 tok/s  ETA 1m54s  "
+            "eval 2.2500");
+  EXPECT_EQ(
+      at(70),
+      "[#.........] 3/60  loss 2.5000  812 tok/s  ETA 1m54s  eval 2.2500");
+  EXPECT_EQ(at(60), "[#.........] 3/60  loss 2.5000  ETA 1m54s  eval 2.2500");
+  EXPECT_EQ(at(50), "3/60  loss 2.5000  ETA 1m54s  eval 2.2500");
+  EXPECT_EQ(at(30), "3/60  loss 2.5000  ETA 1m54s");
+  EXPECT_EQ(at(5), "3/60  loss 2.5000  ETA 1m54s");
+}
+
+TEST(ProgressText, NothingMoves_SaysSoInPlaceOfAnEta) {
+  LiveStep step = Step();
+  step.age = absl::Seconds(29);
+  EXPECT_THAT(ProgressText(RunningJob(), step, true, false, 120),
+              HasSubstr("ETA 1m54s"));
+  step.age = absl::Seconds(61);
+  EXPECT_THAT(ProgressText(RunningJob(), step, true, false, 120),
+              EndsWith("812 tok/s  no step for 1m01s"));
+  // Only every tenth step is logged.
+  step.interval = 10;
+  EXPECT_THAT(ProgressText(RunningJob(), step, true, false, 120),
+              HasSubstr("ETA 1m54s"));
+  v1::Job job = RunningJob();
+  job.set_reason("waits for node n2 until 12:00:00");
+  EXPECT_EQ(ProgressText(job, step, true, false, 120),
+            "RUNNING on local cpu:0: waits for node n2 until 12:00:00");
 }
 
 TEST(FormatPoint, NotANumber_HasNoSign) {
