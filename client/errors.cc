@@ -1,6 +1,10 @@
 #include "client/errors.h"
 
+#include <algorithm>
+
+#include "absl/strings/ascii.h"
 #include "absl/strings/cord.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
@@ -58,6 +62,15 @@ absl::Status WithWhat(absl::Status status, const std::string& what) {
 
 absl::Status WithHint(absl::Status status, const std::string& command) {
   return AddPayload(std::move(status), kHint, command);
+}
+
+std::string ShellWord(const std::string& word) {
+  const bool plain =
+      !word.empty() && std::all_of(word.begin(), word.end(), [](char c) {
+        return absl::ascii_isalnum(c) || absl::StrContains("./_-+=:,@%", c);
+      });
+  if (plain) return word;
+  return absl::StrCat("'", absl::StrReplaceAll(word, {{"'", "'\\''"}}), "'");
 }
 
 absl::Status UsageError(const std::string& message) {

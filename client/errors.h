@@ -41,6 +41,9 @@ absl::Status WithWhat(absl::Status status, const std::string& what);
 // Adds the command to type, unless one is there.
 absl::Status WithHint(absl::Status status, const std::string& command);
 
+// A word of a command to type, quoted where a shell would change it.
+std::string ShellWord(const std::string& word);
+
 // A mistake on the command line: exit code 2.
 absl::Status UsageError(const std::string& message);
 

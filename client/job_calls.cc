@@ -8,14 +8,50 @@
 #include "absl/time/clock.h"
 #include "client/errors.h"
 #include "client/job_input.h"
+#include "client/local/data_dir.h"
+#include "client/names.h"
 
 namespace qlora::client {
+namespace fs = std::filesystem;
 namespace {
 
 // The job file names a registered `kind` of thing, and there is none.
 bool NamesNoneOf(const std::string& message, const std::string& kind) {
   return absl::StrContains(message, absl::StrCat(": no ", kind)) ||
          absl::StrContains(message, absl::StrCat(": no finished job's ", kind));
+}
+
+// Everything below would be readable for whoever submits jobs.
+bool IsSystemDirectory(const fs::path& path) {
+  const auto parts = std::distance(path.begin(), path.end());
+  if (parts <= 2) return true;  // "/" and "/etc"
+  const fs::path top = *std::next(path.begin());
+  for (const char* name : {"boot", "dev", "etc", "proc", "sys"}) {
+    if (top == name) return true;
+  }
+  return false;
+}
+
+// What makes a path usable that is under none of the model roots.
+std::string RootRemedy(const Session& session, const fs::path& named) {
+  std::error_code error;
+  const fs::path path = fs::canonical(named, error);
+  if (error) {
+    return absl::StrCat("correct the path: there is no ", named.string(),
+                        " on this machine");
+  }
+  if (!fs::exists(path / "config.json", error)) {
+    return absl::StrCat("correct the path: ", named.string(),
+                        " is no model, it has no config.json");
+  }
+  const std::string restart =
+      IsSystemDirectory(path) ? "" : RestartCommand(session, path.string());
+  if (!restart.empty()) return restart;
+  const std::string name = RegistryName(path.filename().string());
+  return absl::StrCat(
+      "qloractl model import ", ShellWord(path.string()),
+      name.empty() ? " --name NAME" : "",
+      " --upload  # then name it as the model: ", name.empty() ? "NAME" : name);
 }
 
 bool ExplainsKey(const std::string& place) {
@@ -26,7 +62,9 @@ bool ExplainsKey(const std::string& place) {
 }  // namespace
 
 absl::Status JobError(absl::Status status, const std::string& what) {
-  if (absl::IsNotFound(status) || absl::IsAborted(status)) {
+  if (absl::StartsWith(status.message(), "there are no jobs")) {
+    status = WithHint(std::move(status), "qloractl submit -f job.yaml");
+  } else if (absl::IsNotFound(status) || absl::IsAborted(status)) {
     status = WithHint(std::move(status), "qloractl list");
   }
   return WithWhat(std::move(status), what);
@@ -34,7 +72,6 @@ absl::Status JobError(absl::Status status, const std::string& what) {
 
 absl::Status WithRemedy(Session& session, absl::Status status,
                         const std::vector<std::string>& paths) {
-  namespace fs = std::filesystem;
   const std::string message(status.message());
   for (const char* kind : {"model", "dataset", "adapter"}) {
     if (NamesNoneOf(message, kind)) {
@@ -45,23 +82,11 @@ absl::Status WithRemedy(Session& session, absl::Status status,
   for (const fs::path path : paths) {
     if (!session.connection().is_local()) break;
     const fs::path named = path.has_filename() ? path : path.parent_path();
-    if (!absl::StrContains(status.message(),
-                           absl::StrCat(named.string(),
-                                        " is under none of the model roots"))) {
-      continue;
+    if (absl::StrContains(message,
+                          absl::StrCat(named.string(),
+                                       " is under none of the model roots"))) {
+      return WithHint(std::move(status), RootRemedy(session, named));
     }
-    std::error_code error;
-    if (!fs::exists(named, error)) {
-      return WithHint(std::move(status),
-                      absl::StrCat("correct the path: there is no ",
-                                   named.string(), " on this machine"));
-    }
-    const fs::path root =
-        fs::is_regular_file(named, error) ? named.parent_path() : named;
-    return WithHint(std::move(status),
-                    absl::StrCat("qloractl local stop; qloractl local start "
-                                 "--model-root ",
-                                 root.string()));
   }
   const std::string place = message.substr(0, message.find(": "));
   if (absl::IsInvalidArgument(status) && ExplainsKey(place)) {

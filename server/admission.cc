@@ -27,6 +27,7 @@ namespace qlora::server {
 namespace {
 
 constexpr size_t kMaxJobFile = 256 << 10;
+constexpr char kModelBase[] = "model.base";
 constexpr char kDatasetPrefix[] = "dataset:";
 constexpr char kAdapterPrefix[] = "adapter:";
 constexpr char kAllowRoot[] =
@@ -187,8 +188,9 @@ absl::StatusOr<Job> Admission::Admit(const std::string& job_file,
   job.mutable_job() = MakeView(spec, job_file);
   *job.record.mutable_inputs() = inputs;
   RETURN_IF_ERROR(ResolveInputs(spec, *job.record.mutable_inputs()));
-  ASSIGN_OR_RETURN(ResolvedModel model,
-                   ResolveModel(spec.model.base, !spec.model.random_init));
+  ASSIGN_OR_RETURN(
+      ResolvedModel model,
+      ResolveModel(spec.model.base, !spec.model.random_init, kModelBase));
   *job.record.mutable_model() = std::move(model.source);
   job.record.set_model_config(std::move(model.config_json));
   ASSIGN_OR_RETURN(*job.record.mutable_adapter_config(),
@@ -430,7 +432,8 @@ absl::Status Admission::CheckDirectory(const std::string& directory) const {
 }
 
 absl::StatusOr<ResolvedModel> Admission::ResolveDirectory(
-    const std::string& directory, bool weights) const {
+    const std::string& directory, bool weights,
+    const std::string& field) const {
   const std::string path = LexicalPath(directory);
   ResolvedModel model;
   model.source.set_name(directory);
@@ -446,26 +449,24 @@ absl::StatusOr<ResolvedModel> Admission::ResolveDirectory(
     });
     const bool exists_here = LexicallyBeneath(path, model_roots_);
     if (exists_here || (any_node && !seen)) {
-      return FieldError("model.base", std::string(mine.message()));
+      return FieldError(field, std::string(mine.message()));
     }
     return model;
   }
   const auto description = ReadModelDescription(path);
   if (!description.ok()) {
-    return FieldError("model.base",
-                      std::string(description.status().message()));
+    return FieldError(field, std::string(description.status().message()));
   }
   if (weights) {
     const auto tensors = SafetensorsReader::OpenModel(path);
     if (!tensors.ok()) {
-      return FieldError("model.base", std::string(tensors.status().message()));
+      return FieldError(field, std::string(tensors.status().message()));
     }
     const absl::Status complete = CheckModelTensors(
         *description,
         [&](const std::string& name) { return (*tensors)->Find(name); });
     if (!complete.ok()) {
-      return FieldError("model.base",
-                        absl::StrCat(path, ": ", complete.message()));
+      return FieldError(field, absl::StrCat(path, ": ", complete.message()));
     }
   }
   ASSIGN_OR_RETURN(model.config_json,
@@ -481,7 +482,7 @@ std::string Admission::NameElsewhere(const std::string& base) const {
     std::error_code error;
     if (IsSafeRelativePath(base) && IsBeneathOneOf(path, model_roots_) &&
         std::filesystem::exists(path + "/config.json", error)) {
-      return absl::StrCat("say model.base: ", path);
+      return absl::StrCat("name its directory: ", path);
     }
   }
   return absl::StrCat("`qloractl model import DIR --name ", base,
@@ -489,9 +490,11 @@ std::string Admission::NameElsewhere(const std::string& base) const {
                       roots.empty() ? "none" : absl::StrJoin(roots, ", "), ")");
 }
 
-absl::StatusOr<ResolvedModel> Admission::ResolveModel(const std::string& base,
-                                                      bool weights) const {
-  if (absl::StartsWith(base, "/")) return ResolveDirectory(base, weights);
+absl::StatusOr<ResolvedModel> Admission::ResolveModel(
+    const std::string& base, bool weights, const std::string& field) const {
+  if (absl::StartsWith(base, "/")) {
+    return ResolveDirectory(base, weights, field);
+  }
   std::optional<qlora::v1::Model> found;
   std::string missing;
   coordinator_->Read([&](const State& state) {
@@ -504,15 +507,16 @@ absl::StatusOr<ResolvedModel> Admission::ResolveModel(const std::string& base,
   });
   if (!found) {
     return FieldError(
-        "model.base",
+        field,
         absl::StrCat(missing,
-                     ", and no such directory exists beside the job "
-                     "file; ",
-                     NameElsewhere(base)));
+                     field == kModelBase
+                         ? ", and no such directory exists beside the job file"
+                         : "",
+                     "; ", NameElsewhere(base)));
   }
   if (!found->directory().empty()) {
     ASSIGN_OR_RETURN(ResolvedModel model,
-                     ResolveDirectory(found->directory(), weights));
+                     ResolveDirectory(found->directory(), weights, field));
     model.source.set_name(base);
     return model;
   }

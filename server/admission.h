@@ -39,9 +39,11 @@ class Admission {
           inputs) const;
 
   // By registry name or absolute directory. weights: must it have some?
-  // InvalidArgument, for the field model.base.
+  // InvalidArgument, for the field that names it: model.base of a job file, or
+  // a request's.
   absl::StatusOr<ResolvedModel> ResolveModel(const std::string& base,
-                                             bool weights) const;
+                                             bool weights,
+                                             const std::string& field) const;
 
   // OK if the artifact store has these files. FailedPrecondition names one that
   // it has not, InvalidArgument one whose path is wrong or comes twice.
@@ -77,8 +79,9 @@ class Admission {
   absl::StatusOr<std::string> ReadOf(const qlora::v1::ModelSource& model,
                                      const std::string& name,
                                      size_t max_bytes) const;
-  absl::StatusOr<ResolvedModel> ResolveDirectory(const std::string& directory,
-                                                 bool weights) const;
+  absl::StatusOr<ResolvedModel> ResolveDirectory(
+      const std::string& directory, bool weights,
+      const std::string& field) const;
 
   Coordinator* const coordinator_;
   ArtifactStore* const artifacts_;

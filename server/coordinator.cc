@@ -256,6 +256,10 @@ absl::StatusOr<Job> Coordinator::FindJob(const std::string& reference,
         " job ids, such as ", prefixed[0]->job().job_id(), " and ",
         prefixed[1]->job().job_id()));
   }
+  if (reference == "@last") {
+    return absl::NotFoundError(
+        absl::StrCat("there are no jobs in project ", project));
+  }
   return absl::NotFoundError(
       absl::StrCat("no job \"", reference, "\" in project ", project));
 }

@@ -4,7 +4,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "client/local/instance.h"
 #include "common/base/status_macros.h"
 
 namespace qlora::client {
@@ -15,6 +14,17 @@ bool HasInstance(const std::string& data_dir) {
   const absl::StatusOr<std::optional<LocalInstance>> instance =
       LoadInstance(data_dir);
   return !instance.ok() || instance->has_value();
+}
+
+// Empty for the default directory while that is the only one.
+std::string DataDirFlag(const Session& session, const std::string& data_dir) {
+  bool others = false;
+  for (const auto& [name, context] : session.config.contexts) {
+    others |= !context.data_dir.empty() && context.data_dir != data_dir;
+  }
+  const absl::StatusOr<std::string> usual = DefaultLocalDirectory();
+  if (!others && usual.ok() && *usual == data_dir) return "";
+  return absl::StrCat(" --data-dir ", ShellWord(data_dir));
 }
 
 }  // namespace
@@ -72,6 +82,37 @@ absl::Status ForgetLocal(Session& session, const std::string& data_dir) {
                         << config.contexts[config.current].endpoint << "\n";
   }
   return absl::OkStatus();
+}
+
+std::string StopCommand(const Session& session, const std::string& data_dir) {
+  return absl::StrCat("qloractl local stop", DataDirFlag(session, data_dir));
+}
+
+std::string StartCommand(const Session& session, const std::string& data_dir,
+                         const LocalInstance& instance) {
+  std::string command =
+      absl::StrCat("qloractl local start", DataDirFlag(session, data_dir));
+  if (instance.cpu_ranks > 0) {
+    absl::StrAppend(&command, " --cpu-ranks ", instance.cpu_ranks);
+  }
+  for (const std::string& root : instance.model_roots) {
+    absl::StrAppend(&command, " --model-root ", ShellWord(root));
+  }
+  return command;
+}
+
+std::string RestartCommand(const Session& session, const std::string& root) {
+  for (const auto& [name, context] : session.config.contexts) {
+    if (context.data_dir.empty()) continue;
+    absl::StatusOr<std::optional<LocalInstance>> instance =
+        LoadInstance(context.data_dir);
+    if (!instance.ok() || !*instance) continue;
+    if ((*instance)->endpoint != session.endpoint) continue;
+    (*instance)->model_roots.push_back(root);
+    return absl::StrCat(StopCommand(session, context.data_dir), "; ",
+                        StartCommand(session, context.data_dir, **instance));
+  }
+  return "";
 }
 
 std::vector<std::string> OrphanedEndpoints(const Session& session,

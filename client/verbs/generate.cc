@@ -49,9 +49,12 @@ absl::Status Run(
   const grpc::Status status =
       ReadStream<v1::GenerateResponse>(context, *reader, piece, &printed);
   RETURN_IF_ERROR(printed);
-  return JobError(WithRemedy(session, session.connection().ToStatus(status),
-                             {request.model()}),
-                  "cannot generate");
+  return JobError(
+      WithRemedy(session, session.connection().ToStatus(status),
+                 {request.model()}),
+      request.model().empty()
+          ? "cannot generate"
+          : absl::StrCat("cannot generate with --model ", request.model()));
 }
 
 struct Answer {

@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "client/data_file.h"
 #include "client/verbs.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
@@ -84,6 +85,18 @@ std::string JobFile(const InitOptions& options) {
                   {"FORMAT", absl::EndsWith(data, ".txt") ? "text" : "chat"}});
 }
 
+// The same with --force.
+std::string ForceCommand(const InitOptions& options) {
+  std::string command = "qloractl init --force";
+  const auto add = [&](const char* flag, const std::string& value) {
+    absl::StrAppend(&command, " ", flag, " ", ShellWord(value));
+  };
+  if (options.name != InitOptions().name) add("--name", options.name);
+  if (!options.model.empty()) add("--model", options.model);
+  if (!options.data.empty()) add("--data", options.data);
+  return absl::StrCat(command, " ", ShellWord(options.file));
+}
+
 absl::Status CheckTarget(const InitOptions& options) {
   const std::string what = absl::StrCat("cannot write ", options.file);
   std::error_code error;
@@ -95,13 +108,36 @@ absl::Status CheckTarget(const InitOptions& options) {
   }
   return WithHint(WithWhat(absl::AlreadyExistsError("it exists"),
                            absl::StrCat("will not overwrite ", options.file)),
-                  absl::StrCat("qloractl init --force ", options.file));
+                  ForceCommand(options));
+}
+
+// What is meant as a path must be there; a plain name may be a registered one.
+absl::Status CheckSources(const InitOptions& options) {
+  std::error_code error;
+  const fs::path model = options.model, data = options.data;
+  if (!model.empty() && !fs::is_directory(model, error) &&
+      (model.has_parent_path() || fs::exists(model, error))) {
+    return WithWhat(absl::NotFoundError(absl::StrCat("--model ", options.model,
+                                                     ": no such directory")),
+                    absl::StrCat("cannot write ", options.file));
+  }
+  if (data.empty() || absl::StartsWith(options.data, "dataset:")) {
+    return absl::OkStatus();
+  }
+  const absl::Status fine =
+      fs::exists(data, error)
+          ? CheckDataFile(options.data, options.data)
+          : absl::NotFoundError(
+                absl::StrCat("--data ", options.data,
+                             ": no such file (a pushed one is dataset:NAME)"));
+  return WithWhat(fine, absl::StrCat("cannot write ", options.file));
 }
 
 }  // namespace
 
 absl::Status Init(Session& session, const InitOptions& options) {
   RETURN_IF_ERROR(CheckTarget(options));
+  RETURN_IF_ERROR(CheckSources(options));
   const std::string yaml = JobFile(options);
   const ParsedJob parsed = ParseJobFile(yaml);
   if (!parsed.errors.empty()) {

@@ -56,7 +56,7 @@ std::string WhatRuns(const LocalInstance& instance,
 // An instance that runs, if only one of its daemons, with what was asked for is
 // as good as a new one. Another is never ended for the sake of a flag: it may
 // be training.
-absl::Status CheckSame(const LocalInstance& instance,
+absl::Status CheckSame(const Session& session, const LocalInstance& instance,
                        const LocalStartOptions& wanted,
                        const std::vector<std::string>& roots,
                        const std::string& data_dir) {
@@ -84,7 +84,7 @@ absl::Status CheckSame(const LocalInstance& instance,
   return WithHint(
       WithWhat(absl::AlreadyExistsError(cause),
                "cannot start a local coordinator and worker with these flags"),
-      absl::StrCat("qloractl local stop --data-dir ", data_dir));
+      StopCommand(session, data_dir));
 }
 
 // Waits for Ctrl-C or the end of either daemon.
@@ -126,7 +126,7 @@ absl::StatusOr<LocalInstance> FindOrLaunch(const LocalStartOptions& options,
                    LoadInstance(data_dir));
   *started = !old || !old->both_alive();
   if (old && old->any_alive()) {
-    RETURN_IF_ERROR(CheckSame(*old, options, roots, data_dir));
+    RETURN_IF_ERROR(CheckSame(session, *old, options, roots, data_dir));
     if (!*started) return *old;
     return LaunchLocal({.data_dir = data_dir,
                         .cpu_ranks = old->cpu_ranks,

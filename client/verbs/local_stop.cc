@@ -1,4 +1,4 @@
-#include <set>
+#include <map>
 
 #include "absl/strings/str_cat.h"
 #include "client/local/data_dir.h"
@@ -9,19 +9,31 @@
 namespace qlora::client {
 namespace {
 
-// Jobs that hold devices now; none too where nobody answers.
-std::set<std::string> RunningJobs(const LocalInstance& instance) {
-  std::set<std::string> jobs;
+constexpr absl::Duration kAnswer = absl::Seconds(2);
+
+// Jobs that hold devices now, and their states where this project's; none too
+// where nobody answers.
+std::map<std::string, v1::JobState> RunningJobs(const LocalInstance& instance,
+                                                const std::string& project) {
+  std::map<std::string, v1::JobState> jobs;
   if (!IsAlive(instance.coordinator)) return jobs;
   Connection connection(instance.endpoint);
   const absl::StatusOr<v1::ListNodesResponse> nodes =
       connection.Call(connection.nodes(), &v1::NodeService::Stub::ListNodes,
-                      v1::ListNodesRequest(), absl::Seconds(2));
+                      v1::ListNodesRequest(), kAnswer);
   if (!nodes.ok()) return jobs;
   for (const v1::Node& node : nodes->nodes()) {
     for (const v1::Device& device : node.devices()) {
-      if (!device.job_id().empty()) jobs.insert(device.job_id());
+      if (!device.job_id().empty()) jobs[device.job_id()];
     }
+  }
+  for (auto& [id, state] : jobs) {
+    v1::GetJobRequest request;
+    request.set_job(id);
+    request.set_project(project);
+    const absl::StatusOr<v1::Job> job = connection.Call(
+        connection.jobs(), &v1::JobService::Stub::GetJob, request, kAnswer);
+    if (job.ok()) state = job->state();
   }
   return jobs;
 }
@@ -37,16 +49,15 @@ std::string Ended(const std::string& daemon, const ProcessId& process,
       "\n");
 }
 
-// With the flags that it was started with.
-std::string StartCommand(const LocalInstance& instance) {
-  std::string command = "qloractl local start";
-  if (instance.cpu_ranks > 0) {
-    absl::StrAppend(&command, " --cpu-ranks ", instance.cpu_ranks);
+// What becomes of a job that held devices.
+std::string Later(const std::string& job, v1::JobState state,
+                  const std::string& start) {
+  if (state == v1::JOB_STATE_CANCELLING) {
+    return absl::StrCat("job ", job,
+                        " is being cancelled and does not go on\n");
   }
-  for (const std::string& root : instance.model_roots) {
-    absl::StrAppend(&command, " --model-root ", root);
-  }
-  return command;
+  return absl::StrCat("job ", job,
+                      " goes on from its last checkpoint after: ", start, "\n");
 }
 
 }  // namespace
@@ -64,7 +75,8 @@ absl::Status LocalStop(Session& session, const std::string& data_dir_flag,
   }
   const bool worker = IsAlive(instance->worker);
   const bool coordinator = IsAlive(instance->coordinator);
-  const std::set<std::string> jobs = RunningJobs(*instance);
+  const std::map<std::string, v1::JobState> jobs =
+      RunningJobs(*instance, session.project);
   ASSIGN_OR_RETURN(const Stopped stopped,
                    StopInstance(data_dir, *instance, timeout));
   out << Ended("worker     ", instance->worker, worker, stopped.worker_clean,
@@ -72,9 +84,8 @@ absl::Status LocalStop(Session& session, const std::string& data_dir_flag,
       << Ended("coordinator", instance->coordinator, coordinator,
                stopped.coordinator_clean, timeout)
       << "state and logs stay in " << data_dir << "\n";
-  for (const std::string& job : jobs) {
-    out << "job " << job << " goes on from its last checkpoint after: "
-        << StartCommand(*instance) << "\n";
+  for (const auto& [job, state] : jobs) {
+    out << Later(job, state, StartCommand(session, data_dir, *instance));
   }
   return ForgetLocal(session, data_dir);
 }

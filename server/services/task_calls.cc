@@ -132,9 +132,9 @@ absl::StatusOr<qlora::v1::RunTask> MakeGenerate(
   trainer.set_world_size(1);
   *trainer.mutable_generate() = request;
   if (request.job().empty()) {
-    ASSIGN_OR_RETURN(
-        const ResolvedModel model,
-        services.admission->ResolveModel(request.model(), /*weights=*/true));
+    ASSIGN_OR_RETURN(const ResolvedModel model,
+                     services.admission->ResolveModel(
+                         request.model(), /*weights=*/true, "model"));
     *task.mutable_model() = model.source;
     return task;
   }

@@ -15,6 +15,20 @@ import unittest
 import cluster
 
 
+# More steps than any test waits for.
+JOB = f"""\
+apiVersion: qlora/v1
+name: endless
+model: {{base: {cluster.ROOT}/examples/base/model}}
+method: lora
+lora: {{rank: 4}}
+data: {{train: [{{path: rows.jsonl, format: tokens}}], max_seq_len: 64}}
+train: {{max_steps: 1000000, global_batch_size: 2, learning_rate: 1e-3}}
+checkpoint: {{every: 20 steps}}
+resources: {{device: cpu}}
+"""
+
+
 def processes_of(directory):
     """Command lines of processes that name a directory."""
     found = []
@@ -78,6 +92,41 @@ class LocalTest(unittest.TestCase):
         self.assertFalse((self.data / "local.json").exists())
         self.assertIn("nothing runs", self.ctl("local", "stop", "--data-dir",
                                                str(self.data)))
+
+    def test_stop_says_what_becomes_of_jobs(self):
+        self.start("--cpu-ranks", "1", "--model-root",
+                   str(cluster.ROOT / "examples"))
+        (self.directory / "rows.jsonl").write_text(cluster.token_rows(8, 16))
+        (self.directory / "job.yaml").write_text(JOB)
+        self.ctl("submit", "-f", "job.yaml")
+        self.await_state("RUNNING")
+        name = self.ctl("list", "-o", "name").strip()
+        start = ("qloractl local start --data-dir "
+                 f"{self.data} --cpu-ranks 1 --model-root "
+                 f"{cluster.ROOT}/examples")
+        self.assertIn(f"job {name} goes on from its last checkpoint after: "
+                      f"{start}\n", self.ctl("local", "stop"))
+        self.ctl(*start.split()[1:])
+        self.await_state("RUNNING")
+        # With its worker stopped the cancellation cannot be over.
+        os.kill(self.state()["worker"]["pid"], signal.SIGSTOP)
+        self.assertRegex(self.ctl("cancel", name),
+                         rf"^{name} CANCELLING: cancelled by the user")
+        text = self.ctl("local", "stop", "--timeout", "1s")
+        self.assertIn("killed", text)
+        self.assertIn(f"job {name} is being cancelled and does not go on\n",
+                      text)
+        self.assertNotIn("goes on from", text)
+        self.ctl(*start.split()[1:])
+        self.ctl("wait", name, "--timeout", "90s", code=103)
+
+    def await_state(self, state):
+        for _ in range(600):
+            job = json.loads(self.ctl("get", "@last", "-o", "json"))
+            if job["state"] == f"JOB_STATE_{state}":
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"the job is {job['state']}, not {state}")
 
     def test_second_start_says_that_it_runs(self):
         self.start("--cpu-ranks", "1")

@@ -48,6 +48,13 @@ TEST(WithWhat, SaidAlready_Stays) {
   EXPECT_EQ(FormatError(status), "error: inner\ncause: x\n");
 }
 
+TEST(ShellWord, WhatAShellWouldChange_IsQuoted) {
+  EXPECT_EQ(ShellWord("/a/b-c_d.e=1"), "/a/b-c_d.e=1");
+  EXPECT_EQ(ShellWord("My Model"), "'My Model'");
+  EXPECT_EQ(ShellWord("it's"), "'it'\\''s'");
+  EXPECT_EQ(ShellWord(""), "''");
+}
+
 TEST(WithHint, Ok_StaysOk) {
   EXPECT_TRUE(WithHint(WithWhat(absl::OkStatus(), "a"), "b").ok());
 }

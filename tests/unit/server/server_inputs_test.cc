@@ -182,7 +182,7 @@ TEST_F(ServerTest, NamesThatMeanNothing_AreToldThoseThatDo) {
   text.replace(text.find(ModelDir()), ModelDir().size(), "tiny");
   request.set_job_file(text);
   EXPECT_THAT(Create(request, &job).error_message(),
-              HasSubstr("say model.base: " + ModelDir()));
+              HasSubstr("name its directory: " + ModelDir()));
 }
 
 TEST_F(ServerTest, GangThatNoNodeCanHold_IsInvalid) {
