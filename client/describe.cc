@@ -1,6 +1,7 @@
 // DescribeJob, FormatTrouble and FormatPlan: many lines about one thing.
 #include <algorithm>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -96,13 +97,65 @@ void AppendSection(std::string* text, const std::string& title,
 
 constexpr size_t kEventsShown = 20;
 
+std::string WithoutDigits(std::string text) {
+  text.erase(std::remove_if(text.begin(), text.end(),
+                            [](char c) { return absl::ascii_isdigit(c); }),
+             text.end());
+  return text;
+}
+
+// The same thing again, of another step or size.
+bool Repeats(const v1::JobEvent& before, const v1::JobEvent& event) {
+  return before.type() == event.type() && before.attempt() == event.attempt() &&
+         WithoutDigits(before.message()) == WithoutDigits(event.message());
+}
+
+// The last of each row of repeated events, with "(x37 over 5m00s)".
+std::vector<v1::JobEvent> Gathered(const std::vector<v1::JobEvent>& events) {
+  std::vector<v1::JobEvent> gathered;
+  for (size_t i = 0; i < events.size();) {
+    const size_t first = i++;
+    while (i < events.size() && Repeats(events[first], events[i])) ++i;
+    gathered.push_back(events[i - 1]);
+    if (i - first == 1) continue;
+    absl::StrAppend(gathered.back().mutable_message(), " (x", i - first,
+                    " over ",
+                    ShortDuration(ToTime(events[i - 1].time()) -
+                                  ToTime(events[first].time())),
+                    ")");
+  }
+  return gathered;
+}
+
+std::string EventsSection(const v1::Job& job,
+                          const std::vector<v1::JobEvent>& events) {
+  const std::vector<v1::JobEvent> all = Gathered(events);
+  const size_t shown = std::min(all.size(), kEventsShown);
+  std::string text;
+  AppendSection(
+      &text,
+      shown == all.size()
+          ? "Events"
+          : absl::StrCat("Events (the newest of ", events.size(),
+                         "; all: qloractl events ", job.job_id(), ")"),
+      FormatTable(EventView(),
+                  std::vector<v1::JobEvent>(all.end() - shown, all.end()),
+                  false, false));
+  return text;
+}
+
 // Of v1::DataCounts or v1::PlanJobResponse.
 template <typename Counts>
 std::string RecordsText(const Counts& counts) {
-  return absl::StrCat(counts.records(), " read, ", counts.bad_records(),
-                      " bad (skipped), ", counts.truncated_records(),
-                      " truncated, ", counts.split_records(), " split, ",
-                      counts.dropped_records(), " dropped");
+  std::string text = absl::StrCat(counts.records(), " read");
+  const auto add = [&](int64_t count, const char* what) {
+    if (count > 0) absl::StrAppend(&text, ", ", count, " ", what);
+  };
+  add(counts.bad_records(), "bad (skipped)");
+  add(counts.truncated_records(), "truncated");
+  add(counts.split_records(), "split");
+  add(counts.dropped_records(), "dropped");
+  return text;
 }
 
 template <typename Counts>
@@ -158,19 +211,7 @@ std::string DescribeJob(const v1::Job& job,
                   FormatTable(CheckpointView(), checkpoints, false, false));
   }
   if (job.output_size() > 0) AppendSection(&text, "Output", OutputTable(job));
-  if (!events.empty()) {
-    const size_t shown = std::min(events.size(), kEventsShown);
-    AppendSection(
-        &text,
-        shown == events.size()
-            ? "Events"
-            : absl::StrCat("Events (the last ", shown, " of ", events.size(),
-                           "; all: qloractl events ", job.job_id(), ")"),
-        FormatTable(
-            EventView(),
-            std::vector<v1::JobEvent>(events.end() - shown, events.end()),
-            false, false));
-  }
+  if (!events.empty()) text += EventsSection(job, events);
   AppendSection(&text, "Job file", job.job_file());
   return text;
 }

@@ -176,7 +176,7 @@ std::string DrawChart(const std::string& title,
       ys.Add(point.second);
     }
   }
-  if (xs.empty()) return absl::StrCat(title, ": nothing to draw yet\n");
+  if (xs.empty()) return absl::StrCat(title, ": nothing to draw\n");
   const int columns = std::max(style.width - kLabelWidth - 3, kMinCells);
   const int rows = std::max(style.height - 3, 2);
   const bool braille = style.utf8 && (style.color || series.size() == 1);

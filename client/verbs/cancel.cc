@@ -19,8 +19,12 @@ absl::Status Cancel(Session& session, const std::vector<std::string>& jobs,
       return JobError(cancelled.status(),
                       absl::StrCat("cannot cancel job ", job));
     }
+    // Why it is not over yet.
+    const bool waits = cancelled->state() == v1::JOB_STATE_CANCELLING;
     *session.output.out << cancelled->job_id() << " "
-                        << StateName(cancelled->state()) << std::endl;
+                        << StateName(cancelled->state())
+                        << (waits ? ": " + cancelled->reason() : "")
+                        << std::endl;
   }
   return absl::OkStatus();
 }

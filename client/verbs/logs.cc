@@ -3,12 +3,30 @@
 #include "client/render.h"
 #include "client/stream.h"
 #include "client/verbs.h"
+#include "common/base/plural.h"
+#include "common/spec/job_spec.h"
 
 namespace qlora::client {
+
+namespace {
+
+absl::Status CheckRank(const v1::Job& job, int rank) {
+  const int ranks = ParseJobFile(job.resolved_job_file()).spec.world_size();
+  if (rank < ranks) return absl::OkStatus();
+  return WithWhat(
+      absl::OutOfRangeError(absl::StrCat(
+          "it has ", Plural(ranks, "rank"), ": 0",
+          ranks > 1 ? absl::StrCat(ranks > 2 ? " to " : " and ", ranks - 1)
+                    : "")),
+      absl::StrCat("job ", job.job_id(), " has no rank ", rank));
+}
+
+}  // namespace
 
 absl::StatusOr<int> Logs(Session& session, const LogsOptions& options) {
   // Another job may have the name by the time that a stream is opened again.
   ASSIGN_OR_RETURN(const v1::Job job, FetchJob(session, options.job));
+  RETURN_IF_ERROR(CheckRank(job, options.rank));
   v1::StreamLogsRequest request;
   request.set_job(job.job_id());
   request.set_project(session.project);

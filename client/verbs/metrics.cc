@@ -13,8 +13,12 @@ absl::Status Metrics(Session& session, const MetricsOptions& options) {
     *session.output.out << MetricsCsv(points);
     return absl::OkStatus();
   }
+  const absl::StatusOr<OutputFormat> format = ParseOutputFormat(options.format);
+  if (!format.ok()) {
+    return UsageError(absl::StrCat(format.status().message(), ", csv"));
+  }
   Output output = session.output;
-  ASSIGN_OR_RETURN(output.format, ParseOutputFormat(options.format));
+  output.format = *format;
   return PrintMetrics(session, options.job, output, options.max_points);
 }
 

@@ -50,13 +50,13 @@ TEST(DrawChart, Braille_KeepsTheWidth) {
 
 TEST(DrawChart, NoPoints_SaysSo) {
   EXPECT_THAT(DrawChart("loss", {{"loss", {}}}, Ascii(40, 8)),
-              HasSubstr("nothing to draw yet"));
+              HasSubstr("nothing to draw"));
 }
 
 TEST(DrawChart, OneValueOrNoFiniteOne_IsFine) {
   EXPECT_THAT(DrawChart("l", {{"l", {{5, 2}}}}, Ascii(30, 8)), HasSubstr("*"));
   EXPECT_THAT(DrawChart("l", {{"l", {{1, NAN}, {2, INFINITY}}}}, Ascii(30, 8)),
-              HasSubstr("nothing to draw yet"));
+              HasSubstr("nothing to draw"));
 }
 
 TEST(DrawChart, NarrowTerminal_StillDraws) {

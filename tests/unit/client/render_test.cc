@@ -144,24 +144,40 @@ TEST(DescribeJob, CountsOfTheData_AreShownOnceTheyAreKnown) {
   data.set_rows(40);
   data.set_eval_rows(6);
   EXPECT_THAT(DescribeJob(job, {}, {}, kNow),
-              HasSubstr("Records:      58 read, 2 bad (skipped), 0 truncated, "
-                        "3 split, 0 dropped\n"
+              HasSubstr("Records:      58 read, 2 bad (skipped), 3 split\n"
                         "Rows:         40 to train, 6 to evaluate\n"));
   EXPECT_EQ(DataText(data),
-            "records: 58 read, 2 bad (skipped), 0 truncated, 3 split, 0 "
-            "dropped; rows: 40 to train, 6 to evaluate");
+            "records: 58 read, 2 bad (skipped), 3 split; rows: 40 to train, 6 "
+            "to evaluate");
 }
 
 TEST(DescribeJob, ManyEvents_ShowsTheLastAndWhereTheRestIs) {
   std::vector<v1::JobEvent> events(45);
   for (int i = 0; i < 45; ++i) {
+    events[i].set_type("T" + std::to_string(i));
     events[i].set_message("event-" + std::to_string(i) + ";");
   }
   const std::string text = DescribeJob(RunningJob(), events, {}, kNow);
-  EXPECT_THAT(text, HasSubstr("the last 20 of 45; all: qloractl events"));
+  EXPECT_THAT(text, HasSubstr("the newest of 45; all: qloractl events"));
   EXPECT_THAT(text, testing::Not(HasSubstr("event-24;")));
   EXPECT_THAT(text, HasSubstr("event-25;"));
   EXPECT_THAT(text, HasSubstr("event-44;"));
+}
+
+TEST(DescribeJob, RepeatedEvents_AreOneLine) {
+  std::vector<v1::JobEvent> events(40);
+  for (int i = 0; i < 40; ++i) {
+    events[i].set_type("CheckpointCommitted");
+    events[i].set_message("step " + std::to_string(i) + " is committed");
+    events[i].mutable_time()->set_seconds(10 * i);
+  }
+  events[0].set_type("Running");
+  events[39].set_attempt(2);
+  const std::string text = DescribeJob(RunningJob(), events, {}, kNow);
+  EXPECT_THAT(text, HasSubstr("step 38 is committed (x38 over 6m10s)\n"));
+  EXPECT_THAT(text, testing::Not(HasSubstr("step 37 ")));
+  EXPECT_THAT(text, HasSubstr("step 39 is committed\n"));
+  EXPECT_THAT(text, HasSubstr("\nEvents:\n"));
 }
 
 v1::MetricPoint Point() {
