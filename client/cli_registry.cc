@@ -33,6 +33,8 @@ void AddDataset(Cli& cli) {
                    "Name to register; default: the file's without its end");
   push->add_flag("--replace", options->replace,
                  "Let a name that means other content mean this from now on");
+  push->add_flag("--allow-bad", options->allow_bad,
+                 "Push records too that no format of data.train has");
   cli.DoSimple(push,
                [options](Session& s) { return DatasetPush(s, *options); });
   AddRegistry(cli, *dataset, "dataset", DatasetList, DatasetInspect,

@@ -20,13 +20,20 @@ absl::Status PullOutput(Session& session, const v1::Job& job,
             IsTerminal(job.state()) ? "qloractl describe " : "qloractl wait ",
             job.job_id()));
   }
+  return PullFiles(session, job.output(), options);
+}
+
+absl::Status PullFiles(
+    Session& session,
+    const google::protobuf::RepeatedPtrField<v1::ArtifactFile>& files,
+    const PullOptions& options) {
   ProgressLine progress(session.output.terminal.err);
   RETURN_IF_ERROR(PullDirectory(session.connection(),
-                                {job.output().begin(), job.output().end()},
-                                options.to, options.force, progress));
+                                {files.begin(), files.end()}, options.to,
+                                options.force, progress));
   int64_t bytes = 0;
-  for (const v1::ArtifactFile& file : job.output()) bytes += file.size_bytes();
-  *session.output.out << options.to << ": " << Plural(job.output_size(), "file")
+  for (const v1::ArtifactFile& file : files) bytes += file.size_bytes();
+  *session.output.out << options.to << ": " << Plural(files.size(), "file")
                       << ", " << FormatBytes(bytes) << ", digests checked\n";
   return absl::OkStatus();
 }

@@ -11,4 +11,10 @@ namespace qlora::client {
 absl::Status PullOutput(Session& session, const v1::Job& job,
                         const PullOptions& options);
 
+// Downloads files of the artifact store likewise.
+absl::Status PullFiles(
+    Session& session,
+    const google::protobuf::RepeatedPtrField<v1::ArtifactFile>& files,
+    const PullOptions& options);
+
 }  // namespace qlora::client

@@ -121,6 +121,8 @@ struct DatasetPushOptions {
   std::string name;
   // A name that means other content may mean this from now on.
   bool replace = false;
+  // Records that no format has may travel too.
+  bool allow_bad = false;
 };
 absl::Status DatasetPush(Session& session, const DatasetPushOptions& options);
 absl::Status DatasetList(Session& session);

@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "client/data_file.h"
 #include "client/names.h"
+#include "client/records.h"
 #include "client/render.h"
 #include "client/transfer.h"
 #include "client/verbs.h"
@@ -28,19 +29,38 @@ absl::StatusOr<v1::Dataset> Find(Session& session, const std::string& name) {
                                    request);
 }
 
-absl::Status CheckIsFile(const std::string& file) {
+// The same push with one more flag.
+std::string PushCommand(const DatasetPushOptions& options,
+                        const std::string& flag) {
+  std::string command =
+      absl::StrCat("qloractl dataset push ", ShellWord(options.file));
+  if (!options.name.empty()) {
+    absl::StrAppend(&command, " --name ", ShellWord(options.name));
+  }
+  if (options.replace) absl::StrAppend(&command, " --replace");
+  if (options.allow_bad) absl::StrAppend(&command, " --allow-bad");
+  return absl::StrCat(command, " ", flag);
+}
+
+absl::Status CheckFile(const DatasetPushOptions& options) {
+  const std::string& file = options.file;
   std::error_code error;
   const absl::Status status = fs::exists(file, error)
                                   ? CheckDataFile(file, file)
                                   : absl::NotFoundError("no such file");
-  return WithWhat(status, absl::StrCat("cannot push ", file));
+  const std::string what = absl::StrCat("cannot push ", file);
+  if (!status.ok() || options.allow_bad) return WithWhat(status, what);
+  return WithHint(WithWhat(CheckRecords(file, file), what),
+                  PushCommand(options,
+                              "--allow-bad  # for jobs with "
+                              "data.on_bad_record: skip"));
 }
 
 }  // namespace
 
 absl::Status DatasetPush(Session& session, const DatasetPushOptions& options) {
   const std::string& file = options.file;
-  RETURN_IF_ERROR(CheckIsFile(file));
+  RETURN_IF_ERROR(CheckFile(options));
   ProgressLine progress(session.output.terminal.err);
   v1::PutDatasetRequest request;
   request.set_request_id(NewRequestId());
@@ -59,8 +79,7 @@ absl::Status DatasetPush(Session& session, const DatasetPushOptions& options) {
     return WithHint(
         WithWhat(dataset.status(),
                  absl::StrCat("will not replace dataset ", request.name())),
-        absl::StrCat("qloractl dataset push ", file, " --name ", request.name(),
-                     " --replace"));
+        PushCommand(options, "--replace"));
   }
   if (!dataset.ok()) {
     return WithWhat(dataset.status(),

@@ -56,6 +56,27 @@ absl::Status ModelError(absl::Status status, const std::string& what) {
   return WithWhat(std::move(status), what);
 }
 
+absl::StatusOr<v1::Model> FindModel(Session& session, const std::string& name) {
+  v1::GetModelRequest request;
+  request.set_name(name);
+  return session.connection().Call(session.connection().models(),
+                                   &v1::ModelService::Stub::GetModel, request);
+}
+
+// Its files where they were uploaded; those of a registered directory stay
+// there.
+absl::Status PullImported(Session& session, const v1::Model& model,
+                          const PullOptions& options) {
+  if (model.directory().empty()) {
+    return PullFiles(session, model.files(), options);
+  }
+  return WithWhat(
+      absl::FailedPreconditionError(absl::StrCat(
+          "its files lie in ", model.directory(), " on the workers' machines")),
+      absl::StrCat("model ", model.name(),
+                   " was imported by reference: there is nothing to pull"));
+}
+
 }  // namespace
 
 absl::Status ModelImport(Session& session, const ModelImportOptions& options) {
@@ -107,11 +128,7 @@ absl::Status ModelList(Session& session) {
 }
 
 absl::Status ModelInspect(Session& session, const std::string& name) {
-  v1::GetModelRequest request;
-  request.set_name(name);
-  const absl::StatusOr<v1::Model> model =
-      session.connection().Call(session.connection().models(),
-                                &v1::ModelService::Stub::GetModel, request);
+  const absl::StatusOr<v1::Model> model = FindModel(session, name);
   if (!model.ok()) {
     return ModelError(model.status(), absl::StrCat("cannot get model ", name));
   }
@@ -140,7 +157,13 @@ absl::Status ModelDelete(Session& session, const std::string& name) {
 }
 
 absl::Status ModelPull(Session& session, const PullOptions& options) {
-  ASSIGN_OR_RETURN(const v1::Job job, FetchJob(session, options.job));
+  const absl::StatusOr<v1::Job> found = FetchJob(session, options.job);
+  if (absl::IsNotFound(found.status())) {
+    const absl::StatusOr<v1::Model> model = FindModel(session, options.job);
+    if (model.ok()) return PullImported(session, *model, options);
+  }
+  RETURN_IF_ERROR(found.status());
+  const v1::Job& job = *found;
   if (job.method() != "full") {
     return WithHint(
         WithWhat(absl::FailedPreconditionError(

@@ -171,7 +171,7 @@ TEST(Cli, EveryVerb_ParsesAndHasAnAction) {
            "qloractl logs -f j-1 --timeout 1h",
            "qloractl events -f j-1 --timeout 30",
            "qloractl submit -f job.yaml --follow --timeout 5m",
-           "qloractl dataset push f --replace",
+           "qloractl dataset push f --replace --allow-bad",
        }) {
     bool has_action = false;
     EXPECT_EQ(Parse(line, &has_action), 0) << line;
