@@ -145,6 +145,12 @@ class CliTest(unittest.TestCase):
                  "data.train.0.path=dataset:rows", "--set", "model.base=tiny")
         self.ctl("dataset", "delete", "rows")
         self.refused("dataset", "inspect", "rows", code=3, error="rows")
+        self.refused("model", "pull", "tiny", "--to", "tiny-out", code=7,
+                     error="tiny was imported by reference",
+                     hint=f"its files lie in {cluster.ROOT}/examples/base/model")
+        self.refused("generate", "--model", "zzz", "x", code=6,
+                     error="cannot generate with --model zzz\ncause: model: no "
+                           "model", hint="qloractl model list")
         self.ctl("model", "delete", "tiny")
         self.refused("model", "inspect", "tiny", code=3, error="tiny")
         self.assertIn("READY", self.ctl("node", "list"))
@@ -164,6 +170,12 @@ class CliTest(unittest.TestCase):
         self.refused("dataset", "push", "nothing.jsonl", code=6,
                      error="cannot push nothing.jsonl",
                      hint="has only blank lines")
+        self.local.write("odd.jsonl", ROWS + '{"txt": "a"}\n{"text": 3\n')
+        self.refused("dataset", "push", "odd.jsonl", code=6,
+                     error="cannot push odd.jsonl\ncause: odd.jsonl:25: has the "
+                           "keys of no format",
+                     hint="\n       odd.jsonl:26: not valid JSON")
+        self.ctl("dataset", "push", "odd.jsonl", "--allow-bad")
         self.refused("dataset", "push", "rows.jsonl", "--name", "Bad Name",
                      code=2, error="for instance bad-name", hint="--help")
         self.refused("dataset", "push", "none.jsonl", code=3,
@@ -174,10 +186,19 @@ class CliTest(unittest.TestCase):
         shutil.copytree(cluster.ROOT / "examples/base/model", model)
         self.assertIn("my-tiny-model", self.ctl(
             "model", "import", "My Tiny-Model", "--upload"))
+        self.assertIn("digests checked", self.ctl(
+            "model", "pull", "my-tiny-model", "--to", "pulled-model"))
         # Below none of the roots: what to type to allow it.
         self.refused("model", "import", "My Tiny-Model", code=6,
                      error="under none of the model roots",
-                     hint=f"qloractl local start --model-root {model}")
+                     hint=f"hint: qloractl local stop --data-dir "
+                          f"{self.local.data}; qloractl local start --data-dir "
+                          f"{self.local.data} --cpu-ranks 2 --model-root "
+                          f"{cluster.ROOT}/examples --model-root '{model}'")
+        # What is no model is no root either.
+        self.refused("model", "import", "/etc", code=6,
+                     error="under none of the model roots",
+                     hint="/etc is no model, it has no config.json")
         # A directory that is not there is not to be allowed, but corrected.
         self.local.write("gone.yaml", job("gone", 2).replace(
             f"{cluster.ROOT}/examples/base/model", "/nope/model"))
@@ -203,6 +224,8 @@ class CliTest(unittest.TestCase):
     def test_cancel_and_wait(self):
         self.submit("cancelled", LONG)
         self.await_state("cancelled", "RUNNING")
+        self.refused("logs", "cancelled", "--rank", "1", code=6,
+                     error="has no rank 1", hint="it has 1 rank: 0")
         self.ctl("wait", "cancelled", "--timeout", "1s", code=101)
         self.assertRegex(self.ctl("cancel", "cancelled"), "CANCELL")
         self.ctl("wait", "cancelled", "--timeout", "60s", code=103)
@@ -289,7 +312,7 @@ class CliTest(unittest.TestCase):
             "path: rows.jsonl", "path: rows-odd.jsonl"))
         odd = ("--set", "data.on_bad_record=skip",
                "--set", "data.on_too_long=split")
-        counts = ("26 read, 1 bad (skipped), 0 truncated, 1 split, 0 dropped")
+        counts = "26 read, 1 bad (skipped), 1 split"
         text = self.ctl("submit", "-f", "odd.yaml", "--follow", *odd)
         self.assertRegex(text, rf"(?m)^records: {re.escape(counts)}; rows: \d+ "
                                r"to train, 0 to evaluate\n(.*\n)*?step 1/2 ")
@@ -299,7 +322,8 @@ class CliTest(unittest.TestCase):
                       self.ctl("logs", "odd"))
         self.ctl("adapter", "pull", "odd", "--to", "odd-out")
         card = (self.local.directory / "odd-out/README.md").read_text()
-        self.assertIn(f"| records | {counts} |", card)
+        self.assertIn("| records | 26 read, 1 bad (skipped), 0 truncated, "
+                      "1 split, 0 dropped |", card)
 
     def test_interrupt_detaches_and_says_so(self):
         self.local.write("attached.yaml", job("attached", LONG))
@@ -441,6 +465,11 @@ class CliTest(unittest.TestCase):
         self.refused("submit", code=2, error="--file",
                      hint="qloractl submit --help")
         self.refused("list", "-o", "xml", code=2, error="xml", hint="")
+        self.refused("metrics", "j", "-o", "xml", code=2, error="jsonl, csv",
+                     hint="")
+        self.refused("get", "@last", "--project", "empty", code=3,
+                     error="there are no jobs in project empty",
+                     hint="qloractl submit -f job.yaml")
         self.refused("get", "j-nothing", code=3, error="j-nothing",
                      hint="qloractl list")
         self.refused("submit", "-f", "none.yaml", code=3, error="none.yaml",
@@ -466,10 +495,17 @@ class CliTest(unittest.TestCase):
         self.refused("init", "--name", "no name", "bad.job", code=2,
                      error="name: must begin with a letter or digit")
         # With both flags there is nothing left to fill in.
-        text = self.ctl("init", "second.yaml", "--data", "rows.txt", "--model",
-                        f"{cluster.ROOT}/examples/base/model")
-        self.assertNotIn("fill in", text)
         self.local.write("rows.txt", "The sea and the bread. " * 20)
+        flags = ("--model", f"{cluster.ROOT}/examples/base/model", "--data",
+                 "rows.txt")
+        text = self.ctl("init", "second.yaml", *flags)
+        self.assertNotIn("fill in", text)
+        self.refused("init", "second.yaml", *flags, code=7, error="second.yaml",
+                     hint=f"qloractl init --force {' '.join(flags)} second.yaml")
+        self.refused("init", "third.yaml", "--model", "./nothing", code=3,
+                     error="--model ./nothing: no such directory", hint="")
+        self.refused("init", "third.yaml", "--data", "nothing.txt", code=3,
+                     error="--data nothing.txt: no such file", hint="")
         self.ctl("submit", "-f", "second.yaml", "--dry-run")
         self.ctl("submit", "-f", "first.yaml", "--dry-run", "--set",
                  "data.train.0.path=rows.jsonl", "--set",
