@@ -19,12 +19,13 @@ absl::Status Cancel(Session& session, const std::vector<std::string>& jobs,
       return JobError(cancelled.status(),
                       absl::StrCat("cannot cancel job ", job));
     }
-    // Why it is not over yet.
-    const bool waits = cancelled->state() == v1::JOB_STATE_CANCELLING;
     *session.output.out << cancelled->job_id() << " "
-                        << StateName(cancelled->state())
-                        << (waits ? ": " + cancelled->reason() : "")
-                        << std::endl;
+                        << StateName(cancelled->state());
+    // For whom it waits, or whom it did not wait for.
+    if (!cancelled->reason().empty()) {
+      *session.output.out << ": " << IndentRest(cancelled->reason(), 2);
+    }
+    *session.output.out << std::endl;
   }
   return absl::OkStatus();
 }
