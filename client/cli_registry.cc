@@ -51,6 +51,11 @@ void AddRegistryVerbs(Cli& cli) {
   node->require_subcommand(1);
   cli.DoSimple(node->add_subcommand("list", "All nodes by name"),
                [](Session& s) { return NodeList(s); });
+  auto name = std::make_shared<std::string>();
+  CLI::App* remove = node->add_subcommand(
+      "remove", "Forget a node that is gone and holds no ranks");
+  remove->add_option("NAME", *name, "Name of the node")->required();
+  cli.DoSimple(remove, [name](Session& s) { return NodeRemove(s, *name); });
 }
 
 }  // namespace qlora::client

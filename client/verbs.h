@@ -130,6 +130,7 @@ absl::Status DatasetInspect(Session& session, const std::string& name);
 absl::Status DatasetDelete(Session& session, const std::string& name);
 
 absl::Status NodeList(Session& session);
+absl::Status NodeRemove(Session& session, const std::string& name);
 
 absl::Status Plan(Session& session, const std::string& file,
                   const std::vector<std::string>& set);

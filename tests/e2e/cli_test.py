@@ -154,6 +154,11 @@ class CliTest(unittest.TestCase):
         self.ctl("model", "delete", "tiny")
         self.refused("model", "inspect", "tiny", code=3, error="tiny")
         self.assertIn("READY", self.ctl("node", "list"))
+        self.refused("node", "remove", "local", code=7,
+                     error="cannot remove node local\ncause: node local is "
+                           "connected", hint="qloractl node list")
+        self.refused("node", "remove", "gone", code=3,
+                     error="cannot remove node gone")
 
     def test_dataset_names_are_not_replaced_by_accident(self):
         self.local.write("Words.jsonl", ROWS)

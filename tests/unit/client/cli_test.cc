@@ -99,7 +99,7 @@ TEST(RunCli, WrongWords_AreAnsweredWithTheNearest) {
       {{"qloractl", "list", "--endpiont=h:1"}, "did you mean --endpoint?\n"},
       {{"qloractl", "xyzzy"}, "error: unknown command xyzzy\n"},
       {{"qloractl", "get", "a", "b"}, "error: unexpected argument b\n"},
-      {{"qloractl", "node"}, "error: give a command: list\n"},
+      {{"qloractl", "node"}, "error: give a command: list, remove\n"},
   };
   for (const auto& [line, says] : cases) {
     std::vector<char*> argv;
@@ -153,6 +153,7 @@ TEST(Cli, EveryVerb_ParsesAndHasAnAction) {
            "qloractl dataset inspect n",
            "qloractl dataset delete n",
            "qloractl node list -o wide",
+           "qloractl node remove n",
            "qloractl plan -f job.yaml",
            "qloractl explain",
            "qloractl explain lora.rank",
