@@ -240,11 +240,14 @@ std::string FormatPlan(const v1::PlanJobResponse& plan) {
               absl::StrCat(plan.trainable_parameters(), " trained of ",
                            plan.total_parameters()));
   AppendField(&text, "Compute", plan.compute_dtype());
-  const auto recomputed = std::count(plan.activation_plan().begin(),
-                                     plan.activation_plan().end(), "recompute");
+  const auto layers = [&](const char* memory) {
+    return std::count(plan.activation_plan().begin(),
+                      plan.activation_plan().end(), memory);
+  };
   AppendField(&text, "Layers",
-              absl::StrCat(plan.activation_plan_size() - recomputed, " kept, ",
-                           recomputed, " recomputed"));
+              absl::StrCat(layers("keep"), " kept, ", layers("recompute-mlp"),
+                           " with the MLP recomputed, ", layers("recompute"),
+                           " recomputed"));
   Table memory({{"MEMORY PER RANK"}, {"BYTES", true}});
   for (const v1::MemoryPlanItem& item : plan.memory()) {
     memory.AddRow({item.what(), FormatBytes(item.bytes())});

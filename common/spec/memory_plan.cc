@@ -76,11 +76,15 @@ int64_t OuterBytes(const Job& job) {
   return tables * job.model.vocab_size * hidden * job.element + hidden * 4;
 }
 
-// Everything that a kept layer saves for its backward, but its input.
-int64_t StateBytes(const Job& job, int64_t tokens) {
+// What a layer's backward takes: of the MLP gate and up, and apart from them
+// all but the layer's input.
+int64_t MlpBytes(const Job& job, int64_t tokens) {
+  return Times(tokens, 2 * job.model.intermediate_size * job.element);
+}
+
+int64_t AttentionBytes(const Job& job, int64_t tokens) {
   const ModelDescription& m = job.model;
-  const int64_t compute =
-      2 * m.q_size() + 2 * m.kv_size() + 2 * m.intermediate_size + 7 * job.rank;
+  const int64_t compute = 2 * m.q_size() + 2 * m.kv_size() + 7 * job.rank;
   const int64_t floats = m.hidden_size + 2 + m.num_heads;
   return Times(tokens, compute * job.element + floats * 4);
 }
@@ -97,8 +101,8 @@ int64_t AttentionScratch(const Job& job, int64_t tokens) {
                Times(5 * rows + 3 * kTile, padded) + 4 * kTile * kTile);
 }
 
-// Buffers that all layers share; `state` where some layer is recomputed.
-int64_t SharedBytes(const Job& job, int64_t tokens, bool state) {
+// Buffers that all layers share, but what recomputed ones do.
+int64_t SharedBytes(const Job& job, int64_t tokens) {
   const ModelDescription& m = job.model;
   int64_t weight = 0, widest = 0;
   for (const LinearShape& l : job.linears) {
@@ -122,7 +126,7 @@ int64_t SharedBytes(const Job& job, int64_t tokens, bool state) {
   // The stream after the last layer and its gradient; rotary table.
   bytes += Times(tokens, (2 * m.hidden_size + m.head_dim) * 4);
   bytes += AttentionScratch(job, tokens);
-  return state ? bytes + StateBytes(job, tokens) : bytes;
+  return bytes;
 }
 
 int64_t LogitsBytes(const Job& job, int64_t tokens) {
@@ -152,16 +156,56 @@ int64_t LoadingBytes(const Job& job) {
   return most;
 }
 
-MemoryPlan MakePlan(const Job& job, int rows, int kept) {
+// The layers of a plan that saves memory in so many of 2 * layers steps: MLPs
+// are recomputed from the first layer on, then whole layers likewise. A byte
+// saved costs about the same arithmetic in both ways, but for attention, which
+// grows with the length; an MLP needs nothing but its two products again.
+std::vector<LayerMemory> SaveMemory(int layers, int steps) {
+  std::vector<LayerMemory> result(layers, LayerMemory::kKeep);
+  for (int i = 0; i < steps; ++i) {
+    result[i % layers] =
+        i < layers ? LayerMemory::kRecomputeMlp : LayerMemory::kRecompute;
+  }
+  return result;
+}
+
+int StepsOf(const std::vector<LayerMemory>& layers) {
+  int steps = 0;
+  for (const LayerMemory layer : layers) steps += static_cast<int>(layer);
+  return steps;
+}
+
+// What the layers hold for the backward, and what they share to recompute.
+struct LayerBytes {
+  int64_t kept = 0;
+  int64_t shared = 0;
+};
+
+LayerBytes SumLayers(const Job& job, int64_t tokens,
+                     const std::vector<LayerMemory>& layers) {
+  const int64_t mlp = MlpBytes(job, tokens);
+  const int64_t attention = AttentionBytes(job, tokens);
+  LayerBytes sum;
+  if (layers.empty()) sum.shared = mlp + attention;
+  for (size_t l = job.first; l < layers.size(); ++l) {
+    const int64_t own_mlp = layers[l] == LayerMemory::kKeep ? mlp : 0;
+    const int64_t own_attention =
+        layers[l] == LayerMemory::kRecompute ? 0 : attention;
+    const int64_t own = InputBytes(job, tokens) + own_mlp + own_attention;
+    sum.kept = std::min(sum.kept + own, kHuge);
+    sum.shared =
+        std::max(sum.shared, mlp - own_mlp + attention - own_attention);
+  }
+  return sum;
+}
+
+MemoryPlan MakePlan(const Job& job, int rows, int steps) {
   const int64_t tokens = int64_t{rows} * job.spec.data.max_seq_len;
   const int layers = job.model.num_layers;
-  const int used = job.evaluation ? 0 : layers - job.first;
   MemoryPlan plan;
   plan.micro_batch_size = rows;
   plan.compute_dtype = job.dtype;
-  // The last layers are kept: theirs are the first states to be freed again.
-  plan.layers.assign(job.evaluation ? 0 : layers, LayerMemory::kRecompute);
-  std::fill_n(plan.layers.rbegin(), kept, LayerMemory::kKeep);
+  if (!job.evaluation) plan.layers = SaveMemory(layers, steps);
   const auto add = [&](std::string what, int64_t bytes) {
     if (bytes > 0) plan.items.push_back({std::move(what), bytes});
   };
@@ -178,11 +222,9 @@ MemoryPlan MakePlan(const Job& job, int rows, int kept) {
     add("gradients", job.trainable * 4);
     add("optimizer", job.trainable * 8);
   }
-  const int kept_used = std::min(kept, used);
-  add("activations", Times(kept_used, StateBytes(job, tokens)) +
-                         Times(used, InputBytes(job, tokens)));
-  add("workspace",
-      SharedBytes(job, tokens, job.evaluation || kept_used < used));
+  const LayerBytes sum = SumLayers(job, tokens, plan.layers);
+  add("activations", sum.kept);
+  add("workspace", SharedBytes(job, tokens) + sum.shared);
   add("logits", LogitsBytes(job, tokens));
   // The data's arrays are copied once, before all else is there.
   int64_t loading = 2 * job.data_bytes;
@@ -283,18 +325,18 @@ absl::Status DoesNotFit(const MemoryPlan& plan, int64_t budget) {
 }
 
 absl::StatusOr<MemoryPlan> PlanEvaluation(const Job& job, int64_t budget) {
-  MemoryPlan plan = MakePlan(job, /*rows=*/1, /*kept=*/0);
+  MemoryPlan plan = MakePlan(job, /*rows=*/1, /*steps=*/0);
   if (budget == 0 || plan.total() <= budget) return plan;
   return absl::ResourceExhaustedError(absl::StrCat(
       "evaluating a row needs ", plan.total() >> 20, " MiB",
       AgainstBudget(plan, budget), " use a worker with more memory"));
 }
 
-// The first of `choices` that fits, with as many layers kept as fit.
+// The first of `choices` that fits, recomputing as little as it can.
 absl::StatusOr<MemoryPlan> ChoosePlan(const Job& job,
                                       const std::vector<int>& choices,
                                       int64_t budget) {
-  const int layers = job.model.num_layers;
+  const int most_steps = 2 * job.model.num_layers;
   const int64_t row_tokens = job.spec.data.max_seq_len;
   const int64_t most = std::min(budget > 0 ? budget : kHuge, kHuge - 1);
   const auto fits = [&](const MemoryPlan& plan) {
@@ -305,25 +347,24 @@ absl::StatusOr<MemoryPlan> ChoosePlan(const Job& job,
     for (const int rows : choices) {
       const bool few = rows * row_tokens <
                        std::min(kFewTokens, choices.front() * row_tokens);
-      MemoryPlan plan = MakePlan(job, rows, layers);
+      MemoryPlan plan = MakePlan(job, rows, 0);
       if (fits(plan) && (!few || wish == ActivationMemory::kKeep)) return plan;
     }
     if (wish == ActivationMemory::kKeep) {
-      return DoesNotFit(MakePlan(job, choices.back(), layers), budget);
+      return DoesNotFit(MakePlan(job, choices.back(), 0), budget);
     }
   }
   for (const int rows : choices) {
-    MemoryPlan best = MakePlan(job, rows, 0);
-    if (!fits(best)) continue;
-    if (wish == ActivationMemory::kRecompute) return best;
-    for (int kept = 1; kept < layers; ++kept) {
-      MemoryPlan plan = MakePlan(job, rows, kept);
-      if (!fits(plan)) break;
-      best = std::move(plan);
+    MemoryPlan smallest = MakePlan(job, rows, most_steps);
+    if (!fits(smallest)) continue;
+    if (wish == ActivationMemory::kRecompute) return smallest;
+    for (int steps = 1; steps < most_steps; ++steps) {
+      MemoryPlan plan = MakePlan(job, rows, steps);
+      if (fits(plan)) return plan;
     }
-    return best;
+    return smallest;
   }
-  return DoesNotFit(MakePlan(job, choices.back(), 0), budget);
+  return DoesNotFit(MakePlan(job, choices.back(), most_steps), budget);
 }
 
 }  // namespace
@@ -349,9 +390,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input) {
     return std::max(1, rows >> std::min(input.micro_batch_halvings, 30));
   };
   if (plan.ok()) {
-    const auto kept = std::ranges::count(plan->layers, LayerMemory::kKeep);
-    return MakePlan(job, halved(plan->micro_batch_size),
-                    static_cast<int>(kept));
+    return MakePlan(job, halved(plan->micro_batch_size), StepsOf(plan->layers));
   }
   for (int& rows : choices) rows = halved(rows);
   return ChoosePlan(job, choices, input.budget);

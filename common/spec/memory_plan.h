@@ -13,7 +13,10 @@
 
 namespace qlora {
 
-enum class LayerMemory { kKeep, kRecompute };
+// What a layer's backward does not find and computes again: nothing, the two
+// wide products of its MLP (about half of what a layer keeps), or all but its
+// input. Each holds less than the one before.
+enum class LayerMemory { kKeep, kRecomputeMlp, kRecompute };
 
 // Gathered blocks of a sharded base that a rank holds: one in use, two on their
 // way.
@@ -59,7 +62,7 @@ struct MemoryPlanInput {
   // for a backward.
   bool evaluation = false;
   // How often the rows per forward are halved, down to one, because the plan
-  // without it ran out of memory. No layer is kept that was recomputed there.
+  // without it ran out of memory. No layer keeps what it recomputed there.
   int micro_batch_halvings = 0;
 };
 

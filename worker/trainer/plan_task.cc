@@ -1,5 +1,6 @@
 // Mode PLAN: what a job would train and need, without training.
 #include <algorithm>
+#include <array>
 
 #include "common/base/status_macros.h"
 #include "worker/trainer/data/sampler.h"
@@ -17,9 +18,9 @@ void FillMemory(const MemoryPlan& plan, v1::PlanJobResponse* response) {
     out.set_bytes(item.bytes);
   }
   response->set_memory_bytes_per_rank(plan.total());
+  constexpr std::array kNames = {"keep", "recompute-mlp", "recompute"};
   for (const LayerMemory layer : plan.layers) {
-    response->add_activation_plan(layer == LayerMemory::kKeep ? "keep"
-                                                              : "recompute");
+    response->add_activation_plan(kNames[static_cast<size_t>(layer)]);
   }
   response->set_compute_dtype(
       std::string(ComputeDtypeName(plan.compute_dtype)));

@@ -140,10 +140,8 @@ void AttentionPartBackward(const BlockContext& c, const BlockArgs& a,
                   a.dinput_norm);
 }
 
-}  // namespace
-
-void BlockRecompute(const BlockContext& c, const BlockArgs& a) {
-  const Views v(c, a);
+// Fills the state up to x_mid out of x.
+void AttentionPart(const BlockContext& c, const BlockArgs& a, const Views& v) {
   RmsNorm(v.x, a.input_norm, c.norm_eps, v.normed, a.state.input_rstd);
   Apply(c, a, kQ, v.normed, v.q, false);
   Apply(c, a, kK, v.normed, v.k, false);
@@ -153,20 +151,39 @@ void BlockRecompute(const BlockContext& c, const BlockArgs& a) {
   Attention(MakeAttention(c, a, v));
   Convert(v.x, v.x_mid);
   Apply(c, a, kO, v.attention, v.x_mid, true);
+}
 
+// Fills gate and up out of x_mid.
+void GateUp(const BlockContext& c, const BlockArgs& a, const Views& v) {
   RmsNorm(v.x_mid, a.post_attention_norm, c.norm_eps, v.normed,
           a.state.mid_rstd);
   Apply(c, a, kGate, v.normed, v.gate, false);
   Apply(c, a, kUp, v.normed, v.up, false);
-  if (a.lora[kDown].rank == 0) return;
+}
+
+// Fills the activation, and the adapter's product of it.
+void Activation(const BlockContext& c, const BlockArgs& a, const Views& v) {
   SwiGlu(v.gate, v.up, v.act);
   AdapterInputProduct(Call(c, a, kDown), v.act, a.state.xa[kDown]);
 }
 
-void BlockForward(const BlockContext& c, const BlockArgs& a, const View& out) {
-  BlockRecompute(c, a);
+}  // namespace
+
+void BlockRecompute(const BlockContext& c, const BlockArgs& a,
+                    LayerMemory memory) {
+  if (memory == LayerMemory::kKeep) return;
   const Views v(c, a);
-  if (a.lora[kDown].rank == 0) SwiGlu(v.gate, v.up, v.act);
+  if (memory == LayerMemory::kRecompute) AttentionPart(c, a, v);
+  GateUp(c, a, v);
+  const bool whole = memory == LayerMemory::kRecompute;
+  if (whole && a.lora[kDown].rank > 0) Activation(c, a, v);
+}
+
+void BlockForward(const BlockContext& c, const BlockArgs& a, const View& out) {
+  const Views v(c, a);
+  AttentionPart(c, a, v);
+  GateUp(c, a, v);
+  Activation(c, a, v);
   Convert(v.x_mid, out);
   LinearProduct(Call(c, a, kDown), v.act, out, true, a.state.xa[kDown]);
 }

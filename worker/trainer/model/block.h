@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 
+#include "common/spec/memory_plan.h"
 #include "worker/trainer/model/parameters.h"
 #include "worker/trainer/model/weights.h"
 #include "worker/trainer/ops/attention.h"
@@ -74,8 +75,10 @@ struct BlockArgs {
 void BlockForward(const BlockContext& context, const BlockArgs& args,
                   const View& out);
 
-// Fills the state again out of state.x; the same bits as the forward.
-void BlockRecompute(const BlockContext& context, const BlockArgs& args);
+// Fills the state again where `memory` let other layers use its buffers; the
+// same bits as the forward.
+void BlockRecompute(const BlockContext& context, const BlockArgs& args,
+                    LayerMemory memory);
 
 // dx: the gradient of `out`, becomes that of the input if `reach` is kInput,
 // else is left in between. Destroys gate and up of the state.

@@ -184,8 +184,7 @@ BlockArgs DecoderModel::MakeArgs(const Pass& pass, int layer,
   BlockArgs args = BindBlock(pass.bind, layer, weights);
   args.positions = pass.batch.positions;
   args.offsets = pass.batch.offsets;
-  const bool own = pass.backward() && layer >= first_ &&
-                   options_.layers[layer] == LayerMemory::kKeep;
+  const bool own = pass.backward() && layer >= first_;
   args.state = own ? workspace_.states[layer] : workspace_.shared;
   args.state.x = Stream(layer, pass).row<float>(0);
   return args;
@@ -205,9 +204,7 @@ absl::Status DecoderModel::Backward(const Pass& pass, const View& dx) {
   return BackwardLayers(
       pass.weights, [&](int layer, const BlockWeights& weights) {
         const BlockArgs args = MakeArgs(pass, layer, weights);
-        if (options_.layers[layer] == LayerMemory::kRecompute) {
-          BlockRecompute(context_, args);
-        }
+        BlockRecompute(context_, args, options_.layers[layer]);
         BlockBackward(context_, args, reach_[layer], dx);
       });
 }

@@ -55,9 +55,17 @@ struct Sizes {
   int64_t weight = 0, widest = 0;
 };
 
-// Everything but x.
 template <typename Cutter>
-BlockState CutState(const WorkspaceOptions& o, const Sizes& s, Cutter& cut) {
+void CutMlp(const WorkspaceOptions& o, const Sizes& s, Cutter& cut,
+            BlockState& state) {
+  state.gate = cut.Take(o.dtype, s.tokens * s.inner);
+  state.up = cut.Take(o.dtype, s.tokens * s.inner);
+}
+
+// Everything but x, gate and up.
+template <typename Cutter>
+BlockState CutAttention(const WorkspaceOptions& o, const Sizes& s,
+                        Cutter& cut) {
   BlockState state;
   const int64_t t = s.tokens;
   state.x_mid = cut.template Take<float>(t * s.hidden);
@@ -70,10 +78,39 @@ BlockState CutState(const WorkspaceOptions& o, const Sizes& s, Cutter& cut) {
     state.lse = cut.template Take<float>(t * s.heads);
   }
   state.attention = cut.Take(o.dtype, t * s.q);
-  state.gate = cut.Take(o.dtype, t * s.inner);
-  state.up = cut.Take(o.dtype, t * s.inner);
   for (void*& xa : state.xa) xa = cut.Take(o.dtype, t * o.lora_rank);
   return state;
+}
+
+// Fills the states of the layers; gives what evaluation and layers below
+// `first` use.
+template <typename Cutter>
+BlockState CutStates(const WorkspaceOptions& o, const Sizes& s, Cutter& cut,
+                     std::vector<BlockState>& states) {
+  const auto layers = static_cast<int>(o.layers.size());
+  const auto used = std::span(o.layers).subspan(std::min(o.first, layers));
+  const auto any = [&](LayerMemory memory) {
+    return std::ranges::find(used, memory) != used.end();
+  };
+  const bool whole = any(LayerMemory::kRecompute) || used.empty() || o.decode;
+  BlockState shared;
+  if (whole) shared = CutAttention(o, s, cut);
+  if (whole || any(LayerMemory::kRecomputeMlp)) CutMlp(o, s, cut, shared);
+  for (int l = o.first; l < layers && !o.decode; ++l) {
+    BlockState& state = states[l];
+    state = o.layers[l] == LayerMemory::kRecompute ? shared
+                                                   : CutAttention(o, s, cut);
+    if (o.layers[l] == LayerMemory::kKeep) {
+      CutMlp(o, s, cut, state);
+    } else {
+      state.gate = shared.gate;
+      state.up = shared.up;
+    }
+    state.x = cut.template Take<float>(s.tokens * s.hidden);
+  }
+  // Where no layer is recomputed whole, evaluation and the layers below `first`
+  // (which run before any state is filled) can do with a layer's buffers.
+  return whole ? shared : states.back();
 }
 
 template <typename Cutter>
@@ -124,20 +161,7 @@ void Workspace::Cut(const WorkspaceOptions& o, Cutter& cut) {
   const Sizes s(o);
   const auto layers = static_cast<int>(o.layers.size());
   states.assign(layers, {});
-  bool recompute = o.decode;
-  int kept = -1;
-  for (int l = o.first; l < layers && !o.decode; ++l) {
-    if (o.layers[l] == LayerMemory::kKeep) {
-      states[l] = CutState(o, s, cut);
-      kept = l;
-    } else {
-      recompute = true;
-    }
-    states[l].x = cut.Take<float>(s.tokens * s.hidden);
-  }
-  // Where all layers are kept, evaluation and the layers below `first` (which
-  // run before any state is filled) can do with a kept layer's buffers.
-  shared = recompute || kept < 0 ? CutState(o, s, cut) : states[kept];
+  shared = CutStates(o, s, cut, states);
   for (int l = 0; l < layers && o.decode; ++l) {
     states[l].k = cut.Take(o.dtype, o.max_positions * s.kv);
     states[l].v = cut.Take(o.dtype, o.max_positions * s.kv);

@@ -39,10 +39,11 @@ class Workspace {
 
   int64_t bytes() const { return static_cast<int64_t>(memory_.bytes().size()); }
 
-  // One per layer from `first` on: own buffers if kept, else only x is its own.
+  // One per layer from `first` on, whole. Only x is everyone's own: the rest is
+  // `shared` in a recomputed layer, as are gate and up where the MLP is.
   std::vector<BlockState> states;
-  // For evaluation, layers below `first` and recomputed ones; has no x. May
-  // share buffers with a kept layer, see workspace.cc.
+  // For evaluation and layers below `first`; has no x. May share buffers with
+  // any layer, see workspace.cc.
   BlockState shared;
   float* x_final = nullptr;
   float* dx = nullptr;

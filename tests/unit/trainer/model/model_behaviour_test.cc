@@ -89,13 +89,25 @@ TEST_F(ModelBehaviour, RecomputeEqualsKeepBitwise) {
   auto keep = Make();
   const auto expected = Grads(*keep, {batch}, {key});
   const double loss = loss_;
-  options_.layers = {LayerMemory::kKeep, LayerMemory::kRecompute,
-                     LayerMemory::kRecompute, LayerMemory::kKeep,
-                     LayerMemory::kRecompute};
-  auto mixed = Make();
-  EXPECT_LT(mixed->workspace_bytes(), keep->workspace_bytes());
-  EXPECT_EQ(Grads(*mixed, {batch}, {key}), expected);
-  EXPECT_EQ(loss_, loss);
+  int64_t bytes = keep->workspace_bytes();
+  using enum LayerMemory;
+  for (const std::vector<LayerMemory>& layers :
+       {std::vector(5, kRecomputeMlp),
+        std::vector{kKeep, kRecompute, kRecomputeMlp, kRecomputeMlp,
+                    kRecompute},
+        std::vector(5, kRecompute)}) {
+    options_.layers = layers;
+    auto saving = Make();
+    EXPECT_LT(saving->workspace_bytes(), bytes);
+    bytes = saving->workspace_bytes();
+    EXPECT_EQ(Grads(*saving, {batch}, {key}), expected);
+    EXPECT_EQ(loss_, loss);
+    const LossSum sum =
+        saving->Evaluate(batch, *loaded_->source, params_).value();
+    EXPECT_EQ(sum.loss,
+              keep->Evaluate(batch, *loaded_->source, params_).value().loss);
+    EXPECT_EQ(Grads(*saving, {batch}, {key}), expected);
+  }
 }
 
 TEST_F(ModelBehaviour, RepeatsBitwise) {
@@ -188,6 +200,17 @@ int64_t PlannedWorkspace(const MemoryPlan& plan) {
   return bytes;
 }
 
+// Saves this share of what recomputing every layer would; spec is input's.
+MemoryPlan PlanThatSaves(double share, JobSpec& spec, MemoryPlanInput input) {
+  const int64_t most = PlanMemory(input)->total();
+  spec.train.activation_memory = ActivationMemory::kRecompute;
+  const int64_t least = PlanMemory(input)->total();
+  spec.train.activation_memory = ActivationMemory::kAuto;
+  input.budget =
+      most - static_cast<int64_t>(share * static_cast<double>(most - least));
+  return PlanMemory(input).value();
+}
+
 // A width at which rounding pieces up to a cache line is nothing.
 TEST_F(ModelBehaviour, WorkspaceIsWhatThePlanSays) {
   description_.hidden_size = 192;
@@ -199,12 +222,11 @@ TEST_F(ModelBehaviour, WorkspaceIsWhatThePlanSays) {
         std::pair(Method::kFull, 0)}) {
     for (const auto dtype : {ComputeDtype::kFloat32, ComputeDtype::kBfloat16}) {
       for (const double dropout : {0.0, 0.1}) {
-        for (const auto memory :
-             {ActivationMemory::kKeep, ActivationMemory::kRecompute}) {
+        // Nothing recomputed, some MLPs, some whole layers, all.
+        for (const double saved : {0.0, 0.2, 0.7, 1.0}) {
           JobSpec spec = PlanSpec(method);
           spec.lora.rank = rank;
           spec.train.compute_dtype = dtype;
-          spec.train.activation_memory = memory;
           spec.lora.dropout = dropout;
           if (method == Method::kLora) {
             spec.lora.target_modules = {"down_proj", "q_proj"};
@@ -213,7 +235,7 @@ TEST_F(ModelBehaviour, WorkspaceIsWhatThePlanSays) {
           input.model = &description_;
           input.spec = &spec;
           input.threads = NumThreads();
-          const MemoryPlan plan = PlanMemory(input).value();
+          const MemoryPlan plan = PlanThatSaves(saved, spec, input);
           ModelOptions options;
           options.method = method;
           options.compute_dtype = plan.compute_dtype;
@@ -293,18 +315,28 @@ TEST_F(ModelBehaviour, PlanRecomputesJustEnough) {
   const MemoryPlan small = PlanMemory(input).value();
   EXPECT_EQ(std::ranges::count(small.layers, LayerMemory::kKeep), 0);
   spec.train.activation_memory = ActivationMemory::kAuto;
-  input.budget = (small.total() + roomy.total()) / 2;
-  const MemoryPlan between = PlanMemory(input).value();
-  EXPECT_LE(between.total(), input.budget);
-  EXPECT_EQ(between.layers.front(), LayerMemory::kRecompute);
-  EXPECT_EQ(between.layers.back(), LayerMemory::kKeep);
+  input.budget = roomy.total() - 1;
+  using enum LayerMemory;
+  std::vector<LayerMemory> before = roomy.layers;
+  // Every budget less than what the last plan took saves more.
+  while (input.budget >= small.total()) {
+    const MemoryPlan plan = PlanMemory(input).value();
+    EXPECT_LE(plan.total(), input.budget);
+    EXPECT_GT(plan.layers, before);
+    // No layer is recomputed whole while another keeps its MLP.
+    EXPECT_FALSE(std::ranges::count(plan.layers, kRecompute) > 0 &&
+                 std::ranges::count(plan.layers, kKeep) > 0);
+    input.budget = plan.total() - 1;
+    before = plan.layers;
+  }
+  EXPECT_EQ(before, std::vector(5, kRecompute));
   input.budget = small.total() - 1;
   const absl::Status refused = PlanMemory(input).status();
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(absl::StrContains(refused.message(), "activations")) << refused;
 }
 
-TEST_F(ModelBehaviour, HalvedPlan_TakesLessAndKeepsNoMoreLayers) {
+TEST_F(ModelBehaviour, HalvedPlan_TakesLessAndKeepsNoMore) {
   JobSpec spec = PlanSpec(Method::kQlora);
   spec.train.global_batch_size = 64;
   spec.train.micro_batch_size = 0;
@@ -315,13 +347,12 @@ TEST_F(ModelBehaviour, HalvedPlan_TakesLessAndKeepsNoMoreLayers) {
   ASSERT_GE(whole.micro_batch_size, 8);
   input.budget = whole.total() - 1;
   const MemoryPlan tight = PlanMemory(input).value();
-  const auto kept = std::ranges::count(tight.layers, LayerMemory::kKeep);
   int64_t before = tight.total();
   for (const int halvings : {1, 2, 3}) {
     input.micro_batch_halvings = halvings;
     const MemoryPlan plan = PlanMemory(input).value();
     EXPECT_EQ(plan.micro_batch_size, tight.micro_batch_size >> halvings);
-    EXPECT_LE(std::ranges::count(plan.layers, LayerMemory::kKeep), kept);
+    EXPECT_EQ(plan.layers, tight.layers);
     EXPECT_LT(plan.total(), before);
     before = plan.total();
   }
