@@ -30,6 +30,18 @@ int MoveUp(int fd) {
   return moved;
 }
 
+// This process's, and what the agent adds (worker/agent/rank_process.cc).
+std::vector<char*> RankEnvironment() {
+  static char spin[] = "GOMP_SPINCOUNT=1000";
+  std::vector<char*> environment;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    environment.push_back(*entry);
+  }
+  environment.push_back(spin);
+  environment.push_back(nullptr);
+  return environment;
+}
+
 absl::StatusOr<int> ListenOnLoopback(std::string& address) {
   const int fd = MoveUp(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   sockaddr_in in{};
@@ -87,7 +99,7 @@ absl::Status Gang::Spawn(const std::string& program,
   }
   char* const argv[] = {const_cast<char*>(program.c_str()), nullptr};
   const int error = posix_spawn(&child->pid, program.c_str(), &actions, nullptr,
-                                argv, environ);
+                                argv, RankEnvironment().data());
   posix_spawn_file_actions_destroy(&actions);
   close(child_fd);
   if (error != 0) {
