@@ -29,26 +29,38 @@ int32_t SampleToken(std::span<const float> logits,
   if (options.temperature <= 0) {
     return static_cast<int32_t>(best - logits.begin());
   }
-  std::vector<int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::ranges::stable_sort(
-      order, [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
-  std::vector<double> cumulative(logits.size());
+  // A heap of the tokens yields the likeliest first, ties by number: few are
+  // wanted, so that sorting them all would be most of a token's time.
+  std::vector<int32_t> heap(logits.size());
+  std::iota(heap.begin(), heap.end(), 0);
+  const auto after = [&](int32_t a, int32_t b) {
+    return logits[a] != logits[b] ? logits[a] < logits[b] : a > b;
+  };
+  std::ranges::make_heap(heap, after);
+  const auto weight = [&](float logit) {
+    return std::exp((logit - *best) / options.temperature);
+  };
   double total = 0;
-  for (size_t i = 0; i < order.size(); ++i) {
-    total += std::exp((logits[order[i]] - *best) / options.temperature);
-    cumulative[i] = total;
-  }
-  if (options.top_p > 0 && options.top_p < 1) {
-    const auto last =
-        std::ranges::lower_bound(cumulative, options.top_p * total);
-    if (last != cumulative.end()) total = *last;
+  for (const float logit : logits) total += weight(logit);
+  const bool all = !(options.top_p > 0 && options.top_p < 1);
+  // The likeliest tokens, and the sums of their weights up to each.
+  std::vector<int32_t> likeliest;
+  std::vector<double> cumulative;
+  const double uniform = Uniform(options.seed, draw);
+  const double enough = total * (all ? uniform : options.top_p);
+  double sum = 0;
+  while (!heap.empty() && (sum < enough || likeliest.empty())) {
+    std::ranges::pop_heap(heap, after);
+    likeliest.push_back(heap.back());
+    heap.pop_back();
+    sum += weight(logits[likeliest.back()]);
+    cumulative.push_back(sum);
   }
   const auto chosen =
-      std::ranges::upper_bound(cumulative, Uniform(options.seed, draw) * total);
+      std::ranges::upper_bound(cumulative, all ? enough : uniform * sum);
   const auto i =
-      std::min<size_t>(chosen - cumulative.begin(), order.size() - 1);
-  return order[i];
+      std::min<size_t>(chosen - cumulative.begin(), likeliest.size() - 1);
+  return likeliest[i];
 }
 
 }  // namespace qlora::trainer
