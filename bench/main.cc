@@ -43,6 +43,8 @@ int Main(int argc, char** argv) {
   app.add_option("--peers", options.peers, "Directory of the peers' programs");
   app.add_option("--steps", options.steps, "Steps of both trainers")
       ->check(CLI::Range(2, 1000));
+  app.add_option("--memory", options.memory,
+                 "Bytes that our trainer may take (default: what it likes)");
   app.add_option("--threads", options.threads, "Compute threads");
   CLI11_PARSE(app, argc, argv);
   const absl::Status status = RunAll(options);

@@ -1,6 +1,7 @@
 // What the command line of scripts/bench says.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -18,6 +19,8 @@ struct Options {
   // Path of qlora-trainer.
   std::string trainer;
   int steps = 6;
+  // Our trainer plans for so much; 0: for as much as it likes.
+  int64_t memory = 0;
   int threads = static_cast<int>(std::thread::hardware_concurrency());
 
   bool Wants(std::string_view name) const {

@@ -147,6 +147,7 @@ v1::TrainerTask MakeTask(const Options& options, const std::string& directory,
   task.set_work_directory(absl::StrCat(directory, "/work-", dtype));
   task.set_world_size(1);
   task.set_threads(options.threads);
+  task.set_memory_bytes(options.memory);
   for (const char* name : {"rows.jsonl", "init"}) {
     v1::LocalInput& input = *task.add_inputs();
     input.set_name(name);
