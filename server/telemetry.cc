@@ -171,6 +171,9 @@ bool Telemetry::OnPoint(const std::string& job_id,
   series.trained += point.tokens_trained();
   series.masked += point.tokens_total() - point.tokens_trained();
   series.padding += point.tokens_padding();
+  for (const auto& [phase, seconds] : point.phase_seconds()) {
+    series.phase_seconds[phase] += seconds;
+  }
   step_duration_->Observe(point.step_seconds());
   return true;
 }
@@ -267,6 +270,10 @@ std::vector<MetricFamily> Telemetry::JobFamilies() {
       Family("qlora_train_tokens_total",
              "Tokens since the coordinator started, by what became of them",
              MetricType::Counter);
+  MetricFamily phases =
+      Family("qlora_train_phase_seconds_total",
+             "Time of rank 0 since the coordinator started, by what it did",
+             MetricType::Counter);
   MetricFamily saved =
       Family("qlora_checkpoint_last_success_timestamp_seconds",
              "When the newest checkpoint was committed", MetricType::Gauge);
@@ -289,8 +296,11 @@ std::vector<MetricFamily> Telemetry::JobFamilies() {
                                       {"padding", series.padding}}) {
       Add(tokens, {{"job_id", id}, {"kind", kind}}, static_cast<double>(count));
     }
+    for (const auto& [phase, seconds] : series.phase_seconds) {
+      Add(phases, {{"job_id", id}, {"phase", phase}}, seconds);
+    }
   }
-  return {loss, eval, norm, rate, epoch, steps, tokens, saved};
+  return {loss, eval, norm, rate, epoch, steps, tokens, phases, saved};
 }
 
 std::string Telemetry::Text(std::vector<MetricFamily> families) {

@@ -54,6 +54,7 @@ class Telemetry {
     // Of this job since the coordinator started.
     int64_t steps = 0;
     int64_t trained = 0, masked = 0, padding = 0;
+    std::map<std::string, double> phase_seconds;
     // Exported until then.
     absl::Time until = absl::InfiniteFuture();
     bool exported = false;

@@ -176,6 +176,26 @@ TEST_F(ModesTest, Eval_ComputesInTheTypeOfTheJob) {
 }
 
 // One character in two is a token here, more than in any usual job.
+TEST_F(ModesTest, Phases_FillTheStepsAndDoNotOverlap) {
+  const Run run = RunTask(Job("max_steps: 12", "max_steps: 6", 2));
+  ASSERT_TRUE(run.has_result) << run.failure.message();
+  for (const v1::MetricPoint& point : run.metrics) {
+    const auto& phases = point.phase_seconds();
+    double step = 0;
+    for (const char* phase :
+         {"data", "gather", "forward", "backward", "comm", "optim"}) {
+      EXPECT_GT(phases.at(phase), 0) << phase;
+      step += phases.at(phase);
+    }
+    // All but the evaluation before a point is the step's.
+    step -= point.has_eval_loss() ? phases.at("gather") : 0;
+    EXPECT_LE(step, point.step_seconds());
+    EXPECT_EQ(phases.at("eval") > 0, point.has_eval_loss());
+    // None was saved before the last point.
+    EXPECT_EQ(phases.at("checkpoint"), 0);
+  }
+}
+
 TEST_F(ModesTest, PlainText_TakesNoMoreMemoryThanPlanned) {
   v1::TrainerTask task =
       Job("rows.jsonl, format: tokens}]\n  eval_fraction: 0.2",

@@ -34,10 +34,7 @@ TrainLoop::TrainLoop(const Parts& parts)
 
 absl::StatusOr<StepReport> TrainLoop::Step(int64_t step, DataCursor* cursor,
                                            const Wishes& wishes) {
-  const Communicator& gang = parts_.gang.communicator;
-  const RankBatch batch =
-      MakeRankBatch(parts_.data, parts_.sampler.NextBatch(cursor), gang.rank(),
-                    gang.size(), parts_.gang.micro_batch_size);
+  const RankBatch batch = NextBatch(cursor);
   StepReport report{.step = step,
                     .learning_rate = LearningRateAt(parts_.schedule, step),
                     .tokens_trained = batch.trained_tokens,
@@ -48,11 +45,19 @@ absl::StatusOr<StepReport> TrainLoop::Step(int64_t step, DataCursor* cursor,
   RETURN_IF_ERROR(Reduce(&loss, &report.wishes));
   report.loss =
       loss.loss / std::max(1.0, static_cast<double>(batch.trained_tokens));
+  const InPhase optimizing(&parts_.clock, Phase::kOptim);
   report.grad_norm = GlobalNorm(grads_, parts_.parallel_for);
   RETURN_IF_ERROR(CheckFinite(report));
   parts_.optimizer.Step(step, report.learning_rate, report.grad_norm,
                         parts_.params, grads_);
   return report;
+}
+
+RankBatch TrainLoop::NextBatch(DataCursor* cursor) {
+  const InPhase reading(&parts_.clock, Phase::kData);
+  const Communicator& gang = parts_.gang.communicator;
+  return MakeRankBatch(parts_.data, parts_.sampler.NextBatch(cursor),
+                       gang.rank(), gang.size(), parts_.gang.micro_batch_size);
 }
 
 absl::StatusOr<LossSum> TrainLoop::ForwardBackward(int64_t step,
@@ -82,6 +87,7 @@ absl::StatusOr<LossSum> TrainLoop::ForwardBackward(int64_t step,
 }
 
 absl::Status TrainLoop::Reduce(LossSum* loss, Wishes* wishes) {
+  const InPhase summing(&parts_.clock, Phase::kComm);
   Communicator& gang = parts_.gang.communicator;
   RETURN_IF_ERROR(gang.AllReduceSum(std::span<float>(grads_)));
   std::array<double, 5> values = {

@@ -47,6 +47,7 @@ class TrainLoop {
     // layout().total elements.
     std::span<float> params;
     const kernels::ParallelFor& parallel_for;
+    PhaseClock& clock;
   };
   // What parts refer to must outlive the loop.
   explicit TrainLoop(const Parts& parts);
@@ -57,6 +58,7 @@ class TrainLoop {
                                   const Wishes& wishes);
 
  private:
+  RankBatch NextBatch(DataCursor* cursor);
   absl::StatusOr<LossSum> ForwardBackward(int64_t step, const RankBatch& batch);
   // Sums gradients and losses over the ranks, and joins their wishes.
   absl::Status Reduce(LossSum* loss, Wishes* wishes);

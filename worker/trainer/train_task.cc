@@ -73,6 +73,7 @@ absl::Status TrainTask::Prepare() {
   ASSIGN_OR_RETURN(plan_, PlanTogether(PlanInput(task_, spec_, model_, data_),
                                        *communicator_));
   ApplyPlan(plan_, spec_, options_);
+  options_.clock = &clock_;
   RETURN_IF_ERROR(CheckInputs());
   RETURN_IF_ERROR(AgreeOn(*communicator_, LoadEverything()));
   RETURN_IF_ERROR(CheckStart());
@@ -252,7 +253,8 @@ void TrainTask::MakeLoop() {
       .schedule = MakeSchedule(spec_.train, state_.total_steps),
       .dropout_seed = spec_.train.seed,
       .params = loaded_->params(),
-      .parallel_for = KernelParallelFor()});
+      .parallel_for = KernelParallelFor(),
+      .clock = clock_});
   const absl::Time now = absl::Now();
   eval_due_.emplace(spec_.eval.every, now);
   log_due_.emplace(spec_.logging.every, now);
@@ -347,6 +349,7 @@ absl::Status TrainTask::AfterStep(const StepReport& report, double epoch_before,
 }
 
 absl::Status TrainTask::Evaluate(EvalRecord* record) {
+  const InPhase evaluating(&clock_, Phase::kEval);
   const bool own_set = data_.eval.size() > 0;
   DataCursor first;
   phase_ = v1::TrainerProgress::PHASE_EVALUATION;
@@ -405,6 +408,10 @@ absl::Status TrainTask::LogStep(const StepReport& report, double epoch,
   point.set_gathered_blocks(counts.gathers - counted_.gathers);
   point.set_gathered_other_bytes(counts.other_bytes - counted_.other_bytes);
   counted_ = counts;
+  const auto phases = clock_.Take();
+  for (size_t i = 1; i < phases.size(); ++i) {
+    (*point.mutable_phase_seconds())[kPhaseNames[i]] = phases[i];
+  }
   RETURN_IF_ERROR(DiskError(metrics_.Append(point)));
   link_.Send(event);
   return absl::OkStatus();
@@ -417,6 +424,7 @@ ConstStateBuffers TrainTask::buffers() {
 }
 
 absl::Status TrainTask::Save(const std::string& output_directory) {
+  const InPhase saving(&clock_, Phase::kCheckpoint);
   BeginSaving();
   v1::TrainerEvent event;
   v1::StagedFiles& staged = *event.mutable_staged();

@@ -82,6 +82,8 @@ class TrainTask {
   ModelDescription model_;
   std::optional<Adapter> init_adapter_;
   MemoryPlan plan_;
+  // Of the steps and what they wait for.
+  PhaseClock clock_;
   ModelOptions options_;
   std::unique_ptr<Communicator> communicator_;
   LoadedData data_;

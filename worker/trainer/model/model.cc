@@ -85,6 +85,10 @@ class DecoderModel : public Model {
   absl::Status ForwardLayers(BlockSource& source, F f);
   template <typename F>
   absl::Status BackwardLayers(BlockSource& source, F f);
+  absl::StatusOr<BlockWeights> Acquire(BlockSource& source, int layer) const {
+    const InPhase waiting(options_.clock, Phase::kGather);
+    return source.Acquire(layer);
+  }
 
   const ModelDescription description_;
   const ModelOptions options_;
@@ -105,7 +109,7 @@ absl::Status DecoderModel::ForwardLayers(BlockSource& source, F f) {
   }
   for (int l = 0; l < std::min(kPrefetch, layers); ++l) source.Prefetch(l);
   for (int l = 0; l < layers; ++l) {
-    ASSIGN_OR_RETURN(const BlockWeights weights, source.Acquire(l));
+    ASSIGN_OR_RETURN(const BlockWeights weights, Acquire(source, l));
     if (l + kPrefetch < layers) source.Prefetch(l + kPrefetch);
     f(l, weights);
     source.Release(l);
@@ -124,7 +128,7 @@ absl::Status DecoderModel::BackwardLayers(BlockSource& source, F f) {
     source.Prefetch(l);
   }
   for (int l = last; l >= first_; --l) {
-    ASSIGN_OR_RETURN(const BlockWeights weights, source.Acquire(l));
+    ASSIGN_OR_RETURN(const BlockWeights weights, Acquire(source, l));
     if (l - kPrefetch >= first_) source.Prefetch(l - kPrefetch);
     f(l, weights);
     source.Release(l);
@@ -230,6 +234,7 @@ absl::StatusOr<LossSum> DecoderModel::RunForwardBackward(const Pass& pass,
     ASSIGN_OR_RETURN(outer, pass.weights.AcquireOuter());
   }
   outer = BindOuter(pass.bind, outer);
+  const InPhase forward(options_.clock, Phase::kForward);
   RETURN_IF_ERROR(Forward(pass, outer));
   const auto rows = static_cast<int64_t>(pass.batch.tokens.size());
   const LossGrads grads = {
@@ -240,6 +245,7 @@ absl::StatusOr<LossSum> DecoderModel::RunForwardBackward(const Pass& pass,
   sum.tokens = pass.batch.trained_tokens;
   sum.loss = LossBackward(MakeLoss(pass, outer), loss_scale, grads);
   if (options_.method != Method::kFull) pass.weights.ReleaseOuter();
+  const InPhase backward(options_.clock, Phase::kBackward);
   RETURN_IF_ERROR(Backward(pass, grads.dx));
   if (parameters_.embedding >= 0) {
     EmbeddingBackward(

@@ -17,6 +17,7 @@
 #include "common/spec/memory_plan.h"
 #include "common/spec/model_description.h"
 #include "worker/trainer/data/batch.h"
+#include "worker/trainer/model/phase_clock.h"
 #include "worker/trainer/model/weights.h"
 
 namespace qlora::trainer {
@@ -60,6 +61,8 @@ struct ModelOptions {
   std::vector<LayerMemory> layers;
   // Largest micro-batch, tokens.
   int64_t max_tokens = 0;
+  // Told of forward, backward and waiting for blocks. Null: nobody asks.
+  PhaseClock* clock = nullptr;
 };
 
 // Names the dropout bits of a micro-batch: the same for any number of ranks,
