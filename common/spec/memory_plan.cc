@@ -16,8 +16,10 @@ namespace {
 // with the library loaded and no model, 138 MiB in steps of 135 M parameters in
 // float32, 147 MiB in bfloat16. The rest is for machines with more threads.
 constexpr int64_t kRuntimeBytes = int64_t{200} << 20;
-// Enough tokens for the products to run near their best.
-constexpr int64_t kGoodTokens = 2048;
+// Enough tokens for the products to run near their best; where each forward
+// gathers the base, enough to hide that.
+constexpr int64_t kGoodTokens = 1024;
+constexpr int64_t kGoodShardedTokens = 2048;
 constexpr int64_t kFewTokens = 512;
 
 // No machine has so much, and sums of a few such numbers do not overflow: what
@@ -296,10 +298,12 @@ std::vector<int> RowChoices(const JobSpec& spec, int world_size) {
         static_cast<int>(std::min<int64_t>(most, spec.train.micro_batch_size))};
   }
   const int64_t good =
-      std::max<int64_t>(1, kGoodTokens / spec.data.max_seq_len);
+      std::max<int64_t>(1, (world_size > 1 ? kGoodShardedTokens : kGoodTokens) /
+                               spec.data.max_seq_len);
   std::vector<int> rows;
   for (int64_t r = std::min(most, good); r >= 1; r /= 2) {
-    rows.push_back(static_cast<int>(r));
+    // As many forwards as with r, but of like size.
+    rows.push_back(static_cast<int>(CeilDiv(most, CeilDiv(most, r))));
   }
   return rows;
 }
