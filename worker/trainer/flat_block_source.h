@@ -24,11 +24,8 @@ class FlatBlockSource : public BlockSource {
                   std::span<const float> params)
       : model_(model), layout_(layout), params_(params) {}
 
-  void Prefetch(int) override {}
   absl::StatusOr<BlockWeights> Acquire(int layer) override;
-  void Release(int) override {}
   absl::StatusOr<OuterWeights> AcquireOuter() override;
-  void ReleaseOuter() override {}
 
  private:
   // Null if there is no such tensor.

@@ -120,7 +120,6 @@ absl::Status CachedDecoder::Run(std::span<const int32_t> tokens,
     tokens = tokens.subspan(n);
     if (tokens.empty()) ComputeLogits(static_cast<int64_t>(n), outer);
   }
-  weights.ReleaseOuter();
   return absl::OkStatus();
 }
 

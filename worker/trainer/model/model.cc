@@ -244,7 +244,6 @@ absl::StatusOr<LossSum> DecoderModel::RunForwardBackward(const Pass& pass,
   LossSum sum;
   sum.tokens = pass.batch.trained_tokens;
   sum.loss = LossBackward(MakeLoss(pass, outer), loss_scale, grads);
-  if (options_.method != Method::kFull) pass.weights.ReleaseOuter();
   const InPhase backward(options_.clock, Phase::kBackward);
   RETURN_IF_ERROR(Backward(pass, grads.dx));
   if (parameters_.embedding >= 0) {
@@ -266,7 +265,6 @@ absl::StatusOr<LossSum> DecoderModel::RunEvaluate(const Pass& pass) {
   LossSum sum;
   sum.tokens = pass.batch.trained_tokens;
   sum.loss = Loss(MakeLoss(pass, outer));
-  if (options_.method != Method::kFull) pass.weights.ReleaseOuter();
   return sum;
 }
 
@@ -310,11 +308,10 @@ absl::Status DecoderModel::SkipForwardBackward(BlockSource& weights) {
 }
 
 absl::Status DecoderModel::SkipEvaluate(BlockSource& weights) {
-  const bool full = options_.method == Method::kFull;
-  if (!full) RETURN_IF_ERROR(weights.AcquireOuter().status());
-  RETURN_IF_ERROR(ForwardLayers(weights, [](int, const BlockWeights&) {}));
-  if (!full) weights.ReleaseOuter();
-  return absl::OkStatus();
+  if (options_.method != Method::kFull) {
+    RETURN_IF_ERROR(weights.AcquireOuter().status());
+  }
+  return ForwardLayers(weights, [](int, const BlockWeights&) {});
 }
 
 }  // namespace

@@ -49,13 +49,14 @@ struct OuterWeights {
 class BlockSource {
  public:
   virtual ~BlockSource() = default;
-  // Starts to gather a block that will be acquired soon; may do nothing.
-  virtual void Prefetch(int layer) = 0;
+  // A hint: the block will be acquired soon. Sources that gather override it
+  // and Release; to those that hold everything both are nothing.
+  virtual void Prefetch(int /*layer*/) {}
   // Valid until Release(layer). Unavailable if a peer is gone.
   virtual absl::StatusOr<BlockWeights> Acquire(int layer) = 0;
-  virtual void Release(int layer) = 0;
+  virtual void Release(int /*layer*/) {}
+  // Valid as long as the source.
   virtual absl::StatusOr<OuterWeights> AcquireOuter() = 0;
-  virtual void ReleaseOuter() = 0;
 };
 
 }  // namespace qlora::trainer

@@ -52,7 +52,6 @@ class ShardedBlockSource : public BlockSource {
   absl::StatusOr<BlockWeights> Acquire(int layer) override;
   void Release(int layer) override;
   absl::StatusOr<OuterWeights> AcquireOuter() override;
-  void ReleaseOuter() override {}
 
   const GatherCounts& counts() const { return counts_; }
   // Of one block, as gathered: the slab and what fills up the last shard.

@@ -459,7 +459,6 @@ TEST_F(ModelBehaviour, SkippingMakesTheSameCalls) {
       calls.push_back("ao");
       return inner.AcquireOuter();
     }
-    void ReleaseOuter() override { calls.push_back("ro"); }
     BlockSource& inner;
     std::vector<std::string> calls;
   };
