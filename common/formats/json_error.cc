@@ -20,7 +20,9 @@ bool IsLetter(char c) {
 // read, or gives false with at_ and what_ set to the error.
 class Checker {
  public:
-  explicit Checker(std::string_view text) : text_(text) {}
+  // The parser skips a byte order mark.
+  explicit Checker(std::string_view text)
+      : text_(text), at_(text.starts_with("\xef\xbb\xbf") ? 3 : 0) {}
 
   bool Text() {
     if (!Value(0)) return false;

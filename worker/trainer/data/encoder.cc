@@ -51,6 +51,8 @@ constexpr std::string_view kRoles[] = {"system", "developer", "user",
 // whatever role it is given has none.
 bool IsRole(std::string_view role, std::string_view chat_template) {
   if (std::ranges::find(kRoles, role) != std::end(kRoles)) return true;
+  // In quotes too, as the keys that they are.
+  if (role.empty() || role == "role" || role == "content") return false;
   return std::ranges::any_of(std::string_view("'\""), [&](char quote) {
     const std::string quoted = quote + std::string(role) + quote;
     return chat_template.find(quoted) != std::string_view::npos;

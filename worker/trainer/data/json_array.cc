@@ -4,7 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "common/formats/json_error.h"
+#include "worker/trainer/data/records.h"
 
 namespace qlora::trainer {
 namespace {
@@ -68,9 +68,10 @@ absl::StatusOr<bool> JsonArrayReader::Next(std::string* text) {
     RETURN_IF_ERROR(CheckEnd());
     return true;
   }
-  const std::string error = JsonError(*text);
-  return Broken(error.empty() ? "the array ends without ]"
-                              : absl::StrCat("not valid JSON ", error));
+  const absl::Status valid = ParseJson(*text).status();
+  if (!valid.ok()) return Broken(std::string(valid.message()));
+  return Broken(Peek() < 0 ? "the array ends without ]"
+                           : "a comma or ] is missing behind the record");
 }
 
 absl::Status JsonArrayReader::TakeValue(std::string* text) {
@@ -78,7 +79,7 @@ absl::Status JsonArrayReader::TakeValue(std::string* text) {
   bool in_string = false;
   for (int c = Peek(); c >= 0; c = Peek()) {
     if (!in_string && depth == 0 && (c == ',' || c == ']' || c == '}')) break;
-    if (text->size() == max_bytes_) {
+    if (text->size() >= max_bytes_) {
       return absl::InvalidArgumentError(
           absl::StrCat("the record is longer than ", max_bytes_ >> 20,
                        " MiB; cut it in several"));

@@ -38,8 +38,9 @@ absl::StatusOr<Json> ParseJson(std::string_view text) {
   }
   Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!value.is_discarded()) return value;
-  return absl::InvalidArgumentError(
-      absl::StrCat("not valid JSON ", JsonError(text)));
+  std::string error = JsonError(text);
+  error.insert(error.find(": "), " of the record");
+  return absl::InvalidArgumentError(absl::StrCat("not valid JSON ", error));
 }
 
 absl::StatusOr<std::unique_ptr<RecordReader>> RecordReader::Open(

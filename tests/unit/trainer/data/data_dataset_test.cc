@@ -2,6 +2,7 @@
 #include <filesystem>
 #include <fstream>
 #include <set>
+#include <sstream>
 #include <thread>
 
 #include "common/base/files.h"
@@ -11,6 +12,7 @@
 #include "nlohmann/json.hpp"
 #include "tests/shared_data.h"
 #include "worker/trainer/data/dataset.h"
+#include "worker/trainer/data/json_array.h"
 #include "worker/trainer/data/records.h"
 #include "worker/trainer/data/sampler.h"
 
@@ -335,8 +337,10 @@ TEST_F(DatasetTest, BadRecords_FailWithFileLineAndCount) {
   EXPECT_THAT(error, StartsWith("6 bad records of 7 (correct the data, or set "
                                 "data.on_bad_record: skip):\nbad.jsonl:2: "));
   EXPECT_THAT(error, EndsWith("\nand 1 more"));
-  EXPECT_THAT(error, HasSubstr("bad.jsonl:2: not valid JSON at column 15: a "
-                               "value is missing before this"));
+  EXPECT_THAT(
+      error,
+      HasSubstr("bad.jsonl:2: not valid JSON at column 15 of the record: a "
+                "value is missing before this"));
   EXPECT_THAT(error, HasSubstr("bad.jsonl:4: lacks \"messages\" (it has "
                                "\"text\")"));
   EXPECT_THAT(error, HasSubstr("\nbad.jsonl:5: is not a JSON object"));
@@ -447,10 +451,12 @@ TEST_F(DatasetTest, EmptyMissingAndBrokenFiles_AreNamed) {
                                   "{\"input_ids\":[1,2]}"),
                              File("e.jsonl", DataFormat::kTokens, "\n \n")})),
               HasSubstr("data file e.jsonl is empty"));
-  EXPECT_THAT(Error(Options({File("e.json", DataFormat::kAlpaca, "[{},\n")})),
-              HasSubstr("e.json:2 (record 2): not valid JSON at column 1: it "
-                        "ends where a value is expected; a file that begins "
-                        "with [ has to be one array"));
+  EXPECT_THAT(
+      Error(Options({File("e.json", DataFormat::kAlpaca, "[{},\n")})),
+      HasSubstr(
+          "e.json:2 (record 2): not valid JSON at column 1 of the record: it "
+          "ends where a value is expected; a file that begins "
+          "with [ has to be one array"));
   const auto missing = LoadData(
       Options({{.name = "gone.jsonl", .path = dir_ + "/gone.jsonl"}}), nullptr);
   EXPECT_THAT(std::string(missing.status().message()),
@@ -522,8 +528,8 @@ TEST_F(DatasetTest, Arrays_AreReadRecordByRecordWithTheirLines) {
                     "{\"input_ids\":[8,9]}\n]\n ")});
   EXPECT_THAT(Error(options),
               EndsWith("\na.json:3 (record 3): is not a JSON object\na.json:4 "
-                       "(record 4): not valid JSON at column 18: a comma or ] "
-                       "is missing before this"));
+                       "(record 4): not valid JSON at column 18 of the "
+                       "record: a comma or ] is missing before this"));
   options.on_bad_record = OnBadRecord::kSkip;
   const LoadedData data = Load(options);
   EXPECT_EQ(data.train.stats().bad, 2);
@@ -543,40 +549,45 @@ TEST_F(DatasetTest, BrokenArrays_AreRefusedWhateverIsSkipped) {
   EXPECT_THAT(error(""), StartsWith("a.json:1 (record 1): the array ends "
                                     "without ]; a file that begins with [ "
                                     "has to be one array of records"));
-  EXPECT_THAT(error(",\n{\"a\": \"b]"),
-              StartsWith("a.json:2 (record 2): not valid JSON at column 7: the "
-                         "text that begins here has no closing quote"));
-  EXPECT_THAT(error("}"), HasSubstr("the array ends without ]"));
+  EXPECT_THAT(
+      error(",\n{\"a\": \"b]"),
+      StartsWith("a.json:2 (record 2): not valid JSON at column 7 of "
+                 "the record: the text that begins here has no closing quote"));
+  EXPECT_THAT(error("}"), HasSubstr("a comma or ] is missing behind the"));
   EXPECT_THAT(error(",{\"a\":]}]"), HasSubstr("a value is missing"));
   EXPECT_THAT(error("]\n{\"input_ids\":[1,2]}\n"),
               HasSubstr("a.json:2 (record 1): something follows the end"));
 }
 
 // A file many times larger than what reading it may take.
-TEST_F(DatasetTest, LargeArray_TakesNoMoreMemoryThanItsRecords) {
-  const DataFile file = File("a.json", DataFormat::kTokens, "");
-  {
-    std::ofstream out(file.path);
-    const std::string note(1 << 20, 'x');
-    for (int i = 0; i < 200; ++i) {
-      out << (i == 0 ? '[' : ',') << R"({"input_ids":[1,2],"note":")" << note
-          << "\"}\n";
+TEST(JsonArrayReader, LargeArray_IsReadValueByValue) {
+  const std::string value = "\"" + std::string(1 << 20, 'x') + "\"";
+  std::string array = "[" + value;
+  for (int i = 1; i < 20; ++i) array += "," + value;
+  std::istringstream in(array + "]");
+  JsonArrayReader reader(in, 2 << 20);
+  std::string text;
+  for (int64_t i = 1; i <= 20; ++i) {
+    ASSERT_TRUE(reader.Next(&text).value());
+    EXPECT_EQ(text, value);
+    // The stream is not read far ahead.
+    if (i < 19) {
+      EXPECT_LT(in.tellg(), (i + 1) << 20);
     }
-    out << ']';
   }
-  const auto reader = RecordReader::Open(file).value();
-  int64_t records = 0;
-  size_t most = 0;
-  for (bool more = true; more;) {
-    const auto batch = reader->Next(4096).value();
-    size_t bytes = 0;
-    for (const Record& record : batch) bytes += record.text.size();
-    most = std::max(most, bytes);
-    records += static_cast<int64_t>(batch.size());
-    more = !batch.empty();
+  EXPECT_FALSE(reader.Next(&text).value());
+}
+
+TEST(JsonArrayReader, ValueOfEscapes_IsRefusedBeyondTheLimit) {
+  for (const char* begin : {"[\"", "[\"a"}) {
+    std::string array = begin;
+    for (int i = 0; i < 4096; ++i) array += "\\n";
+    std::istringstream in(array);
+    std::string text;
+    EXPECT_THAT(JsonArrayReader(in, 1024).Next(&text).status().message(),
+                HasSubstr("the record is longer"));
+    EXPECT_LE(text.size(), 1025u);
   }
-  EXPECT_EQ(records, 200);
-  EXPECT_LT(most, 8 << 20);
 }
 
 TEST_F(DatasetTest, RoleThatNobodyKnows_IsABadRecord) {
@@ -599,6 +610,12 @@ TEST_F(DatasetTest, RoleThatNobodyKnows_IsABadRecord) {
            kTagged);
   EXPECT_EQ(Load(chat("robot")).train.size(), 1);
   EXPECT_THAT(Error(chat("robo")), HasSubstr("messages[0].role is \"robo\""));
+  // Every template quotes these.
+  LoadText(std::string("{% if messages[0]['role'] == '' %}{% endif %}") +
+           kTagged);
+  for (const char* role : {"", "role"}) {
+    EXPECT_THAT(Error(chat(role)), HasSubstr("messages[0].role is \""));
+  }
 }
 
 TEST_F(DatasetTest, LinesOfAnyLength_AreReadWhole) {
