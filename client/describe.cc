@@ -1,7 +1,7 @@
 // DescribeJob, FormatTrouble and FormatPlan: many lines about one thing.
 #include <algorithm>
+#include <cctype>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -97,17 +97,21 @@ void AppendSection(std::string* text, const std::string& title,
 
 constexpr size_t kEventsShown = 20;
 
-std::string WithoutDigits(std::string text) {
-  text.erase(std::remove_if(text.begin(), text.end(),
-                            [](char c) { return absl::ascii_isdigit(c); }),
-             text.end());
-  return text;
+// Digits within a word are part of a name, as in n2.
+std::string WithoutNumbers(absl::string_view text) {
+  std::vector<absl::string_view> words = absl::StrSplit(text, ' ');
+  std::erase_if(words, [](absl::string_view word) {
+    return std::ranges::all_of(word, [](unsigned char c) {
+      return std::isdigit(c) != 0 || std::ispunct(c) != 0;
+    });
+  });
+  return absl::StrJoin(words, " ");
 }
 
 // The same thing again, of another step or size.
 bool Repeats(const v1::JobEvent& before, const v1::JobEvent& event) {
   return before.type() == event.type() && before.attempt() == event.attempt() &&
-         WithoutDigits(before.message()) == WithoutDigits(event.message());
+         WithoutNumbers(before.message()) == WithoutNumbers(event.message());
 }
 
 // The last of each row of repeated events, with "(x37 over 5m00s)".
@@ -254,6 +258,9 @@ std::string FormatPlan(const v1::PlanJobResponse& plan) {
   }
   memory.AddRow({"total", FormatBytes(plan.memory_bytes_per_rank())});
   absl::StrAppend(&text, "\n", memory.Format(/*color=*/false), "\n");
+  for (const std::string& warning : plan.warnings()) {
+    AppendField(&text, "Warning", warning);
+  }
   if (plan.does_not_fit().empty()) {
     AppendField(&text, "Fits on", absl::StrJoin(plan.fits_on(), ", "));
   } else {

@@ -64,7 +64,8 @@ bool ExplainsKey(const std::string& place) {
 absl::Status JobError(absl::Status status, const std::string& what) {
   if (absl::StartsWith(status.message(), "there are no jobs")) {
     status = WithHint(std::move(status), "qloractl submit -f job.yaml");
-  } else if (absl::IsNotFound(status) || absl::IsAborted(status)) {
+  } else if (absl::IsNotFound(status) ||
+             absl::StrContains(status.message(), " is the beginning of ")) {
     status = WithHint(std::move(status), "qloractl list");
   }
   return WithWhat(std::move(status), what);

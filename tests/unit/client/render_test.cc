@@ -164,6 +164,15 @@ TEST(DescribeJob, ManyEvents_ShowsTheLastAndWhereTheRestIs) {
   EXPECT_THAT(text, HasSubstr("event-44;"));
 }
 
+TEST(DescribeJob, EventsOfTwoNodes_AreTwoLines) {
+  std::vector<v1::JobEvent> events(2);
+  events[0].set_message("n1 did not end its ranks");
+  events[1].set_message("n2 did not end its ranks");
+  const std::string text = DescribeJob(RunningJob(), events, {}, kNow);
+  EXPECT_THAT(text, HasSubstr("n1 did not end its ranks\n"));
+  EXPECT_THAT(text, HasSubstr("n2 did not end its ranks\n"));
+}
+
 TEST(DescribeJob, RepeatedEvents_AreOneLine) {
   std::vector<v1::JobEvent> events(40);
   for (int i = 0; i < 40; ++i) {
