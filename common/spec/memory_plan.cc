@@ -297,9 +297,9 @@ std::vector<int> RowChoices(const JobSpec& spec, int world_size) {
     return {
         static_cast<int>(std::min<int64_t>(most, spec.train.micro_batch_size))};
   }
-  const int64_t good =
-      std::max<int64_t>(1, (world_size > 1 ? kGoodShardedTokens : kGoodTokens) /
-                               spec.data.max_seq_len);
+  const bool gathers = world_size > 1 && spec.method != Method::kFull;
+  const int64_t good = std::max<int64_t>(
+      1, (gathers ? kGoodShardedTokens : kGoodTokens) / spec.data.max_seq_len);
   std::vector<int> rows;
   for (int64_t r = std::min(most, good); r >= 1; r /= 2) {
     // As many forwards as with r, but of like size.

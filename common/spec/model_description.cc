@@ -250,8 +250,10 @@ absl::StatusOr<ModelDescription> ParseModelConfig(
   ModelDescription model;
   ReadModel(json, config, *family, model);
   RETURN_IF_ERROR(status);
-  model.rope_inv_freq =
-      RopeInverseFrequencies(json, model.head_dim, "config.json: ", status);
+  Rope rope = ReadRope(json, model.head_dim, "config.json: ", status);
+  model.rope_inv_freq = std::move(rope.inv_freq);
+  model.context_length = static_cast<int64_t>(
+      static_cast<double>(model.max_position_embeddings) * rope.length_factor);
   if (!generation_config_json.empty()) {
     ASSIGN_OR_RETURN(
         const Json generation,

@@ -29,6 +29,8 @@ struct ModelDescription {
   int num_kv_heads = 0;
   int head_dim = 0;
   int64_t max_position_embeddings = 0;
+  // Tokens that the model was made for: the same with rope scaling.
+  int64_t context_length = 0;
   double rms_norm_eps = 1e-6;
   Activation activation = Activation::kSilu;
   bool tie_word_embeddings = false;

@@ -57,9 +57,8 @@ void ScaleLlama3(JsonFields& rope, std::vector<float>& inv_freq) {
 
 }  // namespace
 
-std::vector<float> RopeInverseFrequencies(const Json& config, int head_dim,
-                                          const std::string& prefix,
-                                          absl::Status& status) {
+Rope ReadRope(const Json& config, int head_dim, const std::string& prefix,
+              absl::Status& status) {
   std::string name;
   const Json& object = RopeObject(config, name);
   JsonFields top(config, prefix, status);
@@ -78,7 +77,9 @@ std::vector<float> RopeInverseFrequencies(const Json& config, int head_dim,
     top.Refuse("partial_rotary_factor",
                absl::StrCat("is ", partial, "; only 1 is supported"));
   }
-  std::vector<float> inv_freq(head_dim / 2);
+  Rope out;
+  std::vector<float>& inv_freq = out.inv_freq;
+  inv_freq.resize(head_dim / 2);
   for (int i = 0; i < head_dim / 2; ++i) {
     const float exponent =
         static_cast<float>(2 * i) / static_cast<float>(head_dim);
@@ -87,8 +88,8 @@ std::vector<float> RopeInverseFrequencies(const Json& config, int head_dim,
   const char* type_key = rope.Has("rope_type") ? "rope_type" : "type";
   const std::string type = rope.String(type_key, "default");
   if (type == "linear") {
-    const auto factor = static_cast<float>(rope.Number("factor", 1, 1e6));
-    for (float& f : inv_freq) f /= factor;
+    out.length_factor = rope.Number("factor", 1, 1e6);
+    for (float& f : inv_freq) f /= static_cast<float>(out.length_factor);
   } else if (type == "llama3") {
     ScaleLlama3(rope, inv_freq);
   } else if (type != "default") {
@@ -96,7 +97,7 @@ std::vector<float> RopeInverseFrequencies(const Json& config, int head_dim,
                 absl::StrCat("is ", ShownJson(type),
                              "; supported are default, linear and llama3"));
   }
-  return inv_freq;
+  return out;
 }
 
 }  // namespace qlora

@@ -10,12 +10,18 @@
 
 namespace qlora {
 
-// head_dim / 2 values with the scaling (default, linear, llama3) applied,
-// rounded as transformers rounds them. The first error goes into status:
-// InvalidArgument or Unimplemented, naming the field after `prefix`.
-std::vector<float> RopeInverseFrequencies(const nlohmann::json& config,
-                                          int head_dim,
-                                          const std::string& prefix,
-                                          absl::Status& status);
+struct Rope {
+  // head_dim / 2 values with the scaling (default, linear, llama3) applied,
+  // rounded as transformers rounds them.
+  std::vector<float> inv_freq;
+  // What max_position_embeddings has to be multiplied with for the longest
+  // sequence: configurations with llama3 scaling state the product already.
+  double length_factor = 1;
+};
+
+// The first error goes into status: InvalidArgument or Unimplemented, naming
+// the field after `prefix`.
+Rope ReadRope(const nlohmann::json& config, int head_dim,
+              const std::string& prefix, absl::Status& status);
 
 }  // namespace qlora

@@ -1,4 +1,5 @@
 // The other modes of a rank, and what bad input gets.
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -19,7 +20,10 @@
 namespace qlora::trainer {
 namespace {
 
+using ::testing::Contains;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::StartsWith;
 
 constexpr char kJob[] = R"(
@@ -420,6 +424,55 @@ TEST_F(ModesTest, Plan_CountsTokensAndSteps) {
     EXPECT_EQ(event.plan().trainable_parameters(), 5 * 4 * 1156);
     EXPECT_EQ(event.plan().does_not_fit(), "");
   }
+}
+
+// The model has 512 positions.
+TEST_F(ModesTest, RowsBeyondTheModelsContext_AreWarnedOfOnce) {
+  constexpr char kWarning[] =
+      "data.max_seq_len is 600, but the base model was made for 512 positions";
+  v1::TrainerTask plan = Job("max_seq_len: 65", "max_seq_len: 600");
+  plan.set_mode(v1::TRAINER_MODE_PLAN);
+  const Run planned = RunTask(plan);
+  ASSERT_TRUE(planned.has_result) << planned.failure.message();
+  std::vector<std::string> warnings;
+  for (const v1::TrainerEvent& event : planned.ranks[0].events) {
+    warnings.insert(warnings.end(), event.plan().warnings().begin(),
+                    event.plan().warnings().end());
+  }
+  EXPECT_THAT(warnings, ElementsAre(StartsWith(kWarning)));
+  EXPECT_THAT(warnings, ElementsAre(HasSubstr("65 tokens. Set data.max_seq_len "
+                                              "to 512 or less")));
+  const Run run =
+      RunTask(Job("max_seq_len: 65", "max_seq_len: 600", /*ranks=*/2));
+  ASSERT_TRUE(run.has_result) << run.failure.message();
+  EXPECT_EQ(std::ranges::count_if(run.logs,
+                                  [&](const std::string& l) {
+                                    return l.find(kWarning) !=
+                                           std::string::npos;
+                                  }),
+            1);
+  EXPECT_THAT(RunTask(Job()).logs, Not(Contains(HasSubstr("positions"))));
+}
+
+TEST_F(ModesTest, ResultWorseThanTheStart_IsWarnedOf) {
+  const std::string with = "  eval_fraction: 0.2\n";
+  const auto job = [&] {
+    v1::TrainerTask task = Job(with, "");
+    task.set_job_file(
+        absl::StrReplaceAll(task.job_file(), {{"eval: {every: 5}", ""}}));
+    return task;
+  };
+  const Run good = RunTask(job());
+  ASSERT_TRUE(good.has_result) << good.failure.message();
+  EXPECT_THAT(good.logs, Not(Contains(HasSubstr("the result is worse"))));
+  v1::TrainerTask task = job();
+  task.set_job_file(absl::StrReplaceAll(
+      task.job_file(), {{"learning_rate: 5e-3", "learning_rate: 0.5"}}));
+  const Run bad = RunTask(task);
+  ASSERT_TRUE(bad.has_result) << bad.failure.message();
+  EXPECT_THAT(bad.logs, Contains(HasSubstr("the result is worse than what it "
+                                           "began with: the loss over the "
+                                           "first batch was ")));
 }
 
 TEST_F(ModesTest, PlanOfTooLittleMemory_SaysSo) {

@@ -9,8 +9,15 @@ constexpr int kSteps = 5;
 constexpr char kRemedy[] =
     "; the result will be of no use: cancel the job and submit it with a lower "
     "train.learning_rate, and with train.max_grad_norm 1 if that is 0";
+// Of the loss: less is chance.
+constexpr double kWorse = 1.01;
 
 }  // namespace
+
+void DivergenceWatch::BeganAt(double loss) {
+  start_loss_ = loss;
+  started_ = kSteps;
+}
 
 std::string DivergenceWatch::After(int64_t step, double loss,
                                    double grad_norm) {
@@ -33,6 +40,23 @@ std::string DivergenceWatch::After(int64_t step, double loss,
                    "the training diverges: the loss is far above its start "
                    "(%.4g) since step %d, now %.4g%s",
                    start_loss_, since, loss, kRemedy);
+}
+
+std::string WorseAtEnd(bool own_set, double first, double last) {
+  if (last <= kWorse * first) return "";
+  if (own_set) {
+    return absl::StrFormat(
+        "the loss over the evaluation data rose from %.4g at the first "
+        "evaluation to %.4g at the end; submit the job with fewer steps, more "
+        "data or a lower train.learning_rate",
+        first, last);
+  }
+  return absl::StrFormat(
+      "the result is worse than what it began with: the loss over the first "
+      "batch was %.4g before its step and is %.4g at the end; submit the job "
+      "with a lower train.learning_rate, and with train.max_grad_norm 1 if "
+      "that is 0",
+      first, last);
 }
 
 }  // namespace qlora::trainer

@@ -13,6 +13,8 @@ class DivergenceWatch {
   // gradient norm is exactly 0 or the loss is far above that of the first
   // steps; else empty. After each step.
   std::string After(int64_t step, double loss, double grad_norm);
+  // The loss with which the job began, in an earlier attempt.
+  void BeganAt(double loss);
 
  private:
   bool warned_ = false;
@@ -23,5 +25,10 @@ class DivergenceWatch {
   int without_gradient_ = 0;
   int far_above_ = 0;
 };
+
+// The same if the loss at the end of a job is above `first`, that over the same
+// rows before: with `own_set` of the first evaluation of data.eval, else of the
+// first batch before its step.
+std::string WorseAtEnd(bool own_set, double first, double last);
 
 }  // namespace qlora::trainer

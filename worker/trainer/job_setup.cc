@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/files.h"
+#include "common/base/plural.h"
 #include "common/base/sha256.h"
 #include "common/base/status_macros.h"
 #include "worker/trainer/device.h"
@@ -203,6 +204,21 @@ absl::StatusOr<LoadedData> LoadJobDataTogether(const v1::TrainerTask& task,
   // What the tokenizer took would count beside the model.
   malloc_trim(0);
   return data;
+}
+
+std::vector<std::string> JobWarnings(const JobSpec& spec,
+                                     const ModelDescription& model,
+                                     const LoadedData& data) {
+  if (spec.data.max_seq_len <= model.context_length) return {};
+  const int64_t longest = std::max(data.train.stats().longest_document,
+                                   data.eval.stats().longest_document);
+  return {absl::StrCat(
+      "data.max_seq_len is ", spec.data.max_seq_len,
+      ", but the base model was made for ", model.context_length,
+      " positions (max_position_embeddings in config.json, with its rope "
+      "scaling); the longest document has ",
+      Plural(longest, "token"), ". Set data.max_seq_len to ",
+      model.context_length, " or less, or take a model with a longer context")};
 }
 
 std::string DatasetSha256(const Dataset& data) {

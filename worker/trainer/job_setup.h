@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "common/spec/job_spec.h"
@@ -74,6 +75,12 @@ void SetDataCounts(const LoadedData& data, Counts* out) {
   out->set_rows(data.train.size());
   out->set_eval_rows(data.eval.size());
 }
+
+// What the user should know though the job can run: sentences with numbers and
+// remedy.
+std::vector<std::string> JobWarnings(const JobSpec& spec,
+                                     const ModelDescription& model,
+                                     const LoadedData& data);
 
 // Of the tokenized rows, in order.
 std::string DatasetSha256(const Dataset& data);

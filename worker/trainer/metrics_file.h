@@ -1,4 +1,5 @@
-// metrics.jsonl: one JSON object a logged step (docs/metrics.md). Used by one
+// metrics.jsonl: one JSON object a logged step (docs/metrics.md), as
+// many of the steps before a resume as the checkpoint had. Used by one
 // thread.
 #pragma once
 

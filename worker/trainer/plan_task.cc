@@ -67,6 +67,9 @@ absl::Status RunPlan(const v1::TrainerTask& task, AgentLink& link) {
   response.set_trainable_parameters(
       MakeParameters(model, options.method, options.lora).layout.total);
   FillData(spec, data, &response);
+  for (const std::string& warning : JobWarnings(spec, model, data)) {
+    response.add_warnings(warning);
+  }
   link.Send(event);
   v1::TrainerEvent done;
   done.mutable_result();

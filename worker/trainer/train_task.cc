@@ -167,6 +167,9 @@ absl::Status TrainTask::Resume() {
   state_.cursor = resumed.cursor;
   state_.tokens_trained = resumed.tokens_trained;
   state_.tokens_total = resumed.tokens_total;
+  state_.first_loss = resumed.first_loss;
+  state_.first_eval_loss = resumed.first_eval_loss;
+  if (resumed.first_loss) divergence_.BeganAt(*resumed.first_loss);
   state_.last_loss = resumed.last_loss;
   state_.best_eval_loss = resumed.best_eval_loss;
   state_.train_seconds = resumed.train_seconds;
@@ -282,6 +285,11 @@ void TrainTask::ReportStart() {
                                  ", steps ", state_.step + 1, " to ",
                                  state_.total_steps, ", micro-batches of ",
                                  Plural(plan_.micro_batch_size, "row")));
+  if (task_.resume_directory().empty()) {
+    for (const std::string& warning : JobWarnings(spec_, model_, data_)) {
+      link_.Log("warning", warning);
+    }
+  }
   const DatasetStats records = data_.records();
   link_.Log("info", absl::StrCat("records: ", RecordsText(records)));
   for (const std::string& message : records.bad_messages) {
@@ -324,6 +332,7 @@ absl::Status TrainTask::AfterStep(const StepReport& report, double epoch_before,
   state_.step = report.step;
   state_.tokens_trained += report.tokens_trained;
   state_.tokens_total += report.tokens_total;
+  if (report.step == 1) state_.first_loss = report.loss;
   state_.last_loss = report.loss;
   const std::string diverged =
       divergence_.After(report.step, report.loss, report.grad_norm);
@@ -370,6 +379,7 @@ absl::Status TrainTask::Evaluate(EvalRecord* record) {
                                        record->loss));
   }
   if (own_set) {
+    if (!state_.first_eval_loss) state_.first_eval_loss = record->loss;
     state_.best_eval_loss =
         std::min(record->loss, state_.best_eval_loss.value_or(record->loss));
   }
@@ -479,6 +489,15 @@ void TrainTask::ReportMemory() {
                          " MiB at most, the plan said ", planned));
 }
 
+void TrainTask::ReportWorse() {
+  const bool own_set = data_.eval.size() > 0;
+  const std::optional<double>& first =
+      own_set ? state_.first_eval_loss : state_.first_loss;
+  if (!IsLead() || !first) return;
+  const std::string worse = WorseAtEnd(own_set, *first, eval_.loss);
+  if (!worse.empty()) link_.Log("warning", worse);
+}
+
 absl::Status TrainTask::Finish() {
   if (eval_step_ != state_.step) {
     EvalRecord record;
@@ -489,6 +508,7 @@ absl::Status TrainTask::Finish() {
   RETURN_IF_ERROR(RunOnLead(*communicator_, timeout_,
                             [&] { return WriteOutput(directory); }));
   RETURN_IF_ERROR(Save(directory));
+  ReportWorse();
   ReportMemory();
   SendResult(/*stopped=*/false);
   return absl::OkStatus();

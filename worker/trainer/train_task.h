@@ -66,6 +66,8 @@ class TrainTask {
   absl::Status WriteOutput(const std::string& directory);
   // The measured peak beside the plan.
   void ReportMemory();
+  // A final evaluation that is worse than the start.
+  void ReportWorse();
   absl::Status Finish();
   void SendResult(bool stopped);
   // Tells the agent that a micro-batch of phase_, or saving, begins now.

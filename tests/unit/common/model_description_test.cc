@@ -98,6 +98,7 @@ TEST(ModelDescriptionTest, Rope_Llama3_MatchesReference) {
   ASSERT_TRUE(old_form.ok()) << old_form.status();
   ASSERT_TRUE(new_form.ok()) << new_form.status();
   EXPECT_EQ(old_form->rope_inv_freq, new_form->rope_inv_freq);
+  EXPECT_EQ(old_form->context_length, old_form->max_position_embeddings);
   const std::vector<std::pair<int, float>> expected = {
       {28, 0.00321144599f},  {29, 0.00216657076f},  {31, 0.000856751413f},
       {34, 0.000178507813f}, {35, 9.55621235e-05f}, {36, 7.78465527e-05f},
@@ -113,6 +114,7 @@ TEST(ModelDescriptionTest, Rope_LinearAndPerLayerForms_Scale) {
           .dump());
   ASSERT_TRUE(linear.ok()) << linear.status();
   EXPECT_FLOAT_EQ(linear->rope_inv_freq[0], 0.25f);
+  EXPECT_EQ(linear->context_length, 4 * linear->max_position_embeddings);
   const auto layered = ParseModelConfig(
       With(Llama(), {{"rope_parameters",
                       {{"full_attention",

@@ -12,6 +12,7 @@
 
 #include "common/base/files.h"
 #include "common/base/sha256.h"
+#include "worker/trainer/checkpoint/curve.h"
 
 namespace qlora::trainer {
 namespace {
@@ -46,6 +47,7 @@ class CheckpointTest : public ::testing::Test {
     state_.cursor = {1, 30};
     state_.tokens_trained = 1'000'000'007;
     state_.tokens_total = 2'000'000'011;
+    state_.first_loss = 4.3099999999999996;
     state_.last_loss = 2.2700000000000001;
     state_.train_seconds = 0.1;
     state_.compute_dtype = "float32";
@@ -110,6 +112,8 @@ TEST_F(CheckpointTest, Stage_ThenLoad_RestoresEveryBit) {
   EXPECT_EQ(state->cursor, state_.cursor);
   EXPECT_EQ(state->tokens_trained, state_.tokens_trained);
   EXPECT_EQ(state->tokens_total, state_.tokens_total);
+  EXPECT_EQ(state->first_loss, state_.first_loss);
+  EXPECT_EQ(state->first_eval_loss, std::nullopt);
   EXPECT_EQ(state->last_loss, state_.last_loss);
   EXPECT_EQ(state->best_eval_loss, std::nullopt);
   EXPECT_EQ(state->train_seconds, 0.1);
@@ -144,6 +148,53 @@ TEST_F(CheckpointTest, Stage_DiskFull_LeavesNothing) {
   fs::remove(metrics_);
   EXPECT_TRUE(absl::IsNotFound(Stage().status()));
   EXPECT_TRUE(fs::is_empty(dir_ + "/staged"));
+}
+
+TEST_F(CheckpointTest, Stage_LongCurve_IsThinnedEvenly) {
+  constexpr int kSteps = 20000;
+  {
+    std::ofstream out(metrics_);
+    for (int step = 1; step <= kSteps; ++step) {
+      out << "{\"step\":" << step
+          << (step % 1000 == 0 ? ",\"eval_loss\":1}\n" : "}\n");
+    }
+  }
+  const auto steps = [](const std::string& file) {
+    std::vector<std::pair<int, bool>> out;
+    std::ifstream in(file);
+    for (std::string line; std::getline(in, line);) {
+      const auto json = nlohmann::json::parse(line);
+      out.emplace_back(json["step"], json.contains("eval_loss"));
+    }
+    return out;
+  };
+  const auto kept = steps(Stage()->directory + "/metrics.jsonl");
+  EXPECT_GT(kept.size(), kCurveLines / 2);
+  EXPECT_LE(kept.size(), kCurveLines + 20);
+  EXPECT_EQ(kept.back().first, kSteps);
+  EXPECT_EQ(std::ranges::count_if(kept, [](auto s) { return s.second; }), 20);
+  int last = 0;
+  for (const auto& [step, evaluated] : kept) {
+    EXPECT_LE(step - last, 9) << step;
+    last = step;
+  }
+  // What is thinned is copied as it is, and as evenly after a resume.
+  fs::copy_file(dir_ + "/staged/120/metrics.jsonl", metrics_,
+                fs::copy_options::overwrite_existing);
+  EXPECT_EQ(steps(Stage()->directory + "/metrics.jsonl"), kept);
+  {
+    std::ofstream out(metrics_, std::ios::app);
+    for (int step = kSteps + 1; step <= 2 * kSteps; ++step) {
+      out << "{\"step\":" << step << "}\n";
+    }
+  }
+  last = 0;
+  for (const auto& [step, evaluated] :
+       steps(Stage()->directory + "/metrics.jsonl")) {
+    EXPECT_LE(step - last, 16) << step;
+    last = step;
+  }
+  EXPECT_EQ(last, 2 * kSteps);
 }
 
 TEST_F(CheckpointTest, Load_AnyByteChanged_IsDataLoss) {

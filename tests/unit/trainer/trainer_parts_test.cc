@@ -44,6 +44,26 @@ TEST(DivergenceWatch, NoisyRun_IsNoTrouble) {
   }
 }
 
+TEST(DivergenceWatch, ResumedJob_IsMeasuredByItsOwnStart) {
+  DivergenceWatch watch;
+  watch.BeganAt(3);
+  std::string warning;
+  for (int step = 101; step <= 105; ++step) {
+    warning += watch.After(step, 20, 1);
+  }
+  EXPECT_THAT(warning, ::testing::HasSubstr("its start (3) since step 101"));
+}
+
+TEST(WorseAtEnd, HigherLossOverTheSameRows_IsSaidWithBoth) {
+  EXPECT_EQ(WorseAtEnd(false, 2, 2.001), "");
+  EXPECT_THAT(WorseAtEnd(false, 2, 3.25),
+              ::testing::HasSubstr("the loss over the first batch was 2 before "
+                                   "its step and is 3.25 at the end"));
+  EXPECT_THAT(WorseAtEnd(true, 2, 3.25),
+              ::testing::HasSubstr("rose from 2 at the first evaluation to "
+                                   "3.25 at the end"));
+}
+
 TEST(ClassifyFailure, EveryClass_HasItsExitCode) {
   const std::vector<std::pair<absl::Status, int>> cases = {
       {absl::InvalidArgumentError("x"), 10},

@@ -16,6 +16,7 @@
 #include "common/base/status_macros.h"
 #include "common/formats/json_fields.h"
 #include "common/formats/safetensors.h"
+#include "worker/trainer/checkpoint/curve.h"
 
 namespace qlora::trainer {
 namespace {
@@ -108,6 +109,8 @@ Json FormatManifest(const CheckpointState& state,
       {"loss",
        {{"tokens_trained", state.tokens_trained},
         {"tokens_total", state.tokens_total},
+        {"first", OptionalNumber(state.first_loss)},
+        {"first_eval", OptionalNumber(state.first_eval_loss)},
         {"last", OptionalNumber(state.last_loss)},
         {"best_eval", OptionalNumber(state.best_eval_loss)},
         {"train_seconds", state.train_seconds}}},
@@ -222,6 +225,8 @@ absl::StatusOr<CheckpointState> ParseState(const Json& manifest) {
   state.total_steps = schedule.Integer("total_steps", 0, kMaxInt64);
   state.tokens_trained = loss.Integer("tokens_trained", 0, kMaxInt64);
   state.tokens_total = loss.Integer("tokens_total", 0, kMaxInt64);
+  state.first_loss = ReadOptional(loss, "first");
+  state.first_eval_loss = ReadOptional(loss, "first_eval");
   state.last_loss = ReadOptional(loss, "last");
   state.best_eval_loss = ReadOptional(loss, "best_eval");
   state.train_seconds =
@@ -376,7 +381,7 @@ absl::StatusOr<StagedCheckpoint> StageCheckpoint(
   }
   ASSIGN_OR_RETURN(
       std::string sha256,
-      CopyFileSynced(metrics_path, absl::StrCat(directory, "/", kMetrics)));
+      CopyCurve(metrics_path, absl::StrCat(directory, "/", kMetrics)));
   ASSIGN_OR_RETURN(chunks.emplace_back(),
                    DescribeFile(directory, kMetrics, std::move(sha256)));
   ASSIGN_OR_RETURN(staged.manifest_sha256,

@@ -5,7 +5,7 @@
 //     params.safetensors   trainable tensors, float32, names of the layout
 //     adam_m.safetensors   first moments, same names
 //     adam_v.safetensors   second moments, same names
-//     metrics.jsonl        every logged step so far
+//     metrics.jsonl        the curve so far (curve.h)
 //     manifest.sha256      "<hex>  manifest.json\n"
 //     manifest.json        written last: what the files are, size and SHA-256
 //
@@ -45,6 +45,9 @@ struct CheckpointState {
   // Loss statistics.
   int64_t tokens_trained = 0;
   int64_t tokens_total = 0;
+  // Of step 1, and of the first evaluation of the job's own set.
+  std::optional<double> first_loss;
+  std::optional<double> first_eval_loss;
   std::optional<double> last_loss;
   std::optional<double> best_eval_loss;
   // Seconds of training in all attempts.
@@ -77,7 +80,7 @@ struct StagedCheckpoint {
   int64_t size_bytes = 0;
 };
 
-// metrics_path: a file, copied, so that a resume elsewhere has the whole curve.
+// metrics_path: a file, copied, so that a resume elsewhere has the curve.
 //
 // Writes a checkpoint durably: into <parent>/<step>.tmp-<random>, every file
 // synced, manifest last, directory synced, renamed, parent synced. An earlier

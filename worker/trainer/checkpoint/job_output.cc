@@ -108,8 +108,8 @@ std::string ModelCard(const JobOutput& output) {
     absl::StrAppend(&text, "- `", source.path, "`\n");
   }
   absl::StrAppend(&text,
-                  "\n`job.yaml` has every setting, `metrics.jsonl` every "
-                  "logged step, `eval.json` what\n`qloractl adapter verify` "
+                  "\n`job.yaml` has every setting, `metrics.jsonl` the "
+                  "logged steps, `eval.json` what\n`qloractl adapter verify` "
                   "measures again.\n");
   return text;
 }
