@@ -188,8 +188,6 @@ absl::Status ContentCache::Adopt(const std::string& path,
   if (::access(cached.c_str(), F_OK) != 0) {
     status = LinkOrCopy(path, cached, cancellation);
     ::chmod(cached.c_str(), 0444);
-    MutexLock lock(&mu_);
-    EvictLocked(0);
   }
   Release(sha256);
   return status;

@@ -36,8 +36,7 @@ class ContentCache {
                      const std::string& destination, ArtifactClient& client,
                      Cancellation& cancellation);
 
-  // Takes a file that is synced and whose digest the caller has computed, and
-  // makes room for it.
+  // Takes a file that is synced and whose digest the caller has computed.
   // Blocks as Place; Cancelled, or as common/base/files.h.
   absl::Status Adopt(const std::string& path, const std::string& sha256,
                      Cancellation& cancellation);
