@@ -25,6 +25,9 @@ constexpr absl::Duration kHeldGrace = absl::Minutes(5);
 // Of ranks that warn without end, so many become events of the job.
 constexpr int kMaxWarnings = 100;
 constexpr size_t kMaxLogText = 16 << 10;
+// Of a held attempt's rank other than 0: rank 0 may not get to stage the newest
+// checkpoint, but then has the one before it.
+constexpr int kKeptShares = 2;
 
 bool HasRank0(const v1::PrepareAttempt& command) {
   return std::ranges::any_of(command.ranks(),
@@ -58,7 +61,7 @@ Attempt::~Attempt() {
   // Nothing writes there any more.
   transfers_.reset();
   if (!ended()) {
-    if (uploads_.empty()) {
+    if (!HasLeft()) {
       LogWarning("attempt ends with the worker", {{"attempt", name_}});
     }
     for (const v1::StagedFiles& staged : uploads_) {
@@ -87,6 +90,7 @@ void Attempt::TakeOver(const AttemptRecord& record) {
   StartTransfers();
   phase_ = Phase::kLeft;
   uploads_.assign(record.staged().begin(), record.staged().end());
+  shares_.assign(record.shares().begin(), record.shares().end());
   if (!uploads_.empty()) last_step_ = uploads_.back().step();
   former_end_ =
       record.has_ended()
@@ -105,6 +109,10 @@ void Attempt::GoOn() {
   environment_.loop.CancelTimer(hold_timer_);
   held_ = false;
   if (left()) phase_ = Phase::kRunning;
+  // The record has them until it is written again: said twice, they count once.
+  for (v1::RankStaged& share : std::exchange(shares_, {})) {
+    EmitStaged(std::move(share));
+  }
   UploadNext();
   MaybeEnd();
 }
@@ -150,6 +158,7 @@ void Attempt::Remember() const {
   record.set_attempt(command_.attempt());
   record.set_term(term_);
   for (const v1::StagedFiles& staged : uploads_) *record.add_staged() = staged;
+  for (const v1::RankStaged& share : shares_) *record.add_shares() = share;
   if (!ranks_.empty() && AllEnded()) *record.mutable_ended() = Outcome();
   const absl::Status stored = StoreRecord(environment_.directory, record);
   if (!stored.ok()) {
@@ -411,14 +420,17 @@ void Attempt::OnStaged(int rank, const v1::StagedFiles& staged) {
     return FindRank(rank)->Reject(wrong);
   }
   if (rank != 0) {
-    v1::WorkerEvent event;
-    v1::RankStaged& message = *event.mutable_staged();
-    message.set_step(staged.step());
-    message.set_rank(rank);
-    message.set_manifest_sha256(staged.manifest_sha256());
-    message.set_state_sha256(staged.state_sha256());
-    message.set_final(staged.final());
-    Emit(std::move(event));
+    v1::RankStaged share;
+    share.set_step(staged.step());
+    share.set_rank(rank);
+    share.set_manifest_sha256(staged.manifest_sha256());
+    share.set_state_sha256(staged.state_sha256());
+    share.set_final(staged.final());
+    if (held_) {
+      KeepShare(std::move(share));
+    } else {
+      EmitStaged(std::move(share));
+    }
     v1::TrainerCommand taken;
     taken.mutable_stage_taken()->set_step(staged.step());
     if (RankProcess* process = FindRank(rank)) process->Send(taken);
@@ -437,6 +449,23 @@ void Attempt::OnStaged(int rank, const v1::StagedFiles& staged) {
     ReleaseStage(files);
   }
   UploadNext();
+}
+
+void Attempt::KeepShare(v1::RankStaged share) {
+  const auto same_rank = [rank = share.rank()](const v1::RankStaged& other) {
+    return other.rank() == rank;
+  };
+  if (std::ranges::count_if(shares_, same_rank) == kKeptShares) {
+    shares_.erase(std::ranges::find_if(shares_, same_rank));
+  }
+  shares_.push_back(std::move(share));
+  Remember();
+}
+
+void Attempt::EmitStaged(v1::RankStaged staged) {
+  v1::WorkerEvent event;
+  *event.mutable_staged() = std::move(staged);
+  Emit(std::move(event));
 }
 
 void Attempt::CountSkipped(const v1::StagedFiles& staged, int64_t newer_step) {
@@ -488,10 +517,10 @@ void Attempt::OnUploaded(const v1::StagedFiles& staged,
     return;
   }
   uploading_ = false;
+  // GoOn hands it in; the store has its content.
+  if (held_) return;
   if (staged_event.ok()) {
-    v1::WorkerEvent event;
-    *event.mutable_staged() = *std::move(staged_event);
-    Emit(std::move(event));
+    EmitStaged(*std::move(staged_event));
   } else {
     const std::string told =
         EmitLost(staged, std::string(staged_event.status().message()));
@@ -552,11 +581,13 @@ void Attempt::OnRankEnd(int rank) {
     kill_timer_ = environment_.loop.RunAfter(environment_.timeouts.peers,
                                              [this] { KillRanks(); });
   }
-  if (AllEnded() && !uploads_.empty()) {
+  if (AllEnded() && HasLeft()) {
     Remember();
     LogInfo(held_ ? "ranks have left; their last checkpoint is kept"
                   : "ranks have left; their last checkpoint is being uploaded",
-            {{"attempt", name_}, {"step", uploads_.back().step()}});
+            {{"attempt", name_},
+             {"step", uploads_.empty() ? shares_.back().step()
+                                       : uploads_.back().step()}});
     if (held_) KeepHeld();
   }
   on_change_();
@@ -584,6 +615,7 @@ void Attempt::Stop(bool save, absl::Duration grace, AgentCause cause) {
       }
       transfers_->Cancel();
       uploads_.clear();
+      shares_.clear();
       uploading_ = false;
     }
     KillRanks();
@@ -673,7 +705,7 @@ bool Attempt::AllEnded() const {
 
 void Attempt::MaybeEnd() {
   const bool early = phase_ <= Phase::kFetching;
-  if (ended() || early || !AllEnded() || !uploads_.empty()) return;
+  if (ended() || early || !AllEnded() || HasLeft()) return;
   if (ranks_.empty() && !cause_.has_value() && !former_end_.has_value()) return;
   phase_ = Phase::kEnded;
   transfers_->Cancel();

@@ -17,7 +17,9 @@
 // Held: the coordinator's database does not know it (an older copy was
 // restored). It is then as if there were no coordinator: ranks go on for
 // RankTimeouts.alone, save and leave; nothing is uploaded; what is left waits
-// for RankTimeouts.kept and is given up.
+// for RankTimeouts.kept and is given up. An upload that was on its way stays to
+// be handed in, and so does what ranks other than 0 say of the checkpoints that
+// they stage meanwhile, wherever rank 0 is.
 #pragma once
 
 #include <cstdint>
@@ -67,10 +69,10 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   bool settled() const { return ended() && transfers_->stopped(); }
   bool left() const { return phase_ == Phase::kLeft; }
   bool held() const { return held_; }
-  // No rank lives, and only uploads are left, which the next run can do.
+  // No rank lives, and only what the next run can hand in is left.
   bool resting() const {
-    return left() || (phase_ >= Phase::kSpawning && !ended() && AllEnded() &&
-                      !uploads_.empty());
+    return left() ||
+           (phase_ >= Phase::kSpawning && !ended() && AllEnded() && HasLeft());
   }
   const v1::PrepareAttempt& command() const { return command_; }
   v1::AttemptInventory inventory() const;
@@ -99,6 +101,9 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   void OnStaged(int rank, const v1::StagedFiles& staged);
   // Why what a rank says that it has staged cannot be; empty if it can.
   std::string WrongAbout(int rank, const v1::StagedFiles& staged) const;
+  // For GoOn to emit.
+  void KeepShare(v1::RankStaged share);
+  void EmitStaged(v1::RankStaged staged);
   void UploadNext();
   void OnUploaded(const v1::StagedFiles& staged,
                   absl::StatusOr<v1::RankStaged> event);
@@ -117,6 +122,8 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   // Whose word tells whether the gang moves: rank 0's where it is, else any.
   bool IsWatched(int rank) const { return rank == 0 || !has_rank_0_; }
   bool AllEnded() const;
+  // To be handed in.
+  bool HasLeft() const { return !uploads_.empty() || !shares_.empty(); }
   // Ranks have been held for long enough, or there are none: they leave, and
   // what they left is kept for its time.
   void KeepHeld();
@@ -153,6 +160,8 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   // Staged by rank 0, the front one being uploaded.
   std::deque<v1::StagedFiles> uploads_;
   bool uploading_ = false;
+  // What ranks other than 0 have staged while held, oldest first.
+  std::deque<v1::RankStaged> shares_;
   // Checkpoints that a newer one replaced before they could be uploaded.
   int skipped_ = 0;
   // Stopped without saving: what ranks stage from now on is left alone.

@@ -49,6 +49,12 @@ class ArtifactStoreFake : public v1::ArtifactService::Service {
     paused_ = paused;
     resumed_.SignalAll();
   }
+  // Uploads too.
+  void PauseUploads(bool paused) {
+    MutexLock lock(&mu_);
+    uploads_paused_ = paused;
+    resumed_.SignalAll();
+  }
   // Downloads send wrong bytes.
   void Corrupt(bool corrupt) { corrupt_ = corrupt; }
   // When that upload (from 1) ends, what came before it is collected.
@@ -68,9 +74,15 @@ class ArtifactStoreFake : public v1::ArtifactService::Service {
     return grpc::Status::OK;
   }
 
-  grpc::Status UploadArtifact(grpc::ServerContext*,
+  grpc::Status UploadArtifact(grpc::ServerContext* context,
                               grpc::ServerReader<v1::UploadArtifactRequest>* in,
                               v1::UploadArtifactResponse* response) override {
+    {
+      MutexLock lock(&mu_);
+      while (uploads_paused_ && !context->IsCancelled()) {
+        resumed_.WaitWithTimeout(&mu_, absl::Milliseconds(20));
+      }
+    }
     v1::UploadArtifactRequest chunk;
     std::string digest;
     size_t total = 0;
@@ -153,6 +165,7 @@ class ArtifactStoreFake : public v1::ArtifactService::Service {
   Mutex mu_;
   CondVar resumed_;
   bool paused_ ABSL_GUARDED_BY(mu_) = false;
+  bool uploads_paused_ ABSL_GUARDED_BY(mu_) = false;
   std::map<std::string, std::string> stored_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, std::string> parts_ ABSL_GUARDED_BY(mu_);
 };
