@@ -25,6 +25,8 @@ constexpr absl::Duration kHeldGrace = absl::Minutes(5);
 // Of ranks that warn without end, so many become events of the job.
 constexpr int kMaxWarnings = 100;
 constexpr size_t kMaxLogText = 16 << 10;
+// Of a rank that prints too much and ends, so many last lines are told.
+constexpr size_t kLastLines = 20;
 // Of a held attempt's rank other than 0: rank 0 may not get to stage the newest
 // checkpoint, but then has the one before it.
 constexpr int kKeptShares = 2;
@@ -349,11 +351,12 @@ void Attempt::OnEvent(int rank, v1::TrainerEvent trainer_event) {
       break;
     case v1::TrainerEvent::kLog:
       if (trainer_event.log().level() == "warning" &&
-          ++warnings_ <= kMaxWarnings) {
+          warnings_ < kMaxWarnings) {
+        ++warnings_;
         EmitNotice("Warning",
                    Abridged(trainer_event.log().text(), kMaxLogText));
       }
-      return EmitLog(rank, std::move(*trainer_event.mutable_log()));
+      return OnLog(rank, std::move(*trainer_event.mutable_log()));
     case v1::TrainerEvent::kStaged:
       return OnStaged(rank, trainer_event.staged());
     case v1::TrainerEvent::kProgress:
@@ -374,27 +377,34 @@ void Attempt::OnLine(int rank, const std::string& line) {
   log.mutable_time()->set_nanos(static_cast<int32_t>(now % 1'000'000'000));
   log.set_level(std::string(printed.level));
   log.set_text(std::string(printed.text));
-  EmitLog(rank, std::move(log));
+  OnLog(rank, std::move(log));
 }
 
-void Attempt::EmitLog(int rank, v1::LogLine line) {
-  if (!log_budget_.Take(SteadyNow())) return;
-  v1::WorkerEvent event;
-  event.mutable_log()->set_rank(rank);
-  event.mutable_log()->set_attempt(command_.attempt());
-  if (const int64_t left_out = log_budget_.TakeLeftOut(); left_out > 0) {
-    v1::WorkerEvent gap = event;
-    *gap.mutable_log()->mutable_time() = line.time();
-    gap.mutable_log()->set_level("warning");
-    gap.mutable_log()->set_text(absl::StrCat(
-        left_out, " lines before this one are left out: more than ",
-        LogBudget::kPerSecond, " a second"));
-    Emit(std::move(gap));
+void Attempt::OnLog(int rank, v1::LogLine line) {
+  line.set_rank(rank);
+  line.set_attempt(command_.attempt());
+  line.set_text(Abridged(line.text(), kMaxLogText));
+  const bool passes = log_budget_.Take(SteadyNow());
+  if (passes) last_lines_.clear();
+  if (last_lines_.size() == kLastLines) last_lines_.pop_front();
+  last_lines_.push_back(std::move(line));
+  if (passes) EmitLines(log_budget_.TakeLeftOut());
+}
+
+void Attempt::EmitLines(int64_t left_out) {
+  if (left_out > 0) {
+    v1::LogLine gap = last_lines_.front();
+    gap.set_level("warning");
+    gap.set_text(absl::StrCat(left_out,
+                              " lines before this one are left out: more than ",
+                              LogBudget::kPerSecond, " a second"));
+    last_lines_.push_front(std::move(gap));
   }
-  *event.mutable_log()->mutable_time() = line.time();
-  event.mutable_log()->set_level(line.level());
-  event.mutable_log()->set_text(Abridged(line.text(), kMaxLogText));
-  Emit(std::move(event));
+  for (v1::LogLine& line : std::exchange(last_lines_, {})) {
+    v1::WorkerEvent event;
+    *event.mutable_log() = std::move(line);
+    Emit(std::move(event));
+  }
 }
 
 std::string Attempt::WrongAbout(int rank, const v1::StagedFiles& staged) const {
@@ -581,6 +591,8 @@ void Attempt::OnRankEnd(int rank) {
     kill_timer_ = environment_.loop.RunAfter(environment_.timeouts.peers,
                                              [this] { KillRanks(); });
   }
+  EmitLines(log_budget_.TakeLeftOut() -
+            static_cast<int64_t>(last_lines_.size()));
   if (AllEnded() && HasLeft()) {
     Remember();
     LogInfo(held_ ? "ranks have left; their last checkpoint is kept"

@@ -95,8 +95,11 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   void OnRankReady(int rank);
   void OnEvent(int rank, v1::TrainerEvent event);
   void OnLine(int rank, const std::string& line);
-  // Leaves it out if there are too many; says so before the next one.
-  void EmitLog(int rank, v1::LogLine line);
+  // Leaves it out if there are too many; says so before the next one, or at the
+  // rank's end before the last ones.
+  void OnLog(int rank, v1::LogLine line);
+  // Those of last_lines_, after a word of so many others.
+  void EmitLines(int64_t left_out);
   void OnRankEnd(int rank);
   void OnStaged(int rank, const v1::StagedFiles& staged);
   // Why what a rank says that it has staged cannot be; empty if it can.
@@ -169,6 +172,8 @@ class Attempt : public std::enable_shared_from_this<Attempt> {
   bool held_ = false;
   int64_t last_step_ = 0;
   LogBudget log_budget_;
+  // The newest of the lines that did not pass since one did.
+  std::deque<v1::LogLine> last_lines_;
   int warnings_ = 0;
   ProgressWatch progress_;
   absl::Time watched_at_;

@@ -17,6 +17,7 @@
 //   ignore_stop=1    goes on when told to stop
 //   garbage=1        sends bytes that are no frame, then whole frames
 //   flood=1          prints without end
+//   burst=N          prints "line 1" to "line N"
 //   message_bytes=N  fails with a message of so many bytes
 //   stage_at=PATH    says that its checkpoints lie there
 //
@@ -69,6 +70,9 @@ class FakeRank {
       std::cout << script_["print"] << std::endl;
     }
     while (Number("flood", 0) != 0) std::cout << "again and again\n";
+    for (int line = 1; line <= Number("burst", 0); ++line) {
+      std::cout << "line " << line << "\n";
+    }
     if (script_.contains("warn")) {
       event.mutable_log()->set_level("warning");
       event.mutable_log()->set_text(script_["warn"]);

@@ -104,6 +104,21 @@ TEST_F(SupervisorTest, RankThatPrintsWithoutEnd_IsStoppedAndMostIsLeftOut) {
   EXPECT_LT(absl::Now() - begin, absl::Seconds(5));
 }
 
+// Why it ended is said in the last ones.
+TEST_F(SupervisorTest, LinesLeftOutAtTheEnd_AreCountedAndTheLastAreTold) {
+  Run("burst=5000\nfail_rank=0", 1);
+  WaitForEnd();
+  int lines = 0;
+  std::string last;
+  for (const auto& event : Events()) {
+    if (!event.has_log()) continue;
+    last = event.log().text();
+    lines += last.find("are left out") == last.npos ? 1 : std::stoi(last);
+  }
+  EXPECT_EQ(lines, 5000);
+  EXPECT_EQ(last, "line 5000");
+}
+
 TEST_F(SupervisorTest, EndlessMessage_IsAbridged) {
   Run("fail_rank=0\nmessage_bytes=4000000", 1);
   const v1::AttemptEnded ended = WaitForEnd();
