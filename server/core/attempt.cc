@@ -444,12 +444,15 @@ void FenceAbsent(Draft& draft, Job& job, AttemptRecord& attempt) {
   job.mutable_job().set_reason(absl::StrCat(job.job().reason(), "; ", text));
 }
 
+bool AllEnded(const AttemptRecord& attempt) {
+  return std::all_of(attempt.parts().begin(), attempt.parts().end(),
+                     [](const AttemptPart& part) { return part.ended(); });
+}
+
 // Erases the record if the job is gone and no node can come back with ranks.
 void ForgetIfDeleted(Draft& draft, const AttemptKey& key) {
-  const AttemptRecord& attempt = *draft.attempts.Find(key);
   if (draft.jobs.Find(key.first) == nullptr &&
-      std::all_of(attempt.parts().begin(), attempt.parts().end(),
-                  [](const AttemptPart& part) { return part.ended(); })) {
+      AllEnded(*draft.attempts.Find(key))) {
     draft.attempts.Erase(key);
   }
 }
@@ -476,6 +479,14 @@ AttemptPart* FindPart(AttemptRecord& attempt, std::string_view node) {
 
 bool PartIsOver(const AttemptPart& part) { return part.ended() || part.lost(); }
 
+bool HoldsDevices(const AttemptRecord& attempt, const std::string& node) {
+  return !IsTerminal(attempt.state()) ||
+         std::any_of(attempt.parts().begin(), attempt.parts().end(),
+                     [&](const AttemptPart& part) {
+                       return part.node() == node && !part.ended();
+                     });
+}
+
 bool IsAway(const Draft& draft, const std::string& node) {
   const Node* found = draft.nodes.Find(node);
   return found == nullptr || found->stream == 0;
@@ -496,11 +507,16 @@ void NoteFailure(AttemptRecord& attempt, FailureClass failure_class,
   attempt.set_message(std::string(message));
 }
 
+void AwaitEnd(const Draft& draft, AttemptRecord& attempt) {
+  const Timings& timings = draft.state.timings;
+  *attempt.mutable_deadline() =
+      ToProto(draft.now + timings.stop_grace + timings.stop_margin);
+}
+
 void StopParts(Draft& draft, AttemptRecord& attempt, bool save) {
   const Timings& timings = draft.state.timings;
   attempt.set_state(ATTEMPT_STATE_DRAINING);
-  *attempt.mutable_deadline() =
-      ToProto(draft.now + timings.stop_grace + timings.stop_margin);
+  AwaitEnd(draft, attempt);
   qlora::v1::WorkerCommand command;
   auto& stop = *command.mutable_stop();
   stop.set_job_id(attempt.job_id());
@@ -531,7 +547,7 @@ void FinishIfOver(Draft& draft, const AttemptKey& key) {
   Job& job = draft.ChangeJob(key.first);
   FenceAbsent(draft, job, attempt);
   attempt.set_state(EndState(attempt, job));
-  attempt.clear_deadline();
+  if (AllEnded(attempt)) attempt.clear_deadline();
   TellOfUncommitted(draft, attempt);
   attempt.clear_staged();
   if (attempt.state() == ATTEMPT_STATE_CANCELLED) {

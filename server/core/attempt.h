@@ -13,11 +13,19 @@ namespace qlora::server {
 AttemptPart* FindPart(AttemptRecord& attempt, std::string_view node);
 bool PartIsOver(const AttemptPart& part);
 
+// The attempt's ranks on the node may still use their devices: until it is
+// over, and after that until the node has said that they are gone.
+bool HoldsDevices(const AttemptRecord& attempt, const std::string& node);
+
 // Remembers why the attempt fails: the first cause, unless a later one is more
 // definite (a full disk beats a lost peer) or explains it (a peer is lost
 // because its node was drained).
 void NoteFailure(AttemptRecord& attempt, qlora::v1::FailureClass failure_class,
                  std::string_view message);
+
+// By its deadline the ranks of an attempt that were told to end must be gone;
+// else their node is quarantined.
+void AwaitEnd(const Draft& draft, AttemptRecord& attempt);
 
 // Tells every part that still lives to stop, and waits for that (DRAINING).
 void StopParts(Draft& draft, AttemptRecord& attempt, bool save);

@@ -15,10 +15,11 @@ using qlora::v1::WorkerCommand;
 
 namespace {
 
-std::vector<AttemptKey> LiveAttempts(const Draft& draft) {
+// Attempts that something is waited for of.
+std::vector<AttemptKey> OpenAttempts(const Draft& draft) {
   std::vector<AttemptKey> keys;
   draft.attempts.ForEach([&](const AttemptKey& key, const AttemptRecord& a) {
-    if (!IsTerminal(a.state())) keys.push_back(key);
+    if (!IsTerminal(a.state()) || a.has_deadline()) keys.push_back(key);
   });
   return keys;
 }
@@ -175,14 +176,16 @@ std::string NodesThat(const AttemptRecord& attempt, F lacks) {
 // its agent starts anew.
 void GiveUpOnStop(Draft& draft, const AttemptKey& key) {
   AttemptRecord& attempt = *draft.attempts.Mutable(key);
+  attempt.clear_deadline();
   for (AttemptPart& part : *attempt.mutable_parts()) {
-    if (PartIsOver(part)) continue;
+    if (part.ended()) continue;
     part.set_lost(true);
     Node* node = draft.nodes.Mutable(part.node());
     if (node == nullptr || node->stream == 0) {
       part.set_departed(true);
     } else {
       node->record.mutable_node()->set_state(qlora::v1::NODE_STATE_QUARANTINED);
+      if (draft.jobs.Find(key.first) == nullptr) continue;
       draft.Tell(key.first, "NodeQuarantined",
                  absl::StrCat(part.node(),
                               " did not end its ranks in time; it gets no "
@@ -403,13 +406,13 @@ void OnAttemptEvent(Draft& draft, const std::string& node,
   const AttemptKey key{event.job_id(), event.attempt()};
   const AttemptRecord* found = draft.attempts.Find(key);
   if (found == nullptr || event.term() != found->term()) return;
-  if (IsTerminal(found->state())) {
+  AttemptRecord& attempt = *draft.attempts.Mutable(key);
+  AttemptPart* part = FindPart(attempt, node);
+  if (part == nullptr) return;
+  if (PartIsOver(*part)) {
     if (event.has_ended()) OnRanksGone(draft, key, node);
     return;
   }
-  AttemptRecord& attempt = *draft.attempts.Mutable(key);
-  AttemptPart* part = FindPart(attempt, node);
-  if (part == nullptr || PartIsOver(*part)) return;
   if (event.has_prepared()) {
     part->set_prepared(true);
     if (!event.prepared().rendezvous_address().empty()) {
@@ -453,7 +456,7 @@ void LosePart(Draft& draft, const AttemptKey& key, const std::string& node,
 }
 
 void CheckTimers(Draft& draft) {
-  for (const AttemptKey& key : LiveAttempts(draft)) {
+  for (const AttemptKey& key : OpenAttempts(draft)) {
     if (DeadlineOf(draft, *draft.attempts.Find(key)) <= draft.now) {
       OnDeadline(draft, key);
     }
@@ -475,7 +478,7 @@ void CheckTimers(Draft& draft) {
 
 void ExtendDeadlines(Draft& draft) {
   const Timings& timings = draft.state.timings;
-  for (const AttemptKey& key : LiveAttempts(draft)) {
+  for (const AttemptKey& key : OpenAttempts(draft)) {
     const AttemptRecord& attempt = *draft.attempts.Find(key);
     if (!attempt.has_deadline()) continue;
     absl::Duration wait = timings.stop_grace + timings.stop_margin;

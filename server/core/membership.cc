@@ -29,9 +29,9 @@ absl::Status CheckName(const std::string& name) {
   return absl::OkStatus();
 }
 
-// Far above what any cluster reaches; sums of two do not overflow.
+// Far above what any cluster reaches. The coordinator goes on from the largest
+// numbers that nodes name: those that it has reached itself are taken beyond.
 constexpr int64_t kMaxNumber = int64_t{1} << 60;
-// The same for attempts, which go on from the largest that a node names.
 constexpr int32_t kMaxAttempt = 1 << 30;
 
 int64_t NewestTerm(const qlora::v1::Hello& hello) {
@@ -62,7 +62,9 @@ absl::Status CheckHello(const State& state, const qlora::v1::Hello& hello) {
         "; start the worker with an empty data directory to move it"));
   }
   for (const auto& item : hello.inventory()) {
-    if (item.attempt() < 1 || item.attempt() > kMaxAttempt) {
+    if (item.attempt() < 1 ||
+        (item.attempt() > kMaxAttempt &&
+         !state.attempts.contains({item.job_id(), item.attempt()}))) {
       return absl::InvalidArgumentError(
           absl::StrCat("node ", hello.node(), " names attempt ", item.attempt(),
                        " of ", item.job_id(),
@@ -70,8 +72,12 @@ absl::Status CheckHello(const State& state, const qlora::v1::Hello& hello) {
                        "worker with an empty data directory"));
     }
   }
-  if (NewestTerm(hello) > kMaxNumber ||
-      hello.last_command_seen() > static_cast<uint64_t>(kMaxNumber)) {
+  const auto known = state.nodes.find(hello.node());
+  const uint64_t sent =
+      known == state.nodes.end() ? 0 : known->second.record.last_command();
+  if (NewestTerm(hello) > std::max(kMaxNumber, state.term) ||
+      hello.last_command_seen() >
+          std::max(static_cast<uint64_t>(kMaxNumber), sent)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "node ", hello.node(), " has seen term ", NewestTerm(hello),
         " and command ", hello.last_command_seen(),
@@ -108,30 +114,17 @@ bool InInventory(const qlora::v1::Hello& hello, const AttemptRecord& attempt) {
                      });
 }
 
-// Attempts that are over without the node, of which it may still have ranks.
+// Attempts that do without the node, of which it may still have ranks.
 std::vector<AttemptKey> GivenUpOn(const Draft& draft, const std::string& node) {
   std::vector<AttemptKey> keys;
   draft.attempts.ForEach([&](const AttemptKey& key, const AttemptRecord& a) {
-    if (!IsTerminal(a.state())) return;
     for (const AttemptPart& part : a.parts()) {
-      if (part.node() == node && !part.ended()) keys.push_back(key);
+      if (part.node() == node && part.lost() && !part.ended()) {
+        keys.push_back(key);
+      }
     }
   });
   return keys;
-}
-
-// Notes that ranks which were given up are gone: the agent does not have them,
-// nor a command on its way that would make them.
-void NoteGone(Draft& draft, const qlora::v1::Hello& hello) {
-  for (const AttemptKey& key : GivenUpOn(draft, hello.node())) {
-    AttemptRecord attempt = *draft.attempts.Find(key);
-    if (InInventory(hello, attempt)) continue;
-    if (hello.cluster_id().empty() ||
-        FindPart(attempt, hello.node())->prepare_command() <=
-            hello.last_command_seen()) {
-      OnRanksGone(draft, key, hello.node());
-    }
-  }
 }
 
 // Gives up what the agent does not have any more. One that was started anew has
@@ -152,6 +145,25 @@ void LoseMissing(Draft& draft, const qlora::v1::Hello& hello) {
       LosePart(draft, key, hello.node(),
                absl::StrCat("the agent of ", hello.node(),
                             " does not know its ranks"));
+    }
+  }
+}
+
+// Notes that ranks which were given up are gone: the agent does not have them,
+// nor a command on its way that would make them. The others are told to end.
+void NoteGone(Draft& draft, const qlora::v1::Hello& hello) {
+  // Of a node that was removed the numbers began anew.
+  const uint64_t newest = draft.nodes.Find(hello.node())->record.last_command();
+  for (const AttemptKey& key : GivenUpOn(draft, hello.node())) {
+    AttemptRecord& attempt = *draft.attempts.Mutable(key);
+    const uint64_t prepare = FindPart(attempt, hello.node())->prepare_command();
+    const bool on_its_way = !hello.cluster_id().empty() &&
+                            prepare > hello.last_command_seen() &&
+                            prepare <= newest;
+    if (on_its_way || InInventory(hello, attempt)) {
+      AwaitEnd(draft, attempt);
+    } else {
+      OnRanksGone(draft, key, hello.node());
     }
   }
 }
@@ -278,6 +290,10 @@ void ExplainSilence(Draft& draft, const AttemptKey& key) {
   if (before == after) return;
   draft.ChangeJob(key.first).mutable_job().set_reason(after);
   if (silence.empty()) {
+    if (std::any_of(attempt->parts().begin(), attempt->parts().end(),
+                    [](const AttemptPart& part) { return part.lost(); })) {
+      return;
+    }
     draft.Tell(key.first, "NodeReturned", "every node of it is there again",
                key.second);
   } else if (before == well) {
@@ -324,8 +340,8 @@ absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,
         "stop that one first"));
   }
   TakeIn(draft, hello, stream);
-  NoteGone(draft, hello);
   LoseMissing(draft, hello);
+  NoteGone(draft, hello);
   qlora::v1::Welcome welcome;
   welcome.set_cluster_id(draft.state.cluster_id);
   welcome.set_term(draft.state.term);
@@ -362,16 +378,16 @@ void OnHeartbeat(Draft& draft, const std::string& name,
 void OnDisconnect(Draft& draft, const std::string& name, uint64_t stream) {
   const Node* found = draft.nodes.Find(name);
   if (found == nullptr || found->stream != stream) return;
-  Node& node = *draft.nodes.Mutable(name);
-  node.stream = 0;
-  if (node.state() == NodeState::NODE_STATE_DRAINING &&
-      AttemptsOn(draft, name).empty()) {
-    node.record.mutable_node()->set_state(NodeState::NODE_STATE_DRAINED);
-  }
+  draft.nodes.Mutable(name)->stream = 0;
   draft.Emit(NodeGone{name, absl::StrCat("the connection to node ", name,
                                          " broke; try again")});
   for (const AttemptKey& key : AttemptsOn(draft, name)) {
     FinishIfOver(draft, key);
+  }
+  Node& node = *draft.nodes.Mutable(name);
+  if (node.state() == NodeState::NODE_STATE_DRAINING &&
+      AttemptsOn(draft, name).empty()) {
+    node.record.mutable_node()->set_state(NodeState::NODE_STATE_DRAINED);
   }
 }
 
@@ -394,9 +410,6 @@ absl::Status RemoveNode(Draft& draft, const std::string& name) {
     return absl::FailedPreconditionError(
         absl::StrCat("job ", user, " has ranks on ", name,
                      ": wait until the node is DOWN, or cancel the job"));
-  }
-  for (const AttemptKey& key : GivenUpOn(draft, name)) {
-    OnRanksGone(draft, key, name);
   }
   draft.nodes.Erase(name);
   return absl::OkStatus();
@@ -477,7 +490,7 @@ qlora::v1::Node NodeView(const State& state, const Node& node) {
     *view.mutable_last_heartbeat() = ToProto(node.last_heartbeat);
   }
   for (const auto& [key, attempt] : state.attempts) {
-    if (IsTerminal(attempt.state())) continue;
+    if (!HoldsDevices(attempt, node.name())) continue;
     for (const auto& rank : attempt.ranks()) {
       if (rank.node() != node.name()) continue;
       for (auto& device : *view.mutable_devices()) {

@@ -40,8 +40,10 @@ void OnHeartbeat(Draft& draft, const std::string& node,
 // The stream broke or was closed; the lease runs on.
 void OnDisconnect(Draft& draft, const std::string& node, uint64_t stream);
 
-// Forgets the node and the commands for it. NotFound; FailedPrecondition while
-// it is connected, or an attempt that has not ended has ranks on it.
+// Forgets the node and the commands for it, but not which attempts it may still
+// have ranks of: should it come back, it is told to end them. NotFound;
+// FailedPrecondition while it is connected, or an attempt that has not ended
+// has ranks on it.
 absl::Status RemoveNode(Draft& draft, const std::string& node);
 
 // Acts on leases that have run out.

@@ -66,15 +66,15 @@ absl::Status CheckMemory(const Job& job, const Device& device) {
   return it->second;
 }
 
-// Devices of live attempts, by node.
+// Devices that ranks use or may still use, by node.
 using Busy = std::map<std::string, std::map<std::string, std::string>>;
 
 template <typename Attempts>
 Busy BusyDevices(const Attempts& attempts) {
   Busy busy;
   attempts([&](const AttemptRecord& attempt) {
-    if (IsTerminal(attempt.state())) return;
     for (const RankAssignment& rank : attempt.ranks()) {
+      if (!HoldsDevices(attempt, rank.node())) continue;
       busy[rank.node()][rank.device()] = attempt.job_id();
     }
   });

@@ -37,6 +37,9 @@ std::string ToLine(const google::protobuf::Message& message) {
   return line;
 }
 
+// How the text of the line begins that Truncated makes.
+constexpr char kTruncated[] = "log truncated at ";
+
 // The last line of a log that is full; `last` is the one before it.
 std::string Truncated(const google::protobuf::Message& last,
                       int64_t max_bytes) {
@@ -46,9 +49,22 @@ std::string Truncated(const google::protobuf::Message& last,
     line = *before;
   }
   line.set_level("warning");
-  line.set_text(absl::StrCat("log truncated at ", FormatBytes(max_bytes),
+  line.set_text(absl::StrCat(kTruncated, FormatBytes(max_bytes),
                              " (--job-log-limit of qlora-coordinator)"));
   return ToLine(line);
+}
+
+bool EndsTruncated(int fd, int64_t size) {
+  // Such a line is shorter.
+  std::string tail(static_cast<size_t>(std::min<int64_t>(size, 1024)), '\0');
+  if (::pread(fd, tail.data(), tail.size(),
+              size - static_cast<int64_t>(tail.size())) <= 0) {
+    return false;
+  }
+  if (tail.back() != '\n') return false;
+  tail.pop_back();
+  return tail.find(absl::StrCat("\"text\":\"", kTruncated),
+                   tail.rfind('\n') + 1) != std::string::npos;
 }
 
 // Puts the part of the file that ends at `begin` before `text`.
@@ -81,23 +97,31 @@ absl::Status JobLog::Append(const std::string& job_id, LogKind kind,
   std::string line = ToLine(message);
   const std::string path = Path(job_id, kind);
   MutexLock lock(&mu_);
-  if (!seen_.contains(path)) {
+  const bool first = !seen_.contains(path);
+  if (first) {
     RETURN_IF_ERROR(CreateDirectories(absl::StrCat(directory_, "/", job_id)));
-    seen_.insert(path);
   }
   const UniqueFd fd(
       ::open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0644));
   if (fd.get() < 0) return ErrnoToStatus(errno, path);
   struct stat info;
   if (::fstat(fd.get(), &info) != 0) return ErrnoToStatus(errno, path);
-  if (EndsTorn(fd.get(), info.st_size)) line.insert(0, "\n");
   if (kind == LogKind::kLogs) {
-    if (info.st_size >= max_log_bytes_) return absl::OkStatus();
+    if (info.st_size >= max_log_bytes_) {
+      // Of a start with a higher limit it may lack its last line.
+      if (!first || EndsTruncated(fd.get(), info.st_size)) {
+        seen_.insert(path);
+        return absl::OkStatus();
+      }
+      line.clear();
+    }
     if (info.st_size + static_cast<int64_t>(line.size()) >= max_log_bytes_) {
       line += Truncated(message, max_log_bytes_);
     }
   }
+  if (EndsTorn(fd.get(), info.st_size)) line.insert(0, "\n");
   RETURN_IF_ERROR(WriteAll(fd.get(), line, path));
+  seen_.insert(path);
   dirty_.insert(path);
   return absl::OkStatus();
 }

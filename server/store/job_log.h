@@ -31,8 +31,8 @@ class JobLog {
       : directory_(std::move(directory)), max_log_bytes_(max_log_bytes) {}
 
   // Adds a line. A log that has reached its limit ends with a line that says
-  // so; what comes after is dropped. ResourceExhausted: the disk is full;
-  // Unavailable.
+  // so, also where a start has lowered it; what comes after is dropped.
+  // ResourceExhausted: the disk is full; Unavailable.
   absl::Status Append(const std::string& job_id, LogKind kind,
                       const google::protobuf::Message& message);
 

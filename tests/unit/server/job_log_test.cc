@@ -177,19 +177,19 @@ TEST(Telemetry, Progress_IsReadFromTheFileAfterARestart) {
   EXPECT_FALSE(telemetry.OnPoint("j-1", Point(1, 7, 3)));
 }
 
+std::vector<std::string> Texts(const JobLog& log, LogKind kind) {
+  std::vector<std::string> texts;
+  const JobLog::Chunk chunk = log.Read("j-1", kind, 0).value();
+  for (const std::string& text : chunk.lines) {
+    qlora::v1::LogLine line;
+    EXPECT_TRUE(google::protobuf::util::JsonStringToMessage(text, &line).ok());
+    texts.push_back(line.text());
+  }
+  return texts;
+}
+
 TEST(JobLog, LogThatReachesItsLimit_SaysSoOnceAndEnds) {
   TempDir dir;
-  const auto texts = [](const JobLog& log, LogKind kind) {
-    std::vector<std::string> texts;
-    const JobLog::Chunk chunk = log.Read("j-1", kind, 0).value();
-    for (const std::string& text : chunk.lines) {
-      qlora::v1::LogLine line;
-      EXPECT_TRUE(
-          google::protobuf::util::JsonStringToMessage(text, &line).ok());
-      texts.push_back(line.text());
-    }
-    return texts;
-  };
   qlora::v1::LogLine line;
   line.set_text(std::string(100, 'x'));
   line.set_rank(3);
@@ -201,11 +201,26 @@ TEST(JobLog, LogThatReachesItsLimit_SaysSoOnceAndEnds) {
   }
   const JobLog log(dir.path(), 150);
   EXPECT_THAT(
-      texts(log, LogKind::kLogs),
+      Texts(log, LogKind::kLogs),
       ::testing::ElementsAre(line.text(), line.text(),
                              "log truncated at 150 B (--job-log-limit of "
                              "qlora-coordinator)"));
-  EXPECT_EQ(texts(log, LogKind::kEvents).size(), 4u);
+  EXPECT_EQ(Texts(log, LogKind::kEvents).size(), 4u);
+}
+
+TEST(JobLog, LogBeyondALimitThatWasLowered_SaysSoOnceAndEnds) {
+  TempDir dir;
+  const qlora::v1::LogLine line = Line("\"text\":\"log truncated at ");
+  for (const int64_t limit : {1000, 20, 20, 10}) {
+    JobLog log(dir.path(), limit);
+    for (int i = 0; i < 2; ++i) {
+      ASSERT_TRUE(log.Append("j-1", LogKind::kLogs, line).ok());
+    }
+  }
+  EXPECT_THAT(Texts(JobLog(dir.path()), LogKind::kLogs),
+              ::testing::ElementsAre(line.text(), line.text(),
+                                     "log truncated at 20 B (--job-log-limit "
+                                     "of qlora-coordinator)"));
 }
 
 // A machine's crash brought the end back: the reader goes on from there.

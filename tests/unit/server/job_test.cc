@@ -741,7 +741,56 @@ TEST(Job, Cancel_WaitsForNoNodeThatIsAway) {
   EXPECT_EQ(core.job(next).state(), qlora::v1::JOB_STATE_QUEUED);
   const auto welcome = core.Join("n2", 1, "boot-1", {{id, 1}});
   EXPECT_EQ(welcome->decisions(0).action(), qlora::v1::Decision::ACTION_KILL);
+  // Its device is free when the ranks are gone.
+  EXPECT_EQ(core.job(next).state(), qlora::v1::JOB_STATE_QUEUED);
+  EXPECT_EQ(
+      NodeView(core.state(), core.state().nodes.at("n2")).devices(0).job_id(),
+      id);
+  core.Ended("n2", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
   EXPECT_EQ(core.job(next).state(), kStarting);
+}
+
+TEST(Job, RanksOfAReturnedNodeThatDoNotEnd_QuarantineIt) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Disconnect("n1");
+  core.Do([&](Draft& d) { DeleteJob(d, id); });
+  ASSERT_FALSE(core.state().jobs.contains(id));
+  core.Advance(absl::Seconds(20));
+  ASSERT_TRUE(core.Join("n1", 1, "boot-1", {{id, 1}}).ok());
+  for (int i = 0; i < 3; ++i) {
+    core.Heartbeat("n1");
+    core.Advance(absl::Seconds(23));
+  }
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_READY);
+  core.Advance(absl::Seconds(2));
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_QUARANTINED);
+  core.Disconnect("n1");
+  ASSERT_TRUE(core.Join("n1", 1, "boot-2").ok());
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_READY);
+  EXPECT_TRUE(core.state().attempts.empty());
+}
+
+// It reports that while the others of its gang still save.
+TEST(Job, GivenUpRanksThatEndBeforeTheirAttempt_LeaveTheirDevice) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  ASSERT_TRUE(core.Join("n1").ok());
+  ASSERT_TRUE(core.Join("n2").ok());
+  const std::string id = core.Submit("resources: {nodes: 2}\n");
+  core.Disconnect("n2");
+  for (int i = 0; i < 5; ++i) {
+    core.Heartbeat("n1");
+    core.Advance(absl::Seconds(25));
+  }
+  ASSERT_EQ(core.attempt(id).state(), ATTEMPT_STATE_DRAINING);
+  ASSERT_TRUE(core.Join("n2", 1, "boot-1", {{id, 1}}).ok());
+  core.Ended("n2", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
+  core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
+  EXPECT_EQ(core.attempt(id).state(), ATTEMPT_STATE_LOST);
+  EXPECT_EQ(core.job(core.Submit("resources: {nodes: 2}\n")).state(),
+            kStarting);
 }
 
 TEST(Job, Cancel_EndsWhenTheLastNodeFallsSilent) {

@@ -1,5 +1,6 @@
 #include "server/core/membership.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "core_harness.h"
@@ -8,6 +9,26 @@ namespace qlora::server {
 namespace {
 
 using qlora::v1::Decision;
+using ::testing::ElementsAre;
+
+qlora::v1::Hello HelloOf(CoreHarness& core, const std::string& node) {
+  qlora::v1::Hello hello;
+  hello.set_node(node);
+  hello.set_boot_id("boot-1");
+  hello.set_cluster_id(core.state().cluster_id);
+  return hello;
+}
+
+// Types of the events that the transaction tells of.
+std::vector<std::string> Told(const std::vector<Effect>& effects) {
+  std::vector<std::string> types;
+  for (const Effect& effect : effects) {
+    if (const auto* line = std::get_if<AppendEvent>(&effect)) {
+      types.push_back(line->event.type());
+    }
+  }
+  return types;
+}
 
 TEST(Membership, MalformedHello_IsRefused) {
   CoreHarness core;
@@ -334,6 +355,36 @@ TEST(Membership, DeletedJobsAttempt_StaysWhileItsPrepareIsOnItsWay) {
   EXPECT_TRUE(core.state().attempts.contains({id, 1}));
 }
 
+TEST(Membership, ReturnOfASilentNode_IsToldOfOnlyWhenItReturns) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  ASSERT_TRUE(core.Join("n1").ok());
+  ASSERT_TRUE(core.Join("n2").ok());
+  const std::string id = core.Submit("resources: {nodes: 2}\n");
+  core.Prepared("n1", id);
+  core.Prepared("n2", id);
+  core.Running("n1", id);
+  core.Running("n2", id);
+  const auto after = [&](int seconds) {
+    core.now += absl::Seconds(seconds);
+    core.Heartbeat("n1");
+    return Told(core.Do([](Draft& draft) { CheckLeases(draft); }));
+  };
+  EXPECT_THAT(after(31), ElementsAre("NodeUnreachable"));
+  qlora::v1::Hello hello = HelloOf(core, "n2");
+  auto& item = *hello.add_inventory();
+  item.set_job_id(id);
+  item.set_attempt(1);
+  item.set_term(core.attempt(id).term());
+  EXPECT_THAT(Told(core.Do([&](Draft& draft) {
+                EXPECT_TRUE(OnHello(draft, hello, 77).ok());
+              })),
+              ElementsAre("NodeReturned"));
+  EXPECT_THAT(after(31), ElementsAre("NodeUnreachable"));
+  EXPECT_THAT(after(90), ElementsAre("RanksLost"));
+  EXPECT_EQ(core.job(id).reason(), "");
+}
+
 TEST(Membership, SilentNodeOfARunningJob_IsNamedWithItsTimes) {
   CoreHarness core;
   core.Advance(absl::Seconds(600));
@@ -417,6 +468,84 @@ TEST(Membership, DrainingNode_GetsNoWorkAndEndsDrained) {
   EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_QUEUED);
   core.Disconnect("n1");
   EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_DRAINED);
+}
+
+// The ranks that are cancelled end with it.
+TEST(Membership, DrainingNodeThatGoesWhileItsJobIsCancelled_IsDrained) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Heartbeat("n1", /*draining=*/true);
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "").ok()); });
+  core.Disconnect("n1");
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_CANCELLED);
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_DRAINED);
+}
+
+// The coordinator goes on from them, and must know its own again.
+TEST(Membership, LargestNumbersOfANode_LeadToNoneThatIsRefused) {
+  CoreHarness core;
+  const std::string id = core.Submit();
+  qlora::v1::Hello hello = HelloOf(core, "n1");
+  hello.set_last_command_seen(uint64_t{1} << 60);
+  auto& device = *hello.add_devices();
+  device.set_name("cpu:0");
+  device.set_kind("cpu");
+  auto& item = *hello.add_inventory();
+  item.set_job_id(id);
+  item.set_attempt(1 << 30);
+  item.set_term(int64_t{1} << 60);
+  const auto decision = [&] {
+    absl::StatusOr<qlora::v1::Welcome> welcome =
+        absl::InternalError("not called");
+    core.Do([&](Draft& draft) { welcome = OnHello(draft, hello, 77); });
+    EXPECT_TRUE(welcome.ok()) << welcome.status();
+    return welcome.ok() ? welcome->decisions(0).action()
+                        : Decision::ACTION_UNSPECIFIED;
+  };
+  EXPECT_EQ(decision(), Decision::ACTION_HOLD);
+  ASSERT_EQ(core.job(id).attempt(), (1 << 30) + 1);
+  // As RaiseTerm leaves it.
+  core.state().term = (int64_t{1} << 60) + 1;
+  hello.set_term(core.state().term);
+  hello.set_last_command_seen(core.Sent("n1").back().number());
+  item.set_attempt(core.job(id).attempt());
+  item.set_term(core.attempt(id).term());
+  EXPECT_EQ(decision(), Decision::ACTION_KEEP);
+  // Of another job it is none.
+  item.set_job_id("j-other");
+  core.Do([&](Draft& draft) {
+    EXPECT_EQ(OnHello(draft, hello, 77).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  });
+}
+
+// Nobody knows whether its ranks have ended.
+TEST(Membership, RemovedNodeThatReturnsWithADeletedJobsRanks_EndsThem) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  core.Disconnect("n1");
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "").ok()); });
+  core.Do([&](Draft& d) { EXPECT_TRUE(RemoveNode(d, "n1").ok()); });
+  core.Do([&](Draft& d) { DeleteJob(d, id); });
+  const std::string next = core.Submit();
+  const auto welcome = core.Join("n1", 1, "boot-1", {{id, 1}});
+  ASSERT_TRUE(welcome.ok()) << welcome.status();
+  EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_KILL);
+  EXPECT_EQ(core.job(next).state(), qlora::v1::JOB_STATE_QUEUED);
+}
+
+// The command went with the node's record.
+TEST(Membership, RemovedNodeThatReturnsWithoutItsPrepare_IsFree) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.Submit();
+  core.Disconnect("n1");
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "").ok()); });
+  core.Do([&](Draft& d) { EXPECT_TRUE(RemoveNode(d, "n1").ok()); });
+  ASSERT_TRUE(core.Join("n1").ok());
+  EXPECT_EQ(core.job(core.Submit()).state(), qlora::v1::JOB_STATE_STARTING);
 }
 
 TEST(Membership, RemoveNode_OnlyWhenItIsGoneAndNothingRunsThere) {
