@@ -96,8 +96,8 @@ class CliTest(unittest.TestCase):
                  self.ctl("metrics", name, "-o", "jsonl").splitlines()]
         self.assertEqual(steps, [1, 2, 3, 4, 5, 6])
         self.assertIn("learning rate", self.ctl("plot", name))
-        self.assertEqual(self.ctl("plot", name, "-o", "json"),
-                         self.ctl("metrics", name, "-o", "json"))
+        self.assertEqual(json.loads(self.ctl("plot", name, "-o", "json")),
+                         json.loads(self.ctl("metrics", name, "-o", "json")))
         self.assertIn(name, self.ctl("adapter", "list"))
         self.assertIn("STEP", self.ctl("checkpoint", "list", name))
         self.ctl("wait", name)
