@@ -67,11 +67,14 @@ absl::Status AdapterVerify(Session& session, const std::string& job) {
             : ToJson(*verified, session.output.format == OutputFormat::kJsonl));
     *session.output.out << text;
   } else {
-    *session.output.out << absl::StrFormat(
-        "recorded loss  %.6f\nmeasured loss  %.6f\nbase loss      %.6f\n%s\n",
-        verified->recorded_loss(), verified->measured_loss(),
-        verified->base_loss(),
-        verified->passed() ? "verified" : "NOT VERIFIED");
+    std::ostream& out = *session.output.out;
+    out << absl::StrFormat("recorded loss  %.6f\nmeasured loss  %.6f\n",
+                           verified->recorded_loss(),
+                           verified->measured_loss());
+    if (verified->base_loss() != 0) {
+      out << absl::StrFormat("base loss      %.6f\n", verified->base_loss());
+    }
+    out << (verified->passed() ? "verified\n" : "NOT VERIFIED\n");
   }
   if (verified->passed()) return absl::OkStatus();
   return WithWhat(absl::DataLossError(verified->message()),

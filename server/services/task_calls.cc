@@ -212,9 +212,11 @@ void Compare(qlora::v1::VerifyAdapterResponse* response) {
                            std::max(1.0, std::abs(response->recorded_loss())));
   response->set_message(absl::StrCat(
       "loss ", response->measured_loss(), ", recorded ",
-      response->recorded_loss(), ", of the base alone ", response->base_loss(),
-      response->passed() ? ""
-                         : ": the adapter does not give what was recorded"));
+      response->recorded_loss(),
+      response->base_loss() == 0
+          ? ""
+          : absl::StrCat(", of the base alone ", response->base_loss()),
+      response->passed() ? "" : ": it does not give what was recorded"));
 }
 
 }  // namespace

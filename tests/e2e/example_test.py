@@ -35,6 +35,9 @@ class ExampleTest(unittest.TestCase):
         losses = [json.loads(line)["loss"] for line in self.local.ctl(
             "metrics", "short-base", "-o", "jsonl").stdout.splitlines()]
         self.assertLess(losses[-1], losses[0] - 1)
+        self.assertRegex(
+            self.local.ctl("adapter", "verify", "short-base").stdout,
+            r"^recorded loss .*\nmeasured loss .*\nverified\n$")
         self.local.ctl("model", "pull", "short-base", "--to", "made")
         made = self.local.directory / "made"
         for name in ("config.json", "tokenizer.json", "tokenizer_config.json",

@@ -25,7 +25,8 @@ std::string DivergenceWatch::After(int64_t step, double loss,
   without_gradient_ = grad_norm == 0 ? without_gradient_ + 1 : 0;
   // Twice the loss of a model that has learned is an unlucky batch yet.
   far_above_ = started_ > 0 && loss > 2 * start_loss_ + 1 ? far_above_ + 1 : 0;
-  if (started_ < kSteps && far_above_ == 0) {
+  // Nor is a loss that rises at once a start.
+  if (started_ < kSteps && (started_ == 0 || loss < 1.5 * start_loss_)) {
     start_loss_ += (loss - start_loss_) / ++started_;
   }
   warned_ = without_gradient_ == kSteps || far_above_ == kSteps;
@@ -42,18 +43,12 @@ std::string DivergenceWatch::After(int64_t step, double loss,
                    start_loss_, since, loss, kRemedy);
 }
 
-std::string WorseAtEnd(bool own_set, double first, double last) {
+std::string WorseAtEnd(double first, double last) {
   if (last <= kWorse * first) return "";
-  if (own_set) {
-    return absl::StrFormat(
-        "the loss over the evaluation data rose from %.4g at the first "
-        "evaluation to %.4g at the end; submit the job with fewer steps, more "
-        "data or a lower train.learning_rate",
-        first, last);
-  }
   return absl::StrFormat(
       "the result is worse than what it began with: the loss over the first "
-      "batch was %.4g before its step and is %.4g at the end; submit the job "
+      "batch was %.4g before the first step and is %.4g at the end; submit the "
+      "job "
       "with a lower train.learning_rate, and with train.max_grad_norm 1 if "
       "that is 0",
       first, last);

@@ -26,9 +26,8 @@ class DivergenceWatch {
   int far_above_ = 0;
 };
 
-// The same if the loss at the end of a job is above `first`, that over the same
-// rows before: with `own_set` of the first evaluation of data.eval, else of the
-// first batch before its step.
-std::string WorseAtEnd(bool own_set, double first, double last);
+// The same if the loss over the first batch is higher at the end of a job than
+// before the first step.
+std::string WorseAtEnd(double first, double last);
 
 }  // namespace qlora::trainer

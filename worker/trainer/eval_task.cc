@@ -31,19 +31,20 @@ struct EvalJob {
 };
 
 absl::StatusOr<EvalJob> ReadEvalJob(const v1::TrainerTask& task) {
-  const std::string& output = task.adapter_directory();
   EvalJob job;
   ASSIGN_OR_RETURN(job.spec, ReadJobSpec(task));
+  const bool full = job.spec.method == Method::kFull;
+  const std::string& output =
+      full ? task.model_directory() : task.adapter_directory();
   RETURN_IF_ERROR(VerifyChecksums(output));
   ASSIGN_OR_RETURN(job.recorded, ReadEvalRecord(output));
-  const bool full = job.spec.method == Method::kFull;
   job.spec.model.random_init = false;
   job.spec.lora.dropout = 0;
   // Whatever this processor would choose.
   job.spec.train.compute_dtype = job.recorded.compute_dtype == "bfloat16"
                                      ? ComputeDtype::kBfloat16
                                      : ComputeDtype::kFloat32;
-  job.weights_directory = full ? output : task.model_directory();
+  job.weights_directory = task.model_directory();
   ASSIGN_OR_RETURN(job.model, ReadModelDescription(job.weights_directory));
   if (!full) {
     ASSIGN_OR_RETURN(job.adapter, OpenAdapter(output));

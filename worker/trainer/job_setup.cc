@@ -209,9 +209,13 @@ absl::StatusOr<LoadedData> LoadJobDataTogether(const v1::TrainerTask& task,
 std::vector<std::string> JobWarnings(const JobSpec& spec,
                                      const ModelDescription& model,
                                      const LoadedData& data) {
-  if (spec.data.max_seq_len <= model.context_length) return {};
+  // Positions begin anew with each document of a packed row.
   const int64_t longest = std::max(data.train.stats().longest_document,
                                    data.eval.stats().longest_document);
+  if (std::min<int64_t>(spec.data.max_seq_len, longest) <=
+      model.context_length) {
+    return {};
+  }
   return {absl::StrCat(
       "data.max_seq_len is ", spec.data.max_seq_len,
       ", but the base model was made for ", model.context_length,

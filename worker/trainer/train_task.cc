@@ -168,7 +168,6 @@ absl::Status TrainTask::Resume() {
   state_.tokens_trained = resumed.tokens_trained;
   state_.tokens_total = resumed.tokens_total;
   state_.first_loss = resumed.first_loss;
-  state_.first_eval_loss = resumed.first_eval_loss;
   if (resumed.first_loss) divergence_.BeganAt(*resumed.first_loss);
   state_.last_loss = resumed.last_loss;
   state_.best_eval_loss = resumed.best_eval_loss;
@@ -295,6 +294,11 @@ void TrainTask::ReportStart() {
   for (const std::string& message : records.bad_messages) {
     link_.Log("warning", absl::StrCat("skipped: ", message));
   }
+  const int64_t more =
+      records.bad - static_cast<int64_t>(records.bad_messages.size());
+  if (more > 0) {
+    link_.Log("warning", absl::StrCat("skipped: and ", more, " more"));
+  }
 }
 
 Wishes TrainTask::WishesNow() {
@@ -360,14 +364,11 @@ absl::Status TrainTask::AfterStep(const StepReport& report, double epoch_before,
 absl::Status TrainTask::Evaluate(EvalRecord* record) {
   const InPhase evaluating(&clock_, Phase::kEval);
   const bool own_set = data_.eval.size() > 0;
-  DataCursor first;
   phase_ = v1::TrainerProgress::PHASE_EVALUATION;
-  ASSIGN_OR_RETURN(
-      const LossSum sum,
-      own_set ? EvaluateRows(gang_model(), loaded_->params(), data_.eval,
-                             AllRows(data_.eval))
-              : EvaluateRows(gang_model(), loaded_->params(), data_.train,
-                             sampler_->NextBatch(&first)));
+  ASSIGN_OR_RETURN(const LossSum sum,
+                   own_set ? EvaluateRows(gang_model(), loaded_->params(),
+                                          data_.eval, AllRows(data_.eval))
+                           : EvaluateFirstBatch());
   phase_ = v1::TrainerProgress::PHASE_STEP;
   *record = {.loss = sum.loss / std::max<double>(1, sum.tokens),
              .tokens = sum.tokens,
@@ -379,13 +380,18 @@ absl::Status TrainTask::Evaluate(EvalRecord* record) {
                                        record->loss));
   }
   if (own_set) {
-    if (!state_.first_eval_loss) state_.first_eval_loss = record->loss;
     state_.best_eval_loss =
         std::min(record->loss, state_.best_eval_loss.value_or(record->loss));
   }
   eval_ = *record;
   eval_step_ = state_.step;
   return absl::OkStatus();
+}
+
+absl::StatusOr<LossSum> TrainTask::EvaluateFirstBatch() {
+  DataCursor first;
+  return EvaluateRows(gang_model(), loaded_->params(), data_.train,
+                      sampler_->NextBatch(&first));
 }
 
 absl::Status TrainTask::LogStep(const StepReport& report, double epoch,
@@ -489,13 +495,18 @@ void TrainTask::ReportMemory() {
                          " MiB at most, the plan said ", planned));
 }
 
-void TrainTask::ReportWorse() {
-  const bool own_set = data_.eval.size() > 0;
-  const std::optional<double>& first =
-      own_set ? state_.first_eval_loss : state_.first_loss;
-  if (!IsLead() || !first) return;
-  const std::string worse = WorseAtEnd(own_set, *first, eval_.loss);
-  if (!worse.empty()) link_.Log("warning", worse);
+absl::Status TrainTask::ReportWorse() {
+  if (!state_.first_loss) return absl::OkStatus();
+  double loss = eval_.loss;
+  if (data_.eval.size() > 0) {
+    // Nothing else was measured before the first step.
+    const InPhase evaluating(&clock_, Phase::kEval);
+    ASSIGN_OR_RETURN(const LossSum sum, EvaluateFirstBatch());
+    loss = sum.loss / std::max<double>(1, sum.tokens);
+  }
+  const std::string worse = WorseAtEnd(*state_.first_loss, loss);
+  if (IsLead() && !worse.empty()) link_.Log("warning", worse);
+  return absl::OkStatus();
 }
 
 absl::Status TrainTask::Finish() {
@@ -503,12 +514,12 @@ absl::Status TrainTask::Finish() {
     EvalRecord record;
     RETURN_IF_ERROR(Evaluate(&record));
   }
+  RETURN_IF_ERROR(ReportWorse());
   const std::string directory = absl::StrCat(task_.work_directory(), "/output");
   BeginSaving();
   RETURN_IF_ERROR(RunOnLead(*communicator_, timeout_,
                             [&] { return WriteOutput(directory); }));
   RETURN_IF_ERROR(Save(directory));
-  ReportWorse();
   ReportMemory();
   SendResult(/*stopped=*/false);
   return absl::OkStatus();

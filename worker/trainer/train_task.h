@@ -56,6 +56,7 @@ class TrainTask {
   absl::Status AfterStep(const StepReport& report, double epoch_before,
                          absl::Duration duration);
   absl::Status Evaluate(EvalRecord* record);
+  absl::StatusOr<LossSum> EvaluateFirstBatch();
   absl::Status LogStep(const StepReport& report, double epoch,
                        absl::Duration duration,
                        const std::optional<EvalRecord>& eval);
@@ -67,7 +68,7 @@ class TrainTask {
   // The measured peak beside the plan.
   void ReportMemory();
   // A final evaluation that is worse than the start.
-  void ReportWorse();
+  absl::Status ReportWorse();
   absl::Status Finish();
   void SendResult(bool stopped);
   // Tells the agent that a micro-batch of phase_, or saving, begins now.

@@ -113,7 +113,6 @@ TEST_F(CheckpointTest, Stage_ThenLoad_RestoresEveryBit) {
   EXPECT_EQ(state->tokens_trained, state_.tokens_trained);
   EXPECT_EQ(state->tokens_total, state_.tokens_total);
   EXPECT_EQ(state->first_loss, state_.first_loss);
-  EXPECT_EQ(state->first_eval_loss, std::nullopt);
   EXPECT_EQ(state->last_loss, state_.last_loss);
   EXPECT_EQ(state->best_eval_loss, std::nullopt);
   EXPECT_EQ(state->train_seconds, 0.1);

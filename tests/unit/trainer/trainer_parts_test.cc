@@ -55,13 +55,10 @@ TEST(DivergenceWatch, ResumedJob_IsMeasuredByItsOwnStart) {
 }
 
 TEST(WorseAtEnd, HigherLossOverTheSameRows_IsSaidWithBoth) {
-  EXPECT_EQ(WorseAtEnd(false, 2, 2.001), "");
-  EXPECT_THAT(WorseAtEnd(false, 2, 3.25),
+  EXPECT_EQ(WorseAtEnd(2, 2.001), "");
+  EXPECT_THAT(WorseAtEnd(2, 3.25),
               ::testing::HasSubstr("the loss over the first batch was 2 before "
-                                   "its step and is 3.25 at the end"));
-  EXPECT_THAT(WorseAtEnd(true, 2, 3.25),
-              ::testing::HasSubstr("rose from 2 at the first evaluation to "
-                                   "3.25 at the end"));
+                                   "the first step and is 3.25 at the end"));
 }
 
 TEST(ClassifyFailure, EveryClass_HasItsExitCode) {

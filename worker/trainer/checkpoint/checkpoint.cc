@@ -110,7 +110,6 @@ Json FormatManifest(const CheckpointState& state,
        {{"tokens_trained", state.tokens_trained},
         {"tokens_total", state.tokens_total},
         {"first", OptionalNumber(state.first_loss)},
-        {"first_eval", OptionalNumber(state.first_eval_loss)},
         {"last", OptionalNumber(state.last_loss)},
         {"best_eval", OptionalNumber(state.best_eval_loss)},
         {"train_seconds", state.train_seconds}}},
@@ -226,7 +225,6 @@ absl::StatusOr<CheckpointState> ParseState(const Json& manifest) {
   state.tokens_trained = loss.Integer("tokens_trained", 0, kMaxInt64);
   state.tokens_total = loss.Integer("tokens_total", 0, kMaxInt64);
   state.first_loss = ReadOptional(loss, "first");
-  state.first_eval_loss = ReadOptional(loss, "first_eval");
   state.last_loss = ReadOptional(loss, "last");
   state.best_eval_loss = ReadOptional(loss, "best_eval");
   state.train_seconds =

@@ -47,7 +47,6 @@ struct CheckpointState {
   int64_t tokens_total = 0;
   // Of step 1, and of the first evaluation of the job's own set.
   std::optional<double> first_loss;
-  std::optional<double> first_eval_loss;
   std::optional<double> last_loss;
   std::optional<double> best_eval_loss;
   // Seconds of training in all attempts.
