@@ -37,6 +37,10 @@ absl::Status CheckDataFile(const std::string& path, const std::string& name) {
       text.remove_prefix(kByteOrderMark.size());
     }
     any = true;
+    if (text.find('\0') != std::string_view::npos) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("data file ", name, " is not text (UTF-8)"));
+    }
     if (text.find_first_not_of(" \t\r\n") != std::string_view::npos) {
       return absl::OkStatus();
     }

@@ -1,14 +1,18 @@
 #include "client/records.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string_view>
+#include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/base/files.h"
+#include "common/base/status_macros.h"
 #include "common/base/utf8.h"
+#include "common/formats/json_error.h"
 #include "common/formats/json_fields.h"
 
 namespace qlora::client {
@@ -16,7 +20,6 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int kListed = 10;
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
 bool HasString(const Json& record, const char* key) {
@@ -34,7 +37,8 @@ std::string WhyNoMessage(const Json& message) {
              : content->is_string() || content->is_array()) {
     return "";
   }
-  return absent ? "has no \"content\"" : "has a \"content\" that is no string";
+  return content == message.end() ? "has no \"content\""
+                                  : "has a \"content\" that is not a string";
 }
 
 std::string WhyNoChat(const Json& messages) {
@@ -48,6 +52,21 @@ std::string WhyNoChat(const Json& messages) {
   return "";
 }
 
+// ", only \"answer\", \"question\"": the first keys of an object, if any.
+std::string OnlyKeys(const Json& record) {
+  constexpr size_t kKeys = 6;
+  constexpr size_t kKeyBytes = 40;
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : record.items()) {
+    if (keys.size() == kKeys) {
+      keys.push_back("...");
+      break;
+    }
+    keys.push_back(absl::StrCat("\"", Abridged(key, kKeyBytes), "\""));
+  }
+  return keys.empty() ? "" : absl::StrCat(", only ", absl::StrJoin(keys, ", "));
+}
+
 std::string WhyNoRecord(const Json& record) {
   if (!record.is_object()) return "is not a JSON object";
   if (HasString(record, "text") ||
@@ -59,67 +78,84 @@ std::string WhyNoRecord(const Json& record) {
   if (ids != record.end() && ids->is_array()) return "";
   const auto messages = record.find("messages");
   if (messages != record.end()) return WhyNoChat(*messages);
-  return "has the keys of no format: \"messages\", \"prompt\" and "
-         "\"completion\", \"instruction\" and \"output\", \"text\" (strings), "
-         "or \"input_ids\"";
-}
-
-// Without "[json.exception.parse_error.101] ".
-std::string NoJson(const Json::exception& error) {
-  const std::string_view text = error.what();
-  const size_t end = text.find("] ");
-  return absl::StrCat(
-      "not valid JSON: ",
-      ToValidUtf8(text.substr(end == std::string_view::npos ? 0 : end + 2)));
+  return absl::StrCat("has the keys of no format", OnlyKeys(record),
+                      ": it needs \"messages\", \"prompt\" and "
+                      "\"completion\", \"instruction\" and \"output\", "
+                      "\"text\" (strings), or \"input_ids\"");
 }
 
 std::string WhyNoJsonLine(const std::string& line) {
   if (JsonDepth(line) > kMaxJsonDepth) {
     return absl::StrCat("JSON is nested deeper than ", kMaxJsonDepth);
   }
-  try {
-    return WhyNoRecord(Json::parse(line));
-  } catch (const Json::exception& error) {
-    return NoJson(error);
-  }
+  const Json record = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!record.is_discarded()) return WhyNoRecord(record);
+  return absl::StrCat("not valid JSON ", JsonError(line));
 }
 
 class BadRecords {
  public:
-  void Add(const std::string& where, const std::string& why) {
-    if (why.empty()) return;
-    if (++count_ <= kListed) absl::StrAppend(&list_, where, ": ", why, "\n");
+  // The record of this number; good if `why` is empty.
+  void Add(int64_t number, const std::string& why) {
+    if (why.empty()) {
+      any_good_ = true;
+      return;
+    }
+    const auto same = std::ranges::find(reasons_, why, &Reason::why);
+    if (same == reasons_.end() && reasons_.size() == kReasons) {
+      ++others_;
+      return;
+    }
+    Reason& reason =
+        same == reasons_.end() ? reasons_.emplace_back(Reason{why}) : *same;
+    if (reason.count++ < kNumbers) {
+      absl::StrAppend(&reason.numbers, reason.count > 1 ? ", " : "", number);
+    }
   }
 
-  absl::Status status() const {
-    if (count_ == 0) return absl::OkStatus();
-    const std::string more =
-        count_ > kListed ? absl::StrCat("and ", count_ - kListed, " more\n")
-                         : "";
-    return absl::InvalidArgumentError(list_ + more);
+  bool any_good() const { return any_good_; }
+
+  // `place` stands before the number of a line or record.
+  std::string List(const std::string& place) const {
+    std::string list;
+    for (const Reason& reason : reasons_) {
+      absl::StrAppend(&list, place, reason.numbers);
+      if (reason.count > kNumbers) {
+        absl::StrAppend(&list, " and ", reason.count - kNumbers, " more");
+      }
+      absl::StrAppend(&list, ": ", reason.why, "\n");
+    }
+    if (others_ > 0) absl::StrAppend(&list, "and ", others_, " more\n");
+    return list;
   }
 
  private:
-  int64_t count_ = 0;
-  std::string list_;
+  static constexpr size_t kReasons = 10;
+  static constexpr int64_t kNumbers = 3;
+  struct Reason {
+    std::string why;
+    std::string numbers = {};
+    int64_t count = 0;
+  };
+  bool any_good_ = false;
+  // In the order in which they came.
+  std::vector<Reason> reasons_;
+  // Records that are bad for yet other reasons.
+  int64_t others_ = 0;
 };
 
-void CheckLines(std::istream& in, const std::string& name, bool json,
-                BadRecords& bad) {
+void CheckLines(std::istream& in, bool json, BadRecords& bad) {
   std::string line;
   for (int64_t number = 1; std::getline(in, line); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    const std::string where = absl::StrCat(name, ":", number);
-    if (json) {
-      bad.Add(where, WhyNoJsonLine(line));
-    } else if (ToValidUtf8(line) != line) {
-      bad.Add(where, "is not UTF-8");
-    }
+    const bool utf8 = json || ToValidUtf8(line) == line;
+    bad.Add(number, json ? WhyNoJsonLine(line) : utf8 ? "" : "is not UTF-8");
   }
 }
 
-// The values of one array, each forgotten once it was looked at.
-void CheckArray(std::istream& in, const std::string& name, BadRecords& bad) {
+// The values of one array, each forgotten once it was looked at. False if it
+// is no JSON.
+bool CheckArray(std::istream& in, BadRecords& bad) {
   int64_t number = 0;
   const auto look = [&](int depth, Json::parse_event_t event, Json& value) {
     if (depth != 1 || event == Json::parse_event_t::key) return true;
@@ -127,19 +163,20 @@ void CheckArray(std::istream& in, const std::string& name, BadRecords& bad) {
         event == Json::parse_event_t::array_start) {
       return true;
     }
-    bad.Add(absl::StrCat(name, ": record ", ++number), WhyNoRecord(value));
+    bad.Add(++number, WhyNoRecord(value));
     return false;
   };
-  try {
-    [[maybe_unused]] const Json nothing = Json::parse(in, look);
-  } catch (const Json::exception& error) {
-    bad.Add(name, NoJson(error));
-  }
+  return !Json::parse(in, look, /*allow_exceptions=*/false).is_discarded();
+}
+
+absl::Status ToStatus(const std::string& list) {
+  return list.empty() ? absl::OkStatus() : absl::InvalidArgumentError(list);
 }
 
 }  // namespace
 
-absl::Status CheckRecords(const std::string& path, const std::string& name) {
+absl::Status CheckRecords(const std::string& path, const std::string& name,
+                          bool* any_good) {
   std::ifstream in(path, std::ios::binary);
   if (!in) return ErrnoToStatus(errno, path);
   char mark[3] = {};
@@ -156,13 +193,20 @@ absl::Status CheckRecords(const std::string& path, const std::string& name) {
   const bool bracket = first == '[' || first == '{';
   BadRecords bad;
   if (end != ".txt" && first == '[') {
-    CheckArray(in, name, bad);
-  } else {
-    const bool json = end == ".json" || end == ".jsonl" || end == ".ndjson" ||
-                      (bracket && end != ".txt");
-    CheckLines(in, name, json, bad);
+    const bool whole = CheckArray(in, bad);
+    *any_good = bad.any_good();
+    std::string list = bad.List(absl::StrCat(name, ": record "));
+    if (whole) return ToStatus(list);
+    // Where it stops being JSON can only be seen in the whole text.
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
+    absl::StrAppend(&list, name, ": not valid JSON ", JsonError(text), "\n");
+    return ToStatus(list);
   }
-  return bad.status();
+  const bool json = end == ".json" || end == ".jsonl" || end == ".ndjson" ||
+                    (bracket && end != ".txt");
+  CheckLines(in, json, bad);
+  *any_good = bad.any_good();
+  return ToStatus(bad.List(absl::StrCat(name, ":")));
 }
 
 }  // namespace qlora::client

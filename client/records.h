@@ -10,8 +10,10 @@ namespace qlora::client {
 
 // OK if each record could be one of some format (docs/job-file.md, data.train):
 // an object a line, or in one array, with a format's keys; a line of plain text
-// that is UTF-8. InvalidArgument lists the first bad ones, one a line, as
-// "NAME:LINE: why". Reads the whole file.
-absl::Status CheckRecords(const std::string& path, const std::string& name);
+// that is UTF-8. InvalidArgument lists the first reasons, one a line, each with
+// the records that it holds for: "NAME:LINE, LINE and 7 more: why". *any_good:
+// some record is not bad. Reads the whole file.
+absl::Status CheckRecords(const std::string& path, const std::string& name,
+                          bool* any_good);
 
 }  // namespace qlora::client

@@ -50,10 +50,14 @@ absl::Status CheckFile(const DatasetPushOptions& options) {
                                   : absl::NotFoundError("no such file");
   const std::string what = absl::StrCat("cannot push ", file);
   if (!status.ok() || options.allow_bad) return WithWhat(status, what);
-  return WithHint(WithWhat(CheckRecords(file, file), what),
-                  PushCommand(options,
-                              "--allow-bad  # for jobs with "
-                              "data.on_bad_record: skip"));
+  bool any_good = false;
+  const absl::Status records =
+      WithWhat(CheckRecords(file, file, &any_good), what);
+  // Of bad records alone no job can make anything.
+  if (!any_good) return records;
+  return WithHint(records, PushCommand(options,
+                                       "--allow-bad  # for jobs with "
+                                       "data.on_bad_record: skip"));
 }
 
 }  // namespace

@@ -47,6 +47,11 @@ TEST_F(DataFileTest, NoRecord_SaysWhatToDo) {
   }
 }
 
+TEST_F(DataFileTest, BinaryFile_IsNoText) {
+  EXPECT_EQ(Check(std::string("ELF\2\1\0\0x", 8)).message(),
+            "data file rows.jsonl is not text (UTF-8)");
+}
+
 TEST_F(DataFileTest, NoFile_IsRefused) {
   EXPECT_EQ(CheckDataFile(directory_, "rows").message(),
             "rows is a directory; data is one file");

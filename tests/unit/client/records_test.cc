@@ -23,12 +23,13 @@ class CheckRecordsTest : public testing::Test {
                     const std::string& name = "rows.jsonl") {
     const std::string path = directory_ + "/" + name;
     EXPECT_TRUE(WriteFileAtomically(path, content).ok());
-    const absl::Status status = CheckRecords(path, name);
+    const absl::Status status = CheckRecords(path, name, &any_good_);
     EXPECT_TRUE(status.ok() || absl::IsInvalidArgument(status)) << status;
     return std::string(status.message());
   }
 
   std::string directory_;
+  bool any_good_ = false;
 };
 
 TEST_F(CheckRecordsTest, EachFormat_IsFine) {
@@ -55,29 +56,53 @@ TEST_F(CheckRecordsTest, BadLines_AreNamedOneALine) {
             "rows.jsonl:4: \"messages\" is not an array with messages in it\n"
             "rows.jsonl:5: messages[0] has no string \"role\"\n"
             "rows.jsonl:6: messages[0] has no \"content\"\n");
-  EXPECT_THAT(Check("{\"text\": \"a\"\n"),
-              HasSubstr("rows.jsonl:1: not valid JSON: "));
+  EXPECT_TRUE(any_good_);
+  EXPECT_EQ(Check("{\"text\": \"a\"\n"),
+            "rows.jsonl:1: not valid JSON at column 13: it ends without }\n");
   EXPECT_THAT(Check("{\"prompt\": \"a\", \"text\": 3}\n"),
-              HasSubstr("rows.jsonl:1: has the keys of no format: "));
+              HasSubstr("rows.jsonl:1: has the keys of no format, only "
+                        "\"prompt\", \"text\": it needs "));
   EXPECT_THAT(Check("{\"text\": \"\xff\"}\n"),
-              HasSubstr("rows.jsonl:1: not valid JSON: "));
+              HasSubstr("rows.jsonl:1: not valid JSON at column 11: "));
+  EXPECT_EQ(Check(R"({"messages": [{"role": "user", "content": null}]})"),
+            "rows.jsonl:1: messages[0] has a \"content\" that is not a "
+            "string\n");
+  EXPECT_FALSE(any_good_);
   EXPECT_THAT(Check(std::string(5000, '[')), HasSubstr("not valid JSON"));
 }
 
 TEST_F(CheckRecordsTest, ManyBadLines_AreCounted) {
   std::string content;
   for (int i = 0; i < 25; ++i) content += "x\n";
+  EXPECT_THAT(Check(content),
+              testing::StartsWith("rows.jsonl:1, 2, 3 and 22 more: not valid"));
+  EXPECT_FALSE(any_good_);
+  content.clear();
+  for (int i = 0; i < 25; ++i) content += std::string(i, ' ') + "x\n";
   EXPECT_THAT(Check(content), testing::EndsWith("\nand 15 more\n"));
 }
 
+TEST_F(CheckRecordsTest, KeysOfNoFormat_AreNamed) {
+  EXPECT_THAT(Check(R"({"question": "a", "answer": "b"})"),
+              HasSubstr("has the keys of no format, only \"answer\", "
+                        "\"question\": it needs \"messages\", "));
+  EXPECT_THAT(Check("{}"), HasSubstr("has the keys of no format: it needs"));
+  EXPECT_THAT(Check(R"({"a":1,"b":1,"c":1,"d":1,"e":1,"f":1,"g":1})"),
+              HasSubstr("\"f\", ...: it needs"));
+}
+
 TEST_F(CheckRecordsTest, ArrayAndText_NameTheRecordOrLine) {
-  EXPECT_EQ(Check("[{\"text\": \"a\"}, 3, {\"text\": [{\"a\": 1}]}]"),
+  EXPECT_EQ(
+      Check("[{\"text\": \"a\"}, 3, {\"text\": [{\"a\": 1}]}]"),
+      "rows.jsonl: record 2: is not a JSON object\n"
+      "rows.jsonl: record 3: has the keys of no format, only \"text\": it "
+      "needs \"messages\", \"prompt\" and \"completion\", \"instruction\" and "
+      "\"output\", "
+      "\"text\" (strings), or \"input_ids\"\n");
+  EXPECT_EQ(Check("[{\"text\": \"a\"},\n 3"),
             "rows.jsonl: record 2: is not a JSON object\n"
-            "rows.jsonl: record 3: has the keys of no format: \"messages\", "
-            "\"prompt\" and \"completion\", \"instruction\" and \"output\", "
-            "\"text\" (strings), or \"input_ids\"\n");
-  EXPECT_THAT(Check("[{\"text\": \"a\"},"),
-              HasSubstr("rows.jsonl: not valid JSON: "));
+            "rows.jsonl: not valid JSON at line 2, column 3: it ends without "
+            "]\n");
   EXPECT_EQ(Check("good\nbad \xff\n", "rows.txt"),
             "rows.txt:2: is not UTF-8\n");
 }
