@@ -55,13 +55,14 @@ class FollowView {
         progress_(live_) {}
 
   void Show(const JobFollower::Update& update) {
+    // What came before the break stands before the note, what came after it
+    // behind.
+    if (update.connected && !connected_) Note(kBackNote);
     if (update.job) ShowState(*update.job);
     ShowWarnings(update.events);
     for (const v1::MetricPoint& point : update.points) ShowPoint(point);
-    if (update.connected != connected_) {
-      connected_ = update.connected;
-      Note(connected_ ? kBackNote : kAwayNote);
-    }
+    if (!update.connected && connected_) Note(kAwayNote);
+    connected_ = update.connected;
     if (live_ && job_ && !IsTerminal(job_->state())) {
       if (step_) step_->age = absl::Now() - step_time_;
       progress_.Show(ProgressText(*job_, step_, connected_,
@@ -106,6 +107,12 @@ class FollowView {
   void ShowPoint(const v1::MetricPoint& point) {
     if (!first_loss_) first_loss_ = point.loss();
     const int64_t before = step_ ? step_->point.step() : 0;
+    if (metrics_ && step_ && point.attempt() > step_->point.attempt()) {
+      const int64_t from = std::min(resume_step_, point.step() - 1);
+      Line(absl::StrCat("attempt ", point.attempt(),
+                        from > 0 ? absl::StrCat(" goes on from step ", from)
+                                 : " starts from the beginning"));
+    }
     step_ = {point, absl::ZeroDuration(),
              std::max<int64_t>(point.step() - before, 1)};
     step_time_ = absl::Now();
@@ -113,6 +120,9 @@ class FollowView {
   }
 
   void ShowState(const v1::Job& job) {
+    if (!job_ || job.attempt() != job_->attempt()) {
+      resume_step_ = job.head_step();
+    }
     job_ = job;
     const std::string line = StateLine(job);
     if (line != state_line_ && !Rests(job)) {
@@ -132,6 +142,8 @@ class FollowView {
   std::optional<v1::Job> job_;
   std::optional<LiveStep> step_;
   absl::Time step_time_;
+  // The newest checkpoint's when the attempt began.
+  int64_t resume_step_ = 0;
   std::optional<double> first_loss_;
   std::string state_line_;
   std::set<std::string> warnings_;

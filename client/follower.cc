@@ -50,11 +50,16 @@ JobFollower::Update JobFollower::Next(absl::Duration wait) {
   if (terminal_) news_.error = absl::OkStatus();
   const bool late = watch_over_ && absl::Now() > watch_end_ + kMetricsGrace;
   news_.done = watch_over_ && (metrics_over_ || late || !news_.error.ok());
-  Update update = news_;
-  news_.job.reset();
-  news_.points.clear();
-  news_.events.clear();
+  Update update;
+  update.connected = news_.connected;
+  update.error = news_.error;
+  std::swap(update, news_);
   has_news_ = false;
+  if (!update.connected && !update.done) {
+    // That it is back is told first: by the stream of the job.
+    news_.points.swap(update.points);
+    news_.events.swap(update.events);
+  }
   return update;
 }
 

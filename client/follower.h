@@ -31,10 +31,9 @@ class JobFollower {
   struct Update {
     // Set if the job changed since the last call.
     std::optional<v1::Job> job;
-    // Points that came since the last call.
+    // Points that came since the last call; none while not connected.
     std::vector<v1::MetricPoint> points;
-    // Events that came since the last call; the job's end does not wait for the
-    // last ones.
+    // Events likewise; the job's end does not wait for the last ones.
     std::vector<v1::JobEvent> events;
     // False while the coordinator cannot be reached; tried again meanwhile.
     bool connected = true;

@@ -180,8 +180,11 @@ class FakeJobs final : public v1::JobService::Service {
       grpc::ServerContext*, const v1::StreamMetricsRequest* request,
       grpc::ServerWriter<v1::MetricPoint>* writer) override {
     const grpc::Status status = Records<v1::MetricPoint>(
-        *request, *writer,
-        [](int64_t step, v1::MetricPoint& point) { point.set_step(step); });
+        *request, *writer, [this](int64_t step, v1::MetricPoint& point) {
+          const bool again = step > attempt_ends_at;
+          point.set_step(again ? step - attempt_ends_at : step);
+          point.set_attempt(again ? 2 : 1);
+        });
     if (status.ok() && !metrics_readable) {
       return {grpc::StatusCode::INTERNAL, "damaged"};
     }
@@ -203,6 +206,8 @@ class FakeJobs final : public v1::JobService::Service {
   }
 
   int64_t points = 5;
+  // A second attempt counts the points behind this one from 1 again.
+  int64_t attempt_ends_at = 1'000'000'000;
   // Steps whose event is a warning, and what it says.
   std::map<int64_t, std::string> warnings;
   // How the job ends, or rests.

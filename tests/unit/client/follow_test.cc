@@ -115,6 +115,14 @@ TEST_F(Follow, Warnings_EachOnceAndCountedAtTheEnd) {
   EXPECT_THAT(out_.str(), HasSubstr("SUCCEEDED j-1 with 2 warnings\n"));
 }
 
+TEST_F(Follow, AnotherAttempt_IsSaidBeforeItsSteps) {
+  server_.jobs.attempt_ends_at = 3;
+  EXPECT_EQ(Run([&] { return FollowJob(session_, "j-1", {}); }), kExitOk);
+  EXPECT_EQ(Lines("attempt "), "2 starts from the beginning");
+  EXPECT_THAT(out_.str(), testing::ContainsRegex(
+                              "step 3/.*\nattempt 2 .*\nstep 1/.*\nstep 2/"));
+}
+
 TEST_F(Follow, Timeout_DetachesAndTheJobGoesOn) {
   server_.jobs.watch_breaks = 1'000'000;
   FollowOptions options;

@@ -26,6 +26,8 @@ Seen FollowToTheEnd(JobFollower& follower) {
     if (update.job) seen.state = update.job->state();
     for (const auto& point : update.points) seen.steps.push_back(point.step());
     seen.was_away = seen.was_away || !update.connected;
+    const bool early = !update.connected && !update.done;
+    EXPECT_TRUE(!early || (update.points.empty() && update.events.empty()));
     seen.error = update.error;
     seen.done = update.done;
   }
