@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/terminal.h"
@@ -73,16 +74,19 @@ class Canvas {
 
   std::string Row(int row) const {
     std::string text;
+    // Blanks between two cells of a curve have no colour to change.
+    const Series* painted = nullptr;
     for (int column = 0; column < columns_; ++column) {
       const size_t cell = static_cast<size_t>(row) * columns_ + column;
-      const std::string glyph = Glyph(cell);
-      if (color_ && curves_[cell] != nullptr) {
-        absl::StrAppendFormat(&text, "\x1b[%dm%s\x1b[0m", curves_[cell]->color,
-                              glyph);
-      } else {
-        text += glyph;
+      const Series* curve = curves_[cell];
+      if (color_ && curve != nullptr && curve != painted) {
+        absl::StrAppendFormat(&text, "\x1b[%dm", curve->color);
+        painted = curve;
       }
+      text += Glyph(cell);
     }
+    absl::StripTrailingAsciiWhitespace(&text);
+    if (painted != nullptr) text += "\x1b[0m";
     return text;
   }
 

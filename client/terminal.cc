@@ -101,16 +101,17 @@ void ProgressLine::Show(const std::string& text) {
   if (!enabled_) return;
   const std::string line = CutToWidth(prefix_ + text.substr(0, text.find('\n')),
                                       DetectTerminal().width - 1);
+  if (line == shown_) return;
   absl::FPrintF(stderr, "\r\x1b[K%s", line);
   std::fflush(stderr);
-  shown_ = true;
+  shown_ = line;
 }
 
 void ProgressLine::Clear() {
-  if (!shown_) return;
+  if (shown_.empty()) return;
   std::fputs("\r\x1b[K", stderr);
   std::fflush(stderr);
-  shown_ = false;
+  shown_.clear();
 }
 
 std::string Bar(double fraction, int cells, bool utf8) {

@@ -39,7 +39,8 @@ class ProgressLine {
   ProgressLine& operator=(const ProgressLine&) = delete;
 
   bool enabled() const { return enabled_; }
-  // The prefix, then the text; cut to the terminal's width.
+  // The prefix, then the text; cut to the terminal's width. Writes nothing if
+  // the line reads so already.
   void Show(const std::string& text);
   // Stands before each line from now on: "2/5 ".
   void SetPrefix(std::string prefix) { prefix_ = std::move(prefix); }
@@ -49,7 +50,8 @@ class ProgressLine {
  private:
   const bool enabled_;
   std::string prefix_;
-  bool shown_ = false;
+  // Empty: none.
+  std::string shown_;
 };
 
 // "[#####.....]" or with block characters, `cells` wide; fraction is clamped.

@@ -190,9 +190,11 @@ class Launcher {
     const bool again = IsAlive(instance_.worker);
     std::vector<std::string> args = {
         "--listen",
-        again ? instance_.endpoint : ListenAddress(7070, options_.reserved),
+        again ? instance_.endpoint
+              : ListenAddress(kUsualPort, options_.reserved),
         "--metrics-listen",
-        ListenAddress(PortOf(instance_.metrics, 9464), options_.reserved)};
+        ListenAddress(PortOf(instance_.metrics, kUsualMetricsPort),
+                      options_.reserved)};
     AppendRoots(&args);
     ASSIGN_OR_RETURN(const nlohmann::json endpoints,
                      Start(coordinator_, instance_.coordinator, args));
@@ -208,7 +210,8 @@ class Launcher {
         "--node-name",
         "local",
         "--metrics-listen",
-        ListenAddress(PortOf(instance_.worker_metrics, 9465)),
+        ListenAddress(
+            PortOf(instance_.worker_metrics, kUsualWorkerMetricsPort)),
         "--devices",
         options_.cpu_ranks > 0 ? absl::StrCat("cpu=", options_.cpu_ranks)
                                : "auto"};

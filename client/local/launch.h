@@ -12,6 +12,11 @@
 
 namespace qlora::client {
 
+// Where the daemons listen if nobody else does.
+inline constexpr int kUsualPort = 7070;
+inline constexpr int kUsualMetricsPort = 9464;
+inline constexpr int kUsualWorkerMetricsPort = 9465;
+
 struct LaunchOptions {
   // Absolute, exists.
   std::string data_dir;

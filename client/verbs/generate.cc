@@ -8,6 +8,7 @@
 #include "client/job_calls.h"
 #include "client/stream.h"
 #include "client/verbs.h"
+#include "common/base/plural.h"
 #include "common/base/status_macros.h"
 
 namespace qlora::client {
@@ -127,6 +128,23 @@ void PrintText(std::ostream& out, const std::vector<std::string>& prompts,
   }
 }
 
+// Why an answer is shorter than was asked for.
+void NoteShortened(const std::vector<Variant>& variants, int max_new_tokens) {
+  for (const Variant& variant : variants) {
+    for (size_t i = 0; i < variant.answers.size(); ++i) {
+      const Answer& answer = variant.answers[i];
+      if (answer.finish_reason != "length") continue;
+      if (answer.tokens >= max_new_tokens) continue;
+      std::cerr << "note: "
+                << (variant.answers.size() > 1
+                        ? absl::StrCat("answer ", i + 1, " ")
+                        : "")
+                << "stopped after " << Plural(answer.tokens, "token")
+                << ": the model's context is full\n";
+    }
+  }
+}
+
 // One object an answer.
 absl::Status PrintAnswers(const Output& output,
                           const std::vector<std::string>& prompts,
@@ -180,13 +198,13 @@ absl::Status Generate(Session& session, const GenerateOptions& options) {
   variants.push_back({options.compare ? "adapter" : "", std::move(answers)});
   if (live) {
     out << std::endl;
-    return absl::OkStatus();
-  }
-  if (table) {
+  } else if (table) {
     PrintText(out, prompts, variants);
-    return absl::OkStatus();
+  } else {
+    return PrintAnswers(session.output, prompts, variants);
   }
-  return PrintAnswers(session.output, prompts, variants);
+  NoteShortened(variants, options.max_new_tokens);
+  return absl::OkStatus();
 }
 
 }  // namespace qlora::client

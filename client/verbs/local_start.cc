@@ -1,6 +1,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
@@ -87,6 +88,31 @@ absl::Status CheckSame(const Session& session, const LocalInstance& instance,
       StopCommand(session, data_dir));
 }
 
+// "7070, 9464": the usual ports at which the instance does not listen.
+std::string TakenPorts(const LocalInstance& instance) {
+  std::vector<int> taken;
+  for (const auto& [address, port] :
+       {std::pair(instance.endpoint, kUsualPort),
+        std::pair(instance.metrics, kUsualMetricsPort),
+        std::pair(instance.worker_metrics, kUsualWorkerMetricsPort)}) {
+    if (!absl::EndsWith(address, absl::StrCat(":", port))) {
+      taken.push_back(port);
+    }
+  }
+  return absl::StrJoin(taken, ", ");
+}
+
+// What to type once both run.
+std::string NextStep(Session& session, const LocalInstance& instance) {
+  Connection connection(instance.endpoint);
+  v1::ListJobsRequest request;
+  request.set_project(session.project);
+  request.set_page_size(1);
+  const absl::StatusOr<v1::ListJobsResponse> jobs = connection.Call(
+      connection.jobs(), &v1::JobService::Stub::ListJobs, request);
+  return jobs.ok() && jobs->jobs_size() > 0 ? "qloractl list" : "qloractl init";
+}
+
 // Waits for Ctrl-C or the end of either daemon.
 absl::Status Supervise(const std::string& data_dir,
                        const LocalInstance& instance) {
@@ -161,12 +187,18 @@ absl::Status LocalStart(Session& session, const LocalStartOptions& options) {
     out << "coordinator at " << instance.endpoint << ", metrics at http://"
         << instance.metrics << "/metrics\nworker ready, metrics at http://"
         << instance.worker_metrics << "/metrics\n";
+    const std::string taken = TakenPorts(instance);
+    if (!taken.empty()) {
+      out << "free ports in place of the usual " << taken
+          << ", which others had taken\n";
+    }
   }
   out << "state and logs in " << data_dir << "\nmodels below "
       << absl::StrJoin(instance.model_roots, ", ") << "\n";
   RETURN_IF_ERROR(UseLocal(session, instance.endpoint, data_dir));
   if (!started) return absl::OkStatus();
-  out << "next: " << (options.foreground ? "Ctrl-C ends both" : "qloractl init")
+  out << "next: "
+      << (options.foreground ? "Ctrl-C ends both" : NextStep(session, instance))
       << std::endl;
   if (!options.foreground) return absl::OkStatus();
   const absl::Status status = Supervise(data_dir, instance);

@@ -161,6 +161,11 @@ absl::Status ModelPull(Session& session, const PullOptions& options) {
   if (absl::IsNotFound(found.status())) {
     const absl::StatusOr<v1::Model> model = FindModel(session, options.job);
     if (model.ok()) return PullImported(session, *model, options);
+    if (absl::IsNotFound(model.status())) {
+      return ModelError(
+          absl::NotFoundError("no imported model and no job is called so"),
+          absl::StrCat("cannot pull model ", options.job));
+    }
   }
   RETURN_IF_ERROR(found.status());
   const v1::Job& job = *found;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "absl/strings/str_split.h"
@@ -71,6 +72,8 @@ TEST(DrawChart, Color_PaintsEachSeries) {
       "t", {{"a", {{0, 0}, {1, 0}}, 36}, {"b", {{0, 1}, {1, 1}}, 33}}, style);
   EXPECT_THAT(text, HasSubstr("\x1b[36m"));
   EXPECT_THAT(text, HasSubstr("\x1b[33m"));
+  // Once a row, not once a character.
+  EXPECT_LT(std::ranges::count(text, '\x1b'), 16);
 }
 
 TEST(DrawChart, SeveralCurvesWithoutColor_HaveMarksOfTheirOwn) {
