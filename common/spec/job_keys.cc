@@ -163,7 +163,11 @@ std::vector<JobKey> DataKeys() {
                         "roles_to_train"},
       {.path = "data.chat_template",
        .field = StringField{QLORA_FIELD(data.chat_template)},
-       .help = "A Jinja template, or the path of one, which is uploaded.",
+       .help = "A Jinja template, or the path of one, which is uploaded. A "
+               "base model often has none; a small one: "
+               "\"{% for m in messages %}{{ m.role }}:\\n{{ m.content }}"
+               "{{ eos_token }}\\n{% endfor %}{% if add_generation_prompt %}"
+               "assistant:\\n{% endif %}\"",
        .also_known_as = "chat_template_path, template, chat_template_jinja",
        .default_note = "the tokenizer's own"},
       {.path = "data.on_bad_record",
@@ -190,9 +194,11 @@ std::vector<JobKey> TrainScheduleKeys() {
        .unit = "steps"},
       {.path = "train.global_batch_size",
        .field = IntegerField{QLORA_FIELD(train.global_batch_size), 1, 1 << 20},
-       .help = "Rows in one optimizer step, over all devices together.",
+       .help = "Rows in one optimizer step, over all devices together: "
+               "elsewhere rows per device times accumulation steps times "
+               "devices.",
        .unit = "rows",
-       .also_known_as = "batch_size"},
+       .also_known_as = "batch_size, gradient_accumulation_steps"},
       {.path = "train.micro_batch_size",
        .field = IntegerField{QLORA_FIELD(train.micro_batch_size), 0, 1 << 20},
        .help = "Rows in one forward pass of one device; 0: what fits. "
@@ -260,7 +266,7 @@ std::vector<JobKey> OptimizerKeys() {
        .help = "Type of the matrix products; auto is bfloat16 where the "
                "device is faster in it. Adapters, optimizer, norms and loss "
                "are float32 always.",
-       .also_known_as = "bnb_4bit_compute_dtype, bf16, torch_dtype"},
+       .also_known_as = "bnb_4bit_compute_dtype, bf16, fp16, torch_dtype"},
       {.path = "train.deterministic",
        .field = BoolField{QLORA_FIELD(train.deterministic)},
        .help = "Training repeats bit for bit on the same gang (ranks, threads, "

@@ -167,6 +167,10 @@ TEST(JobSpecTest, Parse_UnknownKey_SuggestsWhatWasMeant) {
               HasSubstr("did you mean 'train.epochs'"));
   EXPECT_THAT(Messages(With("lora: {r: 3}\n")),
               HasSubstr("did you mean 'lora.rank'"));
+  EXPECT_THAT(Messages(With("train: {gradient_accumulation_steps: 8}\n")),
+              HasSubstr("did you mean 'train.global_batch_size'"));
+  EXPECT_THAT(Messages(With("train: {fp16: true}\n")),
+              HasSubstr("did you mean 'train.compute_dtype'"));
   EXPECT_THAT(Messages(With("train: {rank: 3}\n")),
               HasSubstr("did you mean 'lora.rank'"));
   EXPECT_THAT(Messages(With("tarin: {epochs: 3}\n")),
