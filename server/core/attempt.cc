@@ -231,14 +231,13 @@ void HoldForSpace(Draft& draft, Job& job, const AttemptRecord& attempt) {
        absl::StrCat(where, attempt.message()));
 }
 
-// Saved and left on request: goes on elsewhere or later, uncounted.
+// Saved and left on request: goes on elsewhere or later, uncounted. Without a
+// pause: a node that drains is none to be placed on.
 void Requeue(Draft& draft, Job& job, const AttemptRecord& attempt) {
   qlora::v1::Job& view = job.mutable_job();
-  view.set_state(JobState::JOB_STATE_BACKOFF);
-  *view.mutable_backoff_until() =
-      ToProto(draft.now + draft.state.timings.backoff);
-  view.set_reason(attempt.message());
+  view.set_state(JobState::JOB_STATE_QUEUED);
   view.clear_ranks();
+  *job.record.mutable_queued_time() = ToProto(draft.now);
   draft.Tell(view.job_id(), "Drained", attempt.message(), attempt.attempt());
   draft.Emit(JobRestarted{ShortName(attempt.failure_class())});
 }
@@ -396,8 +395,10 @@ StagedRank& StagedBy(AttemptRecord& attempt,
   return *attempt.add_staged();
 }
 
-// Tells of the newest checkpoint of which some ranks have said nothing.
+// Tells of the newest checkpoint of which some ranks have said nothing. One
+// that a cancel cut off is no loss.
 void TellOfUncommitted(Draft& draft, const AttemptRecord& attempt) {
+  if (attempt.state() == ATTEMPT_STATE_CANCELLED) return;
   int64_t newest = 0;
   for (const StagedRank& rank : attempt.staged()) {
     newest = std::max(newest, rank.staged().step());

@@ -3,7 +3,9 @@
 //     +------------------ HELD <---------------+
 //     | resumed                                | a person must look
 //     |      +----------- BACKOFF <------------+
-//     v      v                                 | retry
+//     |      |                                 | retry
+//     |      +---------------------------------+
+//     v      v                                 | drained
 //   QUEUED ----> STARTING ----> RUNNING -------+--> FAILED
 //     |             |             |     \ final checkpoint committed
 //     |             v             v      --> SUCCEEDED

@@ -66,8 +66,18 @@ absl::Status CheckMemory(const Job& job, const Device& device) {
   return it->second;
 }
 
-// Devices that ranks use or may still use, by node.
+// Devices that are taken, by node: "in use" by ranks or by some that may still
+// be there, or for whom they are kept.
 using Busy = std::map<std::string, std::map<std::string, std::string>>;
+
+constexpr char kInUse[] = "in use";
+
+void Take(Busy& busy, const std::vector<RankAssignment>& ranks,
+          const std::string& why) {
+  for (const RankAssignment& rank : ranks) {
+    busy[rank.node()][rank.device()] = why;
+  }
+}
 
 template <typename Attempts>
 Busy BusyDevices(const Attempts& attempts) {
@@ -75,7 +85,7 @@ Busy BusyDevices(const Attempts& attempts) {
   attempts([&](const AttemptRecord& attempt) {
     for (const RankAssignment& rank : attempt.ranks()) {
       if (!HoldsDevices(attempt, rank.node())) continue;
-      busy[rank.node()][rank.device()] = attempt.job_id();
+      busy[rank.node()][rank.device()] = kInUse;
     }
   });
   return busy;
@@ -99,13 +109,19 @@ struct SearchScope {
   const Busy* busy;
 };
 
+// "2 in use".
+void CountOfWhy(std::string* text, const std::pair<std::string, int>& taken) {
+  absl::StrAppend(text, taken.second, " ", taken.first);
+}
+
 // Devices of the kind on the node that can take a rank of the job.
 std::vector<std::string> UsableDevices(const Job& job, const Node& node,
                                        const std::string& kind,
                                        const Busy* busy,
                                        std::vector<std::string>& why) {
   std::vector<std::string> usable;
-  int taken = 0, small = 0, of_kind = 0;
+  int small = 0, of_kind = 0;
+  std::map<std::string, int> taken;
   std::string memory_reason;
   const std::map<std::string, std::string>* held = nullptr;
   if (busy != nullptr) {
@@ -118,18 +134,25 @@ std::vector<std::string> UsableDevices(const Job& job, const Node& node,
     if (absl::Status memory = CheckMemory(job, device); !memory.ok()) {
       ++small;
       memory_reason = std::string(memory.message());
-    } else if (held != nullptr && held->contains(device.name())) {
-      ++taken;
-    } else {
-      usable.push_back(device.name());
+      continue;
     }
+    if (held != nullptr) {
+      const auto it = held->find(device.name());
+      if (it != held->end()) {
+        ++taken[it->second];
+        continue;
+      }
+    }
+    usable.push_back(device.name());
   }
   const int needed = job.plan->spec.resources.devices_per_node;
   if (static_cast<int>(usable.size()) < needed && of_kind > 0) {
     std::string text =
         absl::StrCat(node.name(), " has ", usable.size(), " of ", of_kind, " ",
                      kind, " devices ", busy != nullptr ? "free" : "for it");
-    if (taken > 0) absl::StrAppend(&text, " (", taken, " in use)");
+    if (!taken.empty()) {
+      absl::StrAppend(&text, " (", absl::StrJoin(taken, ", ", CountOfWhy), ")");
+    }
     if (small > 0) absl::StrAppend(&text, "; too small: ", memory_reason);
     why.push_back(std::move(text));
   }
@@ -241,10 +264,14 @@ std::string Offers(const std::vector<const Node*>& nodes) {
   return absl::StrJoin(all, ", ");
 }
 
+// Those that could start now, or soon: a job keeps its place in a pause.
 std::vector<std::string> Queue(const Draft& draft) {
   std::vector<std::tuple<int, int64_t, std::string>> order;
   draft.jobs.ForEach([&](const std::string& id, const Job& job) {
-    if (job.job().state() != JobState::JOB_STATE_QUEUED) return;
+    if (job.job().state() != JobState::JOB_STATE_QUEUED &&
+        job.job().state() != JobState::JOB_STATE_BACKOFF) {
+      return;
+    }
     order.emplace_back(-job.job().priority(),
                        absl::ToUnixNanos(FromProto(job.job().create_time())),
                        id);
@@ -258,6 +285,12 @@ std::vector<std::string> Queue(const Draft& draft) {
 void Explain(Draft& draft, const std::string& id, const std::string& reason) {
   if (draft.jobs.Find(id)->job().reason() == reason) return;
   draft.ChangeJob(id).mutable_job().set_reason(reason);
+}
+
+std::string KeptFor(const Job& job) {
+  return absl::StrCat("kept for ", job.job().job_id(),
+                      ", which starts again at ",
+                      ClockTime(FromProto(job.job().backoff_until())));
 }
 
 // A job file that an older version took, and this one does not understand.
@@ -324,16 +357,19 @@ void Schedule(Draft& draft) {
       HoldUnreadable(draft, id);
       continue;
     }
+    const Job& job = *draft.jobs.Find(id);
+    const Search found = FindPlace(job, {open, &busy});
+    if (job.job().state() == JobState::JOB_STATE_BACKOFF) {
+      Take(busy, found.ranks, KeptFor(job));
+      continue;
+    }
     if (all.empty()) {
       Explain(draft, id, "waits for a worker: none is registered");
       continue;
     }
-    const Job& job = *draft.jobs.Find(id);
-    Search found = FindPlace(job, {open, &busy});
     if (!found.ranks.empty()) {
       StartAttempt(draft, id, found.ranks);
-      for (const auto& rank : found.ranks)
-        busy[rank.node()][rank.device()] = id;
+      Take(busy, found.ranks, kInUse);
       continue;
     }
     Explain(draft, id,

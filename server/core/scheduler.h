@@ -12,7 +12,8 @@ namespace qlora::server {
 
 // Starts every QUEUED job that fits now, and says in the others' `reason` for
 // what they wait. A job that only waits for devices in use keeps younger and
-// lesser jobs off the nodes that it waits for.
+// lesser jobs off the nodes that it waits for. A job in BACKOFF keeps them off
+// the devices that it could be placed on now.
 void Schedule(Draft& draft);
 
 // OK if the registered nodes could hold the job when nothing else ran, or if

@@ -31,6 +31,29 @@ TEST(Cancel, StopsRanksAndWinsOverFailure) {
   EXPECT_EQ(core.job(id).reason(), why);
 }
 
+TEST(Cancel, CutsOffACheckpointWithoutCallingItLost) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1", 2).ok());
+  const std::string id =
+      core.RunningJob("n1", "resources: {devices_per_node: 2}\n");
+  core.Staged("n1", id, 1, 14);
+  core.Do([&](Draft& d) { EXPECT_TRUE(CancelJob(d, id, "").ok()); });
+  qlora::v1::WorkerEvent ended;
+  ended.set_job_id(id);
+  ended.set_attempt(1);
+  ended.set_term(core.attempt(id).term());
+  ended.mutable_ended()->set_stopped(true);
+  std::vector<std::string> told;
+  for (const Effect& effect :
+       core.Do([&](Draft& d) { OnAttemptEvent(d, "n1", ended); })) {
+    if (const auto* line = std::get_if<AppendEvent>(&effect)) {
+      told.push_back(line->event.type());
+    }
+  }
+  EXPECT_EQ(core.job(id).state(), kCancelled);
+  EXPECT_THAT(told, testing::ElementsAre("Cancelled"));
+}
+
 TEST(Cancel, OfAHeldJobKeepsTheEvidenceAndTheCheckpoints) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
@@ -123,8 +146,9 @@ TEST(Cancel, GivenUpRanksThatEndBeforeTheirAttempt_LeaveTheirDevice) {
   core.Ended("n2", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
   core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
   EXPECT_EQ(core.attempt(id).state(), ATTEMPT_STATE_LOST);
-  EXPECT_EQ(core.job(core.Submit("resources: {nodes: 2}\n")).state(),
-            kStarting);
+  // The job itself, in its pause, keeps them from lesser ones only.
+  const std::string next = core.Submit("priority: 90\nresources: {nodes: 2}\n");
+  EXPECT_EQ(core.job(next).state(), kStarting);
 }
 
 TEST(Cancel, EndsWhenTheLastNodeFallsSilent) {

@@ -4,9 +4,13 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <set>
@@ -24,17 +28,34 @@
 namespace qlora::server {
 
 // A directory that goes with the test; in memory where there is one, for speed.
+// That of a process that was killed goes with the next test's start.
 class TempDir {
  public:
   TempDir() {
-    std::string name = ::access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
-    name += "/qlora-server-test-XXXXXX";
+    const std::string parent =
+        ::access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+    RemoveOrphans(parent);
+    std::string name =
+        parent + "/qlora-server-test-" + std::to_string(::getpid()) + "-XXXXXX";
     path_ = ::mkdtemp(name.data());
   }
   ~TempDir() { (void)RemoveRecursively(path_); }
   const std::string& path() const { return path_; }
 
  private:
+  static void RemoveOrphans(const std::string& parent) {
+    std::error_code unreadable;
+    for (const auto& entry :
+         std::filesystem::directory_iterator(parent, unreadable)) {
+      int pid = 0;
+      if (std::sscanf(entry.path().filename().c_str(), "qlora-server-test-%d-",
+                      &pid) == 1 &&
+          ::kill(pid, 0) != 0 && errno == ESRCH) {
+        (void)RemoveRecursively(entry.path().string());
+      }
+    }
+  }
+
   std::string path_;
 };
 

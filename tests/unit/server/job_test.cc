@@ -234,8 +234,9 @@ TEST(Job, PeersOfANodeThatDrains_CostNoRestart) {
   CoreHarness core;
   const std::string id = RunningGang(core);
   core.Ended("n1", id, FAILURE_CLASS_INFRA);
+  core.Heartbeat("n2", /*draining=*/true);
   core.Ended("n2", id, FAILURE_CLASS_DRAINED);
-  EXPECT_EQ(core.job(id).state(), kBackoff);
+  EXPECT_EQ(core.job(id).state(), kQueued);
   EXPECT_EQ(core.job(id).restarts(), 0);
   EXPECT_EQ(core.attempt(id).failure_class(), FAILURE_CLASS_DRAINED);
 }
@@ -512,7 +513,6 @@ TEST(Job, DrainedNode_RequeuesUncounted) {
   core.Heartbeat("n1", /*draining=*/true);
   core.Staged("n1", id, 0, 17);
   core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
-  core.Advance(absl::Seconds(5));
   EXPECT_EQ(core.job(id).state(), kQueued) << core.job(id).reason();
   EXPECT_EQ(core.job(id).restarts(), 0);
   EXPECT_EQ(core.job(id).head_step(), 17);
@@ -530,6 +530,7 @@ TEST(Job, DrainedNodeOfAGang_LetsTheOthersSave) {
     for (const char* node : {"n1", "n2"}) core.Prepared(node, id);
     for (const char* node : {"n1", "n2"}) core.Running(node, id);
     // Every rank saves the same step; rank 0's is still on its way.
+    core.Heartbeat("n2", /*draining=*/true);
     core.Staged("n2", id, 1, 17);
     core.Ended("n2", id, why, /*stopped=*/true);
     ASSERT_EQ(core.CountSent("n1", WorkerCommand::kStop), 1);
@@ -537,7 +538,7 @@ TEST(Job, DrainedNodeOfAGang_LetsTheOthersSave) {
     core.Staged("n1", id, 0, 17);
     core.Ended("n1", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
     EXPECT_EQ(core.job(id).head_step(), 17);
-    EXPECT_EQ(core.job(id).state(), kBackoff);
+    EXPECT_EQ(core.job(id).state(), kQueued);
     EXPECT_EQ(core.job(id).restarts(), 0);
   }
 }

@@ -116,9 +116,8 @@ TEST(Membership, NewBootThatNamesTheAttempt_HandsInWhatIsLeft) {
   EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_RUNNING);
   core.Staged("n1", id, 0, 79);
   core.Ended("n1", id, qlora::v1::FAILURE_CLASS_DRAINED, /*stopped=*/true);
-  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_BACKOFF);
+  EXPECT_EQ(core.job(id).state(), qlora::v1::JOB_STATE_STARTING);
   EXPECT_FALSE(core.job(id).has_last_failure());
-  core.Advance(absl::Seconds(3));
   EXPECT_EQ(core.attempt(id).resume_step(), 79);
 }
 

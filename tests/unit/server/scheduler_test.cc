@@ -13,6 +13,7 @@ using ::testing::HasSubstr;
 
 constexpr auto kQueued = qlora::v1::JOB_STATE_QUEUED;
 constexpr auto kStarting = qlora::v1::JOB_STATE_STARTING;
+constexpr auto kBackoff = qlora::v1::JOB_STATE_BACKOFF;
 
 TEST(Scheduler, NoNode_SaysSo) {
   CoreHarness core;
@@ -83,6 +84,87 @@ TEST(Scheduler, NodeOfTheLastFailure_IsUsedLast) {
   core.Ended("n1", id, qlora::v1::FAILURE_CLASS_INFRA);
   core.Advance(absl::Seconds(5));
   EXPECT_EQ(core.job(id).ranks(0).node(), "n2");
+}
+
+TEST(Scheduler, JobInBackoff_KeepsItsDevicesFromJobsBehindIt) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1", 2).ok());
+  const std::string high =
+      core.RunningJob("n1", "priority: 90\nresources: {devices_per_node: 2}\n");
+  const std::string low = core.Submit("priority: 10\n");
+  const std::string younger = core.Submit("priority: 90\n");
+  core.Ended("n1", high, qlora::v1::FAILURE_CLASS_INFRA);
+  core.Restart();
+  ASSERT_TRUE(core.Join("n1", 2).ok());
+  EXPECT_EQ(core.job(high).state(), kBackoff);
+  EXPECT_EQ(core.job(low).state(), kQueued);
+  EXPECT_EQ(core.job(younger).reason(),
+            "waits for devices: needs 1 node with 1 free device of any kind: "
+            "n1 has 0 of 2 cpu devices free (2 kept for " +
+                high + ", which starts again at 22:13:21 UTC)");
+  core.Advance(absl::Seconds(3));
+  EXPECT_EQ(core.job(high).state(), kStarting);
+  EXPECT_EQ(core.job(low).state(), kQueued);
+  EXPECT_THAT(core.job(younger).reason(), HasSubstr("free (2 in use)"));
+}
+
+TEST(Scheduler, JobInBackoff_LetsThoseBesideAndBeforeItStart) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string failed = core.RunningJob("n1");
+  ASSERT_TRUE(core.Join("n2").ok());
+  core.Ended("n1", failed, qlora::v1::FAILURE_CLASS_INFRA);
+  // It goes elsewhere, and keeps that.
+  const std::string beside = core.Submit();
+  ASSERT_EQ(core.job(beside).state(), kStarting);
+  EXPECT_EQ(core.job(beside).ranks(0).node(), "n1");
+  EXPECT_EQ(core.job(core.Submit()).state(), kQueued);
+  const std::string before = core.Submit("priority: 90\n");
+  ASSERT_EQ(core.job(before).state(), kStarting);
+  EXPECT_EQ(core.job(before).ranks(0).node(), "n2");
+  EXPECT_EQ(core.job(failed).state(), kBackoff);
+}
+
+TEST(Scheduler, JobInBackoffThatCannotBePlaced_KeepsNothing) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  ASSERT_TRUE(core.Join("n2").ok());
+  const std::string gang = core.Submit("resources: {nodes: 2}\n");
+  core.Ended("n1", gang, qlora::v1::FAILURE_CLASS_INFRA);
+  core.Ended("n2", gang, qlora::v1::FAILURE_CLASS_INFRA);
+  ASSERT_EQ(core.job(gang).state(), kBackoff);
+  core.Disconnect("n2");
+  EXPECT_EQ(core.job(core.Submit()).state(), kStarting);
+}
+
+TEST(Scheduler, HeldJob_KeepsNothing) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string held = core.RunningJob("n1", "priority: 90\n");
+  const std::string low = core.Submit();
+  core.Ended("n1", held, qlora::v1::FAILURE_CLASS_DISK);
+  EXPECT_EQ(core.job(held).state(), qlora::v1::JOB_STATE_HELD);
+  EXPECT_EQ(core.job(low).state(), kStarting);
+}
+
+// A worker that is stopped and started.
+TEST(Scheduler, DrainedJob_IsPlacedBeforeYoungerOnes) {
+  for (const auto why :
+       {qlora::v1::FAILURE_CLASS_DRAINED, qlora::v1::FAILURE_CLASS_PREEMPTED}) {
+    CoreHarness core;
+    ASSERT_TRUE(core.Join("n1").ok());
+    const std::string older = core.RunningJob("n1");
+    const std::string younger = core.Submit();
+    core.Heartbeat("n1", /*draining=*/true);
+    core.Staged("n1", older, 0, 17);
+    core.Ended("n1", older, why, /*stopped=*/true);
+    EXPECT_EQ(core.job(older).state(), kQueued);
+    core.Disconnect("n1");
+    ASSERT_TRUE(core.Join("n1", 1, "boot-2").ok());
+    EXPECT_EQ(core.job(older).state(), kStarting);
+    EXPECT_EQ(core.attempt(older).resume_step(), 17);
+    EXPECT_EQ(core.job(younger).state(), kQueued);
+  }
 }
 
 // Took minutes when each waiting job looked at all attempts there ever were.
