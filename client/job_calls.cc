@@ -1,5 +1,6 @@
 #include "client/job_calls.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 
@@ -113,6 +114,8 @@ absl::Status AwaitCoordinator(Session& session, const std::string& job_id,
   request.set_job(job_id);
   request.set_project(session.project);
   while (absl::Now() < end) {
+    // First, since one that shuts down still answers for a moment.
+    absl::SleepFor(std::min(kReconnectPause, end - absl::Now()));
     const absl::StatusOr<v1::Job> job = session.connection().Call(
         session.connection().jobs(), &v1::JobService::Stub::GetJob, request);
     if (job.ok()) {
@@ -123,7 +126,6 @@ absl::Status AwaitCoordinator(Session& session, const std::string& job_id,
         !absl::IsDeadlineExceeded(job.status())) {
       return job.status();
     }
-    absl::SleepFor(kReconnectPause);
   }
   return absl::OkStatus();
 }
