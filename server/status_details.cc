@@ -39,4 +39,9 @@ absl::Status FieldError(const std::string& field, const std::string& message) {
   return status;
 }
 
+absl::Status CheckNotNegative(const std::string& field, int64_t value) {
+  if (value >= 0) return absl::OkStatus();
+  return FieldError(field, "must not be negative");
+}
+
 }  // namespace qlora::server

@@ -2,6 +2,7 @@
 // wrong. services/errors.h brings the places to the wire.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -19,5 +20,8 @@ absl::Status JobFileError(const std::vector<SpecError>& errors);
 
 // InvalidArgument for one place.
 absl::Status FieldError(const std::string& field, const std::string& message);
+
+// The same if the value is negative.
+absl::Status CheckNotNegative(const std::string& field, int64_t value);
 
 }  // namespace qlora::server

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -471,21 +472,24 @@ AttemptState EndState(const AttemptRecord& attempt, const Job& job) {
 
 }  // namespace
 
-AttemptPart* FindPart(AttemptRecord& attempt, std::string_view node) {
-  for (AttemptPart& part : *attempt.mutable_parts()) {
+const AttemptPart* FindPart(const AttemptRecord& attempt,
+                            std::string_view node) {
+  for (const AttemptPart& part : attempt.parts()) {
     if (part.node() == node) return &part;
   }
   return nullptr;
 }
 
+AttemptPart* FindPart(AttemptRecord& attempt, std::string_view node) {
+  return const_cast<AttemptPart*>(FindPart(std::as_const(attempt), node));
+}
+
 bool PartIsOver(const AttemptPart& part) { return part.ended() || part.lost(); }
 
 bool HoldsDevices(const AttemptRecord& attempt, const std::string& node) {
-  return !IsTerminal(attempt.state()) ||
-         std::any_of(attempt.parts().begin(), attempt.parts().end(),
-                     [&](const AttemptPart& part) {
-                       return part.node() == node && !part.ended();
-                     });
+  if (!IsTerminal(attempt.state())) return true;
+  const AttemptPart* part = FindPart(attempt, node);
+  return part != nullptr && !part->ended();
 }
 
 bool IsAway(const Draft& draft, const std::string& node) {

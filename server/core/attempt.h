@@ -11,6 +11,8 @@ namespace qlora::server {
 
 // Null if there is none.
 AttemptPart* FindPart(AttemptRecord& attempt, std::string_view node);
+const AttemptPart* FindPart(const AttemptRecord& attempt,
+                            std::string_view node);
 bool PartIsOver(const AttemptPart& part);
 
 // The attempt's ranks on the node may still use their devices: until it is

@@ -87,20 +87,14 @@ absl::Status CheckHello(const State& state, const qlora::v1::Hello& hello) {
   return absl::OkStatus();
 }
 
-bool HasPart(const AttemptRecord& attempt, const std::string& node) {
-  return std::any_of(attempt.parts().begin(), attempt.parts().end(),
-                     [&](const auto& part) { return part.node() == node; });
-}
-
 // Attempts with a living part on the node.
 std::vector<AttemptKey> AttemptsOn(const Draft& draft,
                                    const std::string& node) {
   std::vector<AttemptKey> keys;
   draft.attempts.ForEach([&](const AttemptKey& key, const AttemptRecord& a) {
     if (IsTerminal(a.state())) return;
-    for (const AttemptPart& part : a.parts()) {
-      if (part.node() == node && !PartIsOver(part)) keys.push_back(key);
-    }
+    const AttemptPart* part = FindPart(a, node);
+    if (part != nullptr && !PartIsOver(*part)) keys.push_back(key);
   });
   return keys;
 }
@@ -118,11 +112,8 @@ bool InInventory(const qlora::v1::Hello& hello, const AttemptRecord& attempt) {
 std::vector<AttemptKey> GivenUpOn(const Draft& draft, const std::string& node) {
   std::vector<AttemptKey> keys;
   draft.attempts.ForEach([&](const AttemptKey& key, const AttemptRecord& a) {
-    for (const AttemptPart& part : a.parts()) {
-      if (part.node() == node && part.lost() && !part.ended()) {
-        keys.push_back(key);
-      }
-    }
+    const AttemptPart* part = FindPart(a, node);
+    if (part != nullptr && part->lost() && !part->ended()) keys.push_back(key);
   });
   return keys;
 }
@@ -178,12 +169,9 @@ Decision::Action Decide(const Draft& draft, const std::string& node,
     return Decision::ACTION_HOLD;
   }
   if (IsTerminal(attempt->state())) return Decision::ACTION_KILL;
-  for (const AttemptPart& part : attempt->parts()) {
-    if (part.node() == node) {
-      return PartIsOver(part) ? Decision::ACTION_KILL : Decision::ACTION_KEEP;
-    }
-  }
-  return Decision::ACTION_KILL;
+  const AttemptPart* part = FindPart(*attempt, node);
+  return part == nullptr || PartIsOver(*part) ? Decision::ACTION_KILL
+                                              : Decision::ACTION_KEEP;
 }
 
 // Of another life of this database: says so once, and keeps clear of its
@@ -404,7 +392,9 @@ absl::Status RemoveNode(Draft& draft, const std::string& name) {
   }
   std::string user;
   draft.attempts.ForEach([&](const AttemptKey& key, const AttemptRecord& a) {
-    if (!IsTerminal(a.state()) && HasPart(a, name)) user = key.first;
+    if (!IsTerminal(a.state()) && FindPart(a, name) != nullptr) {
+      user = key.first;
+    }
   });
   if (!user.empty()) {
     return absl::FailedPreconditionError(

@@ -175,12 +175,8 @@ absl::StatusOr<std::map<int64_t, qlora::v1::MetricPoint>> ReadPoints(
 absl::Status Query(const ServiceContext& services,
                    const qlora::v1::QueryMetricsRequest& request,
                    qlora::v1::QueryMetricsResponse* response) {
-  if (request.max_points() < 0) {
-    return FieldError("max_points", "must not be negative");
-  }
-  if (request.from_step() < 0) {
-    return FieldError("from_step", "must not be negative");
-  }
+  RETURN_IF_ERROR(CheckNotNegative("max_points", request.max_points()));
+  RETURN_IF_ERROR(CheckNotNegative("from_step", request.from_step()));
   ASSIGN_OR_RETURN(const Job job,
                    services.coordinator->FindJob(request.job(),
                                                  ProjectOf(request.project())));

@@ -61,11 +61,6 @@ class LogCursor {
   std::deque<std::string> lines_;
 };
 
-absl::Status CheckNotNegative(const std::string& field, int64_t value) {
-  if (value >= 0) return absl::OkStatus();
-  return FieldError(field, "must not be negative");
-}
-
 // Sends what the cursor gives and `wanted` accepts; ends with the job, or at
 // the end of the file unless follow. settled: nothing more will come, given
 // that the job has ended.

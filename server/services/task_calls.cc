@@ -116,9 +116,7 @@ absl::StatusOr<qlora::v1::RunTask> MakeGenerate(
       request.prompts().empty()) {
     return FieldError("prompt", "there is nothing to go on from");
   }
-  if (request.max_new_tokens() < 0) {
-    return FieldError("max_new_tokens", "must not be negative");
-  }
+  RETURN_IF_ERROR(CheckNotNegative("max_new_tokens", request.max_new_tokens()));
   // Also if it is not a number.
   if (!(request.temperature() >= 0) || std::isinf(request.temperature())) {
     return FieldError("temperature", "must be 0 or more, and finite");

@@ -279,6 +279,7 @@ absl::Status SqliteStore::WriteAttempts(const Draft& draft) {
   // What ends first: its devices may be another's in the same transaction.
   for (const bool ended : {true, false}) {
     for (const auto& [key, attempt] : draft.attempts.changes()) {
+      if ((!attempt || IsTerminal(attempt->state())) != ended) continue;
       if (!attempt) {
         RETURN_IF_ERROR(
             erase.Bind(1, key.first).Bind(2, int64_t{key.second}).Run());
@@ -286,7 +287,6 @@ absl::Status SqliteStore::WriteAttempts(const Draft& draft) {
             release.Bind(1, key.first).Bind(2, int64_t{key.second}).Run());
         continue;
       }
-      if (IsTerminal(attempt->state()) != ended) continue;
       RETURN_IF_ERROR(put.Bind(1, key.first)
                           .Bind(2, int64_t{key.second})
                           .Bind(3, int64_t{attempt->state()})

@@ -48,8 +48,7 @@ std::string WorseAtEnd(double first, double last) {
   return absl::StrFormat(
       "the result is worse than what it began with: the loss over the first "
       "batch was %.4g before the first step and is %.4g at the end; submit the "
-      "job "
-      "with a lower train.learning_rate, and with train.max_grad_norm 1 if "
+      "job with a lower train.learning_rate, and with train.max_grad_norm 1 if "
       "that is 0",
       first, last);
 }

@@ -45,7 +45,7 @@ struct CheckpointState {
   // Loss statistics.
   int64_t tokens_trained = 0;
   int64_t tokens_total = 0;
-  // Of step 1, and of the first evaluation of the job's own set.
+  // Of step 1.
   std::optional<double> first_loss;
   std::optional<double> last_loss;
   std::optional<double> best_eval_loss;
