@@ -7,8 +7,7 @@
 
 namespace qlora::kernels {
 
-void SerialFor(int64_t n, int64_t /*grain*/,
-               const std::function<void(int64_t, int64_t)>& body) {
+void SerialFor(int64_t n, int64_t /*grain*/, RangeBody body) {
   if (n > 0) body(0, n);
 }
 

@@ -2,6 +2,7 @@
 // somebody else owns, and where to run.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
 #include <functional>
 
@@ -53,16 +54,33 @@ inline View FloatView(const float* data, int64_t rows, int64_t columns) {
   return {const_cast<float*>(data), Dtype::kFloat32, rows, columns, columns};
 }
 
+// Refers to a function of a range that lives at least as long as the call it is
+// passed to: two words, so that passing one allocates nothing.
+class RangeBody {
+ public:
+  template <std::invocable<int64_t, int64_t> F>
+  RangeBody(const F& f)
+      : object_(&f), call_([](const void* object, int64_t begin, int64_t end) {
+          (*static_cast<const F*>(object))(begin, end);
+        }) {}
+
+  void operator()(int64_t begin, int64_t end) const {
+    call_(object_, begin, end);
+  }
+
+ private:
+  const void* object_;
+  void (*call_)(const void* object, int64_t begin, int64_t end);
+};
+
 // Calls body(begin, end) over disjoint ranges that cover [0, n), each a
 // multiple of `grain` long but the last, possibly on several threads, and
 // returns when all are done.
-using ParallelFor = std::function<void(
-    int64_t n, int64_t grain,
-    const std::function<void(int64_t begin, int64_t end)>& body)>;
+using ParallelFor =
+    std::function<void(int64_t n, int64_t grain, RangeBody body)>;
 
 // Runs everything on the calling thread.
-void SerialFor(int64_t n, int64_t grain,
-               const std::function<void(int64_t, int64_t)>& body);
+void SerialFor(int64_t n, int64_t grain, RangeBody body);
 
 // Where an op runs. Results do not depend on it.
 struct Launch {

@@ -22,8 +22,7 @@ constexpr int kCases = 2500;
 constexpr Dtype kTypes[] = {Dtype::kFloat32, Dtype::kBfloat16, Dtype::kFloat16};
 
 // The ranges of several threads, the last first.
-void BackwardsFor(int64_t n, int64_t grain,
-                  const std::function<void(int64_t, int64_t)>& body) {
+void BackwardsFor(int64_t n, int64_t grain, RangeBody body) {
   for (int64_t part = (n + grain - 1) / grain; part-- > 0;) {
     body(part * grain, std::min(n, (part + 1) * grain));
   }

@@ -22,13 +22,12 @@ constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Several real threads with uneven ranges.
-void ThreadedFor(int64_t n, int64_t grain,
-                 const std::function<void(int64_t, int64_t)>& body) {
+void ThreadedFor(int64_t n, int64_t grain, RangeBody body) {
   std::vector<std::thread> threads;
   for (int64_t begin = 0; begin < n;) {
     const int64_t end =
         threads.size() == 3 ? n : std::min(n, begin + 3 * grain);
-    threads.emplace_back([&body, begin, end] { body(begin, end); });
+    threads.emplace_back([body, begin, end] { body(begin, end); });
     begin = end;
   }
   for (std::thread& thread : threads) thread.join();

@@ -173,8 +173,7 @@ void ExpectRejectedOnHost(const Op& op, const Launch& launch = {}) {
 }
 
 // Cuts the range into grains and takes the last first.
-inline void BackwardsFor(int64_t n, int64_t grain,
-                         const std::function<void(int64_t, int64_t)>& body) {
+inline void BackwardsFor(int64_t n, int64_t grain, RangeBody body) {
   for (int64_t begin = (n - 1) / grain * grain; n > 0 && begin >= 0;
        begin -= grain) {
     body(begin, std::min(n, begin + grain));

@@ -10,17 +10,14 @@ namespace qlora::trainer {
 namespace {
 
 const kernels::ParallelFor kSerial =
-    [](int64_t n, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-      body(0, n);
-    };
+    [](int64_t n, int64_t, kernels::RangeBody body) { body(0, n); };
 // Cuts the range into pieces and takes the last first.
-const kernels::ParallelFor kBackwards =
-    [](int64_t n, int64_t grain,
-       const std::function<void(int64_t, int64_t)>& body) {
-      for (int64_t b = (n - 1) / grain * grain; b >= 0; b -= grain) {
-        body(b, std::min(n, b + grain));
-      }
-    };
+const kernels::ParallelFor kBackwards = [](int64_t n, int64_t grain,
+                                           kernels::RangeBody body) {
+  for (int64_t b = (n - 1) / grain * grain; b >= 0; b -= grain) {
+    body(b, std::min(n, b + grain));
+  }
+};
 
 Schedule MakeTestSchedule(LrScheduler kind) {
   return {

@@ -25,11 +25,10 @@ void ParallelTasks(int64_t tasks, absl::FunctionRef<void(int64_t, int)> body) {
 }
 
 const kernels::ParallelFor& KernelParallelFor() {
-  static const kernels::ParallelFor parallel_for =
-      [](int64_t n, int64_t grain,
-         const std::function<void(int64_t, int64_t)>& body) {
-        at::parallel_for(0, n, grain, body);
-      };
+  static const kernels::ParallelFor parallel_for = [](int64_t n, int64_t grain,
+                                                      kernels::RangeBody body) {
+    at::parallel_for(0, n, grain, body);
+  };
   return parallel_for;
 }
 
