@@ -60,7 +60,7 @@ struct AdamW {
   double max_grad_norm = 0;
   const double* clip_sum_of_squares = nullptr;
   // What SumOfSquares gives for the gradient, in the same pass; written unless
-  // null. Before clipping.
+  // null. Before clipping. May be clip_sum_of_squares, which is read first.
   double* grad_sum_of_squares = nullptr;
 };
 

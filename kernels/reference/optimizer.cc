@@ -70,10 +70,10 @@ void UpdateBlock(const Backend& backend, const AdamW& op,
 
 Result Reference::Do(const Launch& /*launch*/, const AdamW& op) const {
   const Moments& m = op.moments;
+  const AdamWFactors factors = FactorsOf(op);
   if (op.grad_sum_of_squares != nullptr) {
     *op.grad_sum_of_squares = Squares(op.grad, op.n);
   }
-  const AdamWFactors factors = FactorsOf(op);
   if (m.exp_avg == nullptr) {
     for (int64_t first = 0; first < op.n; first += kMomentBlockSize) {
       UpdateBlock(*this, op, factors, first);

@@ -223,5 +223,24 @@ TEST(OptimizerTest, BadArguments_AreRejected) {
   ExpectRejected(SumOfSquares{-1, x, &sum}, launch);
 }
 
+TEST(AdamWTest, OneSum_IsReadAndThenWritten) {
+  for (const Backend* backend : EveryBackend()) {
+    float param = 1, grad = 4, exp_avg = 0, exp_avg_sq = 0;
+    double sum = 64;
+    AdamW op;
+    op.n = 1;
+    op.param = &param;
+    op.grad = &grad;
+    op.moments.exp_avg = &exp_avg;
+    op.moments.exp_avg_sq = &exp_avg_sq;
+    op.max_grad_norm = 1;
+    op.clip_sum_of_squares = op.grad_sum_of_squares = &sum;
+    ASSERT_EQ(RunWithRoom(*backend, {}, op), Result::kOk);
+    // A norm of 8, not of 4: the gradient becomes 4 / 8.
+    EXPECT_NEAR(exp_avg, 0.05, 1e-6) << backend->name();
+    EXPECT_EQ(sum, 16);
+  }
+}
+
 }  // namespace
 }  // namespace qlora::kernels
