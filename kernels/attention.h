@@ -42,9 +42,9 @@ struct Attention {
   int64_t window = 0;
   // [documents], with kPrefix.
   const int32_t* prefix = nullptr;
-  // 0: 1 / sqrt(dim).
+  // Finite; 0: 1 / sqrt(dim).
   float scale = 0;
-  // 0: none.
+  // Finite, at least 0; 0: none.
   float soft_cap = 0;
   // Document d is rows [offsets[d], offsets[d + 1]); ascending, from 0 to the
   // rows of q. Read on the host.

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
+#include <initializer_list>
 
 namespace qlora::kernels {
 namespace {
@@ -15,6 +17,46 @@ bool IsPowerOfTwoIn(int64_t value, int64_t low, int64_t high) {
          std::has_single_bit(static_cast<uint64_t>(value));
 }
 
+// Enumerators count up from 0.
+template <typename Enum>
+bool IsUpTo(Enum value, Enum last) {
+  return static_cast<int>(value) >= 0 &&
+         static_cast<int>(value) <= static_cast<int>(last);
+}
+
+bool IsDtype(Dtype dtype) { return IsUpTo(dtype, Dtype::kFloat16); }
+
+bool IsFourBit(FourBitType type) { return IsUpTo(type, FourBitType::kFp4); }
+
+bool IsMap(DynamicMap map) { return IsUpTo(map, DynamicMap::kUnsigned); }
+
+bool IsActivation(Activation activation) {
+  return IsUpTo(activation, Activation::kGeluTanh);
+}
+
+// All of one form is there, and nothing of the other.
+bool IsOneForm(std::initializer_list<const void*> one,
+               std::initializer_list<const void*> other) {
+  const auto are = [](const auto& parts, bool present) {
+    return std::all_of(parts.begin(), parts.end(), [present](const void* part) {
+      return (part != nullptr) == present;
+    });
+  };
+  return (are(one, true) && are(other, false)) ||
+         (are(one, false) && are(other, true));
+}
+
+// Of either ScalesView or MutableScales.
+bool AreScales(const auto& s) {
+  return IsOneForm({s.absmax}, {s.absmax_codes, s.absmax_scale, s.offset});
+}
+
+bool AreMoments(const Moments& m) {
+  return IsOneForm({m.exp_avg, m.exp_avg_sq},
+                   {m.exp_avg_codes, m.exp_avg_scale, m.exp_avg_sq_codes,
+                    m.exp_avg_sq_scale});
+}
+
 bool IsShape(const BlockwiseShape& shape, int64_t least, int64_t most) {
   return shape.num_elements >= 0 && shape.num_elements <= kMostElements &&
          IsPowerOfTwoIn(shape.block_size, least, most);
@@ -22,7 +64,8 @@ bool IsShape(const BlockwiseShape& shape, int64_t least, int64_t most) {
 
 // Has its elements where it says; a view with no rows needs no data.
 bool IsView(const View& v) {
-  if (v.rows < 0 || v.columns <= 0 || v.stride < v.columns) return false;
+  if (!IsDtype(v.dtype) || v.rows < 0) return false;
+  if (v.columns <= 0 || v.stride < v.columns) return false;
   if (v.rows > 0 && v.stride > kMostElements / v.rows) return false;
   return v.rows == 0 || v.data != nullptr;
 }
@@ -58,9 +101,9 @@ bool IsInt8(const View& v, const void* codes, const float* scale) {
   return IsView(v) && IsPerRow(codes, v) && IsPerRow(scale, v);
 }
 
-bool IsDynamic(const BlockwiseShape& shape, const void* values,
+bool IsDynamic(DynamicMap map, const BlockwiseShape& shape, const void* values,
                const uint8_t* codes, const float* scale) {
-  return IsShape(shape, 64, 4096) &&
+  return IsMap(map) && IsShape(shape, 64, 4096) &&
          (shape.num_elements == 0 ||
           (values != nullptr && codes != nullptr && scale != nullptr));
 }
@@ -78,8 +121,10 @@ bool IsHeadRow(const Rotary& op) {
 
 bool IsFraction(double value) { return value >= 0 && value < 1; }
 
+bool IsCap(float soft_cap) { return soft_cap >= 0 && std::isfinite(soft_cap); }
+
 bool IsLoss(const LossOptions& o) {
-  return IsFraction(o.label_smoothing) && o.z_loss >= 0 && o.soft_cap >= 0;
+  return IsFraction(o.label_smoothing) && o.z_loss >= 0 && IsCap(o.soft_cap);
 }
 
 bool AreOffsets(const Attention& op) {
@@ -111,14 +156,6 @@ bool AreTargets(const int32_t* targets, int64_t n, int64_t columns) {
   return AreWithin(targets, n, INT32_MIN, columns);
 }
 
-bool AreMoments(const Moments& m) {
-  const bool plain = m.exp_avg != nullptr && m.exp_avg_sq != nullptr;
-  const bool coded = m.exp_avg_codes != nullptr && m.exp_avg_scale != nullptr &&
-                     m.exp_avg_sq_codes != nullptr &&
-                     m.exp_avg_sq_scale != nullptr;
-  return plain != coded;
-}
-
 }  // namespace
 
 bool HasRoom(const Launch& launch, int64_t bytes) {
@@ -129,24 +166,18 @@ bool HasRoom(const Launch& launch, int64_t bytes) {
 }
 
 bool IsValid(const Quantize& op) {
-  const MutableScales& s = op.scales;
-  const bool nested = s.absmax_codes != nullptr && s.absmax_scale != nullptr &&
-                      s.offset != nullptr;
-  return IsShape(op.shape, 32, 4096) && (s.absmax != nullptr) != nested &&
+  return IsFourBit(op.type) && IsDtype(op.dtype) &&
+         IsShape(op.shape, 32, 4096) && AreScales(op.scales) &&
          (op.shape.num_elements == 0 ||
           (op.x != nullptr && op.codes != nullptr));
 }
 
 bool IsValid(const Dequantize& op) {
-  const ScalesView& s = op.scales;
-  const bool nested = s.absmax_codes != nullptr && s.absmax_scale != nullptr &&
-                      s.offset != nullptr;
-  return IsPowerOfTwoIn(op.block_size, 32, 4096) && IsView(op.out) &&
-         op.rows >= 0 && op.rows <= kMostElements / op.out.columns &&
-         op.row_begin >= 0 && op.row_begin <= op.rows &&
-         op.out.rows <= op.rows - op.row_begin &&
-         (op.out.rows == 0 ||
-          (op.codes != nullptr && (s.absmax != nullptr) != nested));
+  return IsFourBit(op.type) && IsPowerOfTwoIn(op.block_size, 32, 4096) &&
+         IsView(op.out) && op.rows >= 0 &&
+         op.rows <= kMostElements / op.out.columns && op.row_begin >= 0 &&
+         op.row_begin <= op.rows && op.out.rows <= op.rows - op.row_begin &&
+         (op.out.rows == 0 || (op.codes != nullptr && AreScales(op.scales)));
 }
 
 bool IsValid(const QuantizeInt8Rows& op) {
@@ -158,11 +189,11 @@ bool IsValid(const DequantizeInt8Rows& op) {
 }
 
 bool IsValid(const QuantizeDynamic& op) {
-  return IsDynamic(op.shape, op.x, op.codes, op.scale);
+  return IsDynamic(op.map, op.shape, op.x, op.codes, op.scale);
 }
 
 bool IsValid(const DequantizeDynamic& op) {
-  return IsDynamic(op.shape, op.out, op.codes, op.scale);
+  return IsDynamic(op.map, op.shape, op.out, op.codes, op.scale);
 }
 
 bool IsValid(const RmsNorm& op) {
@@ -196,9 +227,7 @@ bool IsValid(const Rotary& op) {
 }
 
 bool IsValid(const RotaryNormBackward& op) {
-  Rotary turned = op.rotary;
-  turned.inverse = false;
-  return IsValid(turned) && IsView(op.input) &&
+  return IsValid(op.rotary) && !op.rotary.inverse && IsView(op.input) &&
          op.input.rows == op.rotary.x.rows &&
          op.input.columns >= int64_t{op.rotary.heads} * op.rotary.dim &&
          op.input.dtype == op.rotary.x.dtype &&
@@ -207,11 +236,13 @@ bool IsValid(const RotaryNormBackward& op) {
 }
 
 bool IsValid(const GatedActivation& op) {
-  return IsView(op.gate) && IsSame(op.up, op.gate) && IsSame(op.out, op.gate);
+  return IsActivation(op.activation) && IsView(op.gate) &&
+         IsSame(op.up, op.gate) && IsSame(op.out, op.gate);
 }
 
 bool IsValid(const GatedActivationBackward& op) {
-  return IsView(op.gate) && IsSame(op.up, op.gate) && IsSame(op.d, op.gate);
+  return IsActivation(op.activation) && IsView(op.gate) &&
+         IsSame(op.up, op.gate) && IsSame(op.d, op.gate);
 }
 
 bool IsValid(const Dropout& op) {
@@ -266,7 +297,8 @@ bool IsValid(const Attention& op) {
   return IsView(op.q) && IsView(op.k) && op.q.dtype == op.k.dtype &&
          op.q.dtype != Dtype::kFloat16 && IsSame(op.v, op.k) &&
          IsSame(op.out, op.q) && AreHeads(op) && AreOffsets(op) &&
-         op.window >= 0 && op.soft_cap >= 0 && op.past >= 0 &&
+         IsUpTo(op.mask, AttentionMask::kPrefix) && op.window >= 0 &&
+         std::isfinite(op.scale) && IsCap(op.soft_cap) && op.past >= 0 &&
          op.k.rows - op.past == op.q.rows &&
          (op.past == 0 ||
           (op.documents == 1 && op.mask == AttentionMask::kCausal)) &&
@@ -282,11 +314,14 @@ bool IsValid(const AttentionBackward& op) {
 }
 
 bool IsValid(const HeadLoss& op) {
-  return IsView(op.x) && op.x.dtype != Dtype::kFloat16 && IsView(op.weight) &&
+  return IsView(op.x) && op.x.rows <= INT32_MAX &&
+         op.x.dtype != Dtype::kFloat16 && IsView(op.weight) &&
          op.weight.rows > 0 && op.weight.columns == op.x.columns &&
-         op.weight.rows <= INT32_MAX && op.chunk >= 1 && op.gemm != nullptr &&
-         IsPerRow(op.targets, op.x) && IsPerRow(op.loss, op.x) &&
-         IsLoss(op.options) && (op.dx.data == nullptr || IsSame(op.dx, op.x)) &&
+         op.weight.rows <= INT32_MAX && op.chunk >= 1 &&
+         std::min(op.chunk, op.x.rows) <= kMostElements / op.weight.rows &&
+         op.gemm != nullptr && IsPerRow(op.targets, op.x) &&
+         IsPerRow(op.loss, op.x) && IsLoss(op.options) &&
+         (op.dx.data == nullptr || IsSame(op.dx, op.x)) &&
          (op.dweight.data == nullptr ||
           (op.dx.data != nullptr && IsFloatView(op.dweight) &&
            IsLike(op.dweight, op.weight)));

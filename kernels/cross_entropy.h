@@ -18,7 +18,7 @@ struct LossOptions {
   float label_smoothing = 0;
   // At least 0.
   float z_loss = 0;
-  // 0: none.
+  // Finite, at least 0; 0: none.
   float soft_cap = 0;
 };
 

@@ -30,10 +30,10 @@ inline constexpr double kHeadLossError = 16;
 // times the tokens for dweight. NaN and infinity as in cross_entropy.h, for the
 // row and what its gradient is added to.
 struct HeadLoss {
-  // [tokens, hidden], float32 or bfloat16.
+  // [tokens, hidden], float32 or bfloat16; fewer than 2^31 tokens.
   View x = {};
   // [vocab, hidden], any type; of another than x it is converted panel by
-  // panel.
+  // panel. 0 < vocab < 2^31.
   View weight = {};
   // [tokens], each below vocab.
   const int32_t* targets = nullptr;

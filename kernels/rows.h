@@ -113,7 +113,7 @@ struct Rotary {
 
 // The gradient of a rotation with norms, in place of that of its result.
 struct RotaryNormBackward {
-  // As in the forward; x is the gradient, inverse and rstd are read.
+  // As in the forward, without inverse; x is the gradient, rstd is read.
   Rotary rotary;
   // What the forward's x held before.
   View input;

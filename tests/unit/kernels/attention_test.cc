@@ -327,5 +327,26 @@ TEST(AttentionTest, BadArguments_AreRejected) {
   });
 }
 
+TEST(AttentionTest, ScalesAndMasksThatAreNone_AreRejected) {
+  Random random(1);
+  Setting s;
+  s.op.heads = s.op.kv_heads = 1;
+  s.op.dim = 4;
+  s.offsets = {0, 2};
+  s.op.documents = 1;
+  const Buffers b = ForwardBuffers(random, s, Dtype::kFloat32);
+  const auto rejected = [&](auto change) {
+    Attention op = Bind(s, b);
+    change(op);
+    for (const Backend* backend : CpuBackends()) {
+      EXPECT_EQ(RunWithRoom(*backend, {}, op), Result::kInvalidArgument);
+    }
+  };
+  rejected([](Attention& op) { op.scale = NAN; });
+  rejected([](Attention& op) { op.scale = -INFINITY; });
+  rejected([](Attention& op) { op.soft_cap = INFINITY; });
+  rejected([](Attention& op) { op.mask = static_cast<AttentionMask>(3); });
+}
+
 }  // namespace
 }  // namespace qlora::kernels

@@ -575,5 +575,44 @@ TEST(QuantizeDynamicTest, RejectsBadArguments) {
   }
 }
 
+TEST(BlockwiseTest, UnknownEnumeratorsAndMixedScales_AreRejected) {
+  alignas(64) float x[64] = {};
+  uint8_t codes[64] = {};
+  float absmax[1] = {};
+  const auto result = [](const auto& op) {
+    return ReferenceBackend().Run({}, op);
+  };
+  const Quantize good{
+      .x = x, .shape = {64, 64}, .codes = codes, .scales = {.absmax = absmax}};
+  const Dequantize back{.codes = codes,
+                        .scales = {.absmax = absmax},
+                        .rows = 1,
+                        .out = FloatView(x, 1, 64)};
+  EXPECT_EQ(result(good), Result::kOk);
+  EXPECT_EQ(result(back), Result::kOk);
+  for (const int unknown : {-1, 3}) {
+    Quantize op = good;
+    op.type = static_cast<FourBitType>(unknown);
+    EXPECT_EQ(result(op), Result::kInvalidArgument);
+    op = good;
+    op.dtype = static_cast<Dtype>(unknown);
+    EXPECT_EQ(result(op), Result::kInvalidArgument);
+    Dequantize other = back;
+    other.type = static_cast<FourBitType>(unknown);
+    EXPECT_EQ(result(other), Result::kInvalidArgument);
+    const auto map = static_cast<DynamicMap>(unknown);
+    EXPECT_EQ(result(QuantizeDynamic{map, x, {64, 64}, codes, absmax}),
+              Result::kInvalidArgument);
+    EXPECT_EQ(result(DequantizeDynamic{map, codes, absmax, {64, 64}, x}),
+              Result::kInvalidArgument);
+  }
+  Quantize op = good;
+  op.scales.offset = absmax;
+  EXPECT_EQ(result(op), Result::kInvalidArgument);
+  Dequantize other = back;
+  other.scales.absmax_codes = codes;
+  EXPECT_EQ(result(other), Result::kInvalidArgument);
+}
+
 }  // namespace
 }  // namespace qlora::kernels

@@ -215,5 +215,24 @@ TEST(HeadLossTest, BadArguments_AreRejected) {
   ExpectRejected(good);  // no workspace
 }
 
+TEST(HeadLossTest, SizesBeyondTheLimits_AreRejected) {
+  float x[2] = {}, weight[2] = {};
+  const int32_t target = 0;
+  double loss = 0;
+  HeadLoss op = {.x = FloatView(x, int64_t{1} << 31, 2),
+                 .weight = FloatView(weight, 1, 2),
+                 .targets = &target,
+                 .gemm = PlainGemm,
+                 .loss = &loss};
+  // As if there were room.
+  alignas(64) char room[64];
+  const Launch launch = {.workspace = room, .workspace_bytes = INT64_MAX};
+  ExpectRejected(op, launch);
+  // A chunk of logits with 2^60 elements.
+  op.x.rows = op.chunk = int64_t{1} << 30;
+  op.weight.rows = int64_t{1} << 30;
+  ExpectRejected(op, launch);
+}
+
 }  // namespace
 }  // namespace qlora::kernels

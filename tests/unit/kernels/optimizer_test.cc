@@ -242,5 +242,26 @@ TEST(AdamWTest, OneSum_IsReadAndThenWritten) {
   }
 }
 
+TEST(AdamWTest, HalfSetMoments_AreRejected) {
+  float x[1] = {1};
+  uint8_t codes[1] = {};
+  AdamW good;
+  good.n = 1;
+  good.param = good.grad = x;
+  good.moments = {.exp_avg_codes = codes,
+                  .exp_avg_scale = x,
+                  .exp_avg_sq_codes = codes,
+                  .exp_avg_sq_scale = x};
+  AdamW op = good;
+  op.moments.exp_avg = x;
+  ExpectRejected(op);
+  op.moments.exp_avg_sq = x;
+  ExpectRejected(op);
+  op = good;
+  op.moments.exp_avg_sq_scale = nullptr;
+  ExpectRejected(op);
+  EXPECT_EQ(x[0], 1);
+}
+
 }  // namespace
 }  // namespace qlora::kernels

@@ -504,5 +504,39 @@ TEST(RowOpsTest, BadArguments_AreRejected) {
   ExpectRejected(ColumnSums{x, nullptr});
 }
 
+TEST(RowOpsTest, UnknownEnumerators_AreRejected) {
+  Random random(1);
+  const Matrix m(random, Dtype::kFloat32, 2, 8);
+  const View x = m.view();
+  for (const int unknown : {-1, 3}) {
+    const auto activation = static_cast<Activation>(unknown);
+    ExpectRejected(GatedActivation{activation, x, x, x});
+    ExpectRejected(GatedActivationBackward{activation, x, x, x});
+    View odd = x;
+    odd.dtype = static_cast<Dtype>(unknown);
+    ExpectRejected(Convert{odd, x});
+    ExpectRejected(Convert{x, odd});
+  }
+}
+
+TEST(RotaryNormBackwardTest, Inverse_IsRejected) {
+  Random random(1);
+  const Matrix m(random, Dtype::kFloat32, 1, 4),
+      input(random, Dtype::kFloat32, 1, 4), table = input;
+  const int32_t position = 0;
+  RotaryNormBackward op = {.rotary = {.x = m.view(),
+                                      .heads = 1,
+                                      .dim = 4,
+                                      .rotary_dim = 4,
+                                      .cos = table.row(0),
+                                      .sin = table.row(0),
+                                      .positions = 1,
+                                      .position = &position},
+                           .input = input.view()};
+  EXPECT_EQ(ReferenceBackend().Run({}, op), Result::kOk);
+  op.rotary.inverse = true;
+  ExpectRejected(op);
+}
+
 }  // namespace
 }  // namespace qlora::kernels
