@@ -29,6 +29,8 @@ inline constexpr double kAttentionError = 16;
 // lse s, and for gradients that of dout (dv), or scale * |dout| |v| times that
 // of k (dq) or q (dk). A NaN or infinity in q, k, v or dout may make any result
 // of its document and key-value head NaN, and none of another's.
+//
+// WorkspaceBytes reads dim, offsets, documents and past.
 struct Attention {
   int heads = 0;
   // Divides heads.
@@ -50,8 +52,8 @@ struct Attention {
   // rows of q. Read on the host.
   const int32_t* offsets = nullptr;
   int64_t documents = 0;
-  // For decoding: one document, `past` more rows of k and v stand before those.
-  // Causal or windowed, forward only.
+  // For decoding: one document, `past` more rows of k and v stand before those,
+  // fewer than 2^31. Causal or windowed, forward only.
   int64_t past = 0;
   // float32 or bfloat16, all of one type: [rows, heads * dim], [past + rows,
   // kv_heads * dim] twice, and as q.
@@ -63,8 +65,8 @@ struct Attention {
   float* lse = nullptr;
 };
 
-// args as after the forward. The gradients overwrite dq, dk, dv, laid out as q,
-// k, v, which may not overlap the inputs.
+// `forward` as after the forward. The gradients overwrite dq, dk, dv, laid out
+// as q, k, v, which may not overlap the inputs.
 struct AttentionBackward {
   Attention forward = {};
   View dout = {};

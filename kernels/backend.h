@@ -36,10 +36,12 @@ class Backend {
     return Do(launch, op);
   }
 
-  // What Launch must bring; `threads` is its number. 0 for most ops.
+  // What Launch must bring; `threads` is its number. 0 for most ops. Of the
+  // others only the fields are read that their comments name, and where one of
+  // them or `threads` is ruled out the answer is 0.
   template <typename Op>
   int64_t WorkspaceBytes(const Op& op, int threads) const {
-    return Room(op, threads);
+    return IsSized(op) && AreThreads(threads) ? Room(op, threads) : 0;
   }
 
  private:

@@ -16,7 +16,8 @@
 namespace qlora::kernels {
 
 // Quantizes a flattened tensor. What is written does not depend on Launch: the
-// mean behind `offset` is summed in a fixed order.
+// mean behind `offset` is summed in a fixed order. WorkspaceBytes reads shape
+// and scales.
 struct Quantize {
   FourBitType type = FourBitType::kNf4;
   // num_elements values, float32, bfloat16 or float16.

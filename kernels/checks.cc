@@ -11,6 +11,8 @@ namespace {
 
 // Keeps every product of two sizes and an element's bytes within int64.
 constexpr int64_t kMostElements = int64_t{1} << 56;
+// Keeps the bytes of all threads' workspace within it.
+constexpr int kMostThreads = 1 << 16;
 
 bool IsPowerOfTwoIn(int64_t value, int64_t low, int64_t high) {
   return value >= low && value <= high &&
@@ -62,12 +64,15 @@ bool IsShape(const BlockwiseShape& shape, int64_t least, int64_t most) {
          IsPowerOfTwoIn(shape.block_size, least, most);
 }
 
+bool HasSizes(const View& v) {
+  return IsDtype(v.dtype) && v.rows >= 0 && v.columns > 0 &&
+         v.stride >= v.columns &&
+         (v.rows == 0 || v.stride <= kMostElements / v.rows);
+}
+
 // Has its elements where it says; a view with no rows needs no data.
 bool IsView(const View& v) {
-  if (!IsDtype(v.dtype) || v.rows < 0) return false;
-  if (v.columns <= 0 || v.stride < v.columns) return false;
-  if (v.rows > 0 && v.stride > kMostElements / v.rows) return false;
-  return v.rows == 0 || v.data != nullptr;
+  return HasSizes(v) && (v.rows == 0 || v.data != nullptr);
 }
 
 bool IsFloatView(const View& v) {
@@ -128,8 +133,7 @@ bool IsLoss(const LossOptions& o) {
 }
 
 bool AreOffsets(const Attention& op) {
-  if (op.documents < 0 || op.offsets == nullptr || op.offsets[0] != 0 ||
-      op.offsets[op.documents] != op.q.rows) {
+  if (op.documents < 0 || op.offsets == nullptr || op.offsets[0] != 0) {
     return false;
   }
   for (int64_t d = 0; d < op.documents; ++d) {
@@ -140,7 +144,6 @@ bool AreOffsets(const Attention& op) {
 
 bool AreHeads(const Attention& op) {
   return op.heads > 0 && op.kv_heads > 0 && op.heads % op.kv_heads == 0 &&
-         op.dim > 0 && op.dim <= 256 &&
          op.q.columns == int64_t{op.heads} * op.dim &&
          op.k.columns == int64_t{op.kv_heads} * op.dim;
 }
@@ -156,18 +159,43 @@ bool AreTargets(const int32_t* targets, int64_t n, int64_t columns) {
   return AreWithin(targets, n, INT32_MIN, columns);
 }
 
+bool IsCount(int64_t n) { return n >= 0 && n <= kMostElements; }
+
 }  // namespace
 
+bool AreThreads(int threads) { return threads >= 1 && threads <= kMostThreads; }
+
 bool HasRoom(const Launch& launch, int64_t bytes) {
-  return launch.threads >= 1 && launch.workspace_bytes >= bytes &&
+  return AreThreads(launch.threads) && launch.workspace_bytes >= bytes &&
          (bytes == 0 ||
           (launch.workspace != nullptr &&
            reinterpret_cast<uintptr_t>(launch.workspace) % 64 == 0));
 }
 
+bool IsSized(const Quantize& op) {
+  return IsShape(op.shape, 32, 4096) && AreScales(op.scales);
+}
+
+bool IsSized(const AdamW& op) { return IsCount(op.n); }
+
+bool IsSized(const SumOfSquares& op) { return IsCount(op.n); }
+
+bool IsSized(const Attention& op) {
+  return op.dim > 0 && op.dim <= 256 && op.past >= 0 && op.past <= INT32_MAX &&
+         AreOffsets(op);
+}
+
+bool IsSized(const AttentionBackward& op) { return IsSized(op.forward); }
+
+bool IsSized(const HeadLoss& op) {
+  return HasSizes(op.x) && op.x.rows <= INT32_MAX && HasSizes(op.weight) &&
+         op.weight.rows > 0 && op.weight.rows <= INT32_MAX &&
+         op.weight.columns == op.x.columns && op.chunk >= 1 &&
+         std::min(op.chunk, op.x.rows) <= kMostElements / op.weight.rows;
+}
+
 bool IsValid(const Quantize& op) {
-  return IsFourBit(op.type) && IsDtype(op.dtype) &&
-         IsShape(op.shape, 32, 4096) && AreScales(op.scales) &&
+  return IsSized(op) && IsFourBit(op.type) && IsDtype(op.dtype) &&
          (op.shape.num_elements == 0 ||
           (op.x != nullptr && op.codes != nullptr));
 }
@@ -280,7 +308,7 @@ bool IsValid(const CrossEntropy& op) {
 }
 
 bool IsValid(const AdamW& op) {
-  return op.n >= 0 && op.n <= kMostElements && op.step >= 1 &&
+  return IsSized(op) && op.step >= 1 &&
          (op.n == 0 || (op.param != nullptr && op.grad != nullptr &&
                         AreMoments(op.moments))) &&
          IsFraction(op.beta1) && IsFraction(op.beta2) && op.epsilon >= 0 &&
@@ -289,16 +317,16 @@ bool IsValid(const AdamW& op) {
 }
 
 bool IsValid(const SumOfSquares& op) {
-  return op.n >= 0 && op.n <= kMostElements && op.sum != nullptr &&
-         (op.n == 0 || op.x != nullptr);
+  return IsSized(op) && op.sum != nullptr && (op.n == 0 || op.x != nullptr);
 }
 
 bool IsValid(const Attention& op) {
-  return IsView(op.q) && IsView(op.k) && op.q.dtype == op.k.dtype &&
+  return IsSized(op) && op.offsets[op.documents] == op.q.rows && IsView(op.q) &&
+         IsView(op.k) && op.q.dtype == op.k.dtype &&
          op.q.dtype != Dtype::kFloat16 && IsSame(op.v, op.k) &&
-         IsSame(op.out, op.q) && AreHeads(op) && AreOffsets(op) &&
+         IsSame(op.out, op.q) && AreHeads(op) &&
          IsUpTo(op.mask, AttentionMask::kPrefix) && op.window >= 0 &&
-         std::isfinite(op.scale) && IsCap(op.soft_cap) && op.past >= 0 &&
+         std::isfinite(op.scale) && IsCap(op.soft_cap) &&
          op.k.rows - op.past == op.q.rows &&
          (op.past == 0 ||
           (op.documents == 1 && op.mask == AttentionMask::kCausal)) &&
@@ -314,14 +342,10 @@ bool IsValid(const AttentionBackward& op) {
 }
 
 bool IsValid(const HeadLoss& op) {
-  return IsView(op.x) && op.x.rows <= INT32_MAX &&
-         op.x.dtype != Dtype::kFloat16 && IsView(op.weight) &&
-         op.weight.rows > 0 && op.weight.columns == op.x.columns &&
-         op.weight.rows <= INT32_MAX && op.chunk >= 1 &&
-         std::min(op.chunk, op.x.rows) <= kMostElements / op.weight.rows &&
-         op.gemm != nullptr && IsPerRow(op.targets, op.x) &&
-         IsPerRow(op.loss, op.x) && IsLoss(op.options) &&
-         (op.dx.data == nullptr || IsSame(op.dx, op.x)) &&
+  return IsSized(op) && IsView(op.x) && op.x.dtype != Dtype::kFloat16 &&
+         IsView(op.weight) && op.gemm != nullptr &&
+         IsPerRow(op.targets, op.x) && IsPerRow(op.loss, op.x) &&
+         IsLoss(op.options) && (op.dx.data == nullptr || IsSame(op.dx, op.x)) &&
          (op.dweight.data == nullptr ||
           (op.dx.data != nullptr && IsFloatView(op.dweight) &&
            IsLike(op.dweight, op.weight)));

@@ -8,6 +8,19 @@
 
 namespace qlora::kernels {
 
+// The part of IsValid about what Backend::WorkspaceBytes reads, which the
+// comments of ops that need workspace name.
+template <typename Op>
+bool IsSized(const Op&) {
+  return true;
+}
+bool IsSized(const Quantize& op);
+bool IsSized(const AdamW& op);
+bool IsSized(const SumOfSquares& op);
+bool IsSized(const Attention& op);
+bool IsSized(const AttentionBackward& op);
+bool IsSized(const HeadLoss& op);
+
 // False for what the op's comment rules out, as far as the host can see it:
 // nothing behind a pointer is read but what is said to be on the host.
 #define QLORA_CHECK_OP(Op) bool IsValid(const Op& op);
@@ -26,7 +39,10 @@ bool AreIndicesValid(const EmbeddingBackward& op);
 bool AreIndicesValid(const CrossEntropy& op);
 bool AreIndicesValid(const HeadLoss& op);
 
-// The launch brings `bytes` of aligned workspace, and threads >= 1.
+// In the range of Launch::threads.
+bool AreThreads(int threads);
+
+// The launch brings `bytes` of aligned workspace, and its threads are in range.
 bool HasRoom(const Launch& launch, int64_t bytes);
 
 }  // namespace qlora::kernels

@@ -29,6 +29,9 @@ inline constexpr double kHeadLossError = 16;
 // loss, g times the largest magnitude of weight for dx, and g times that of x
 // times the tokens for dweight. NaN and infinity as in cross_entropy.h, for the
 // row and what its gradient is added to.
+//
+// WorkspaceBytes reads the sizes and types of x and weight, chunk, and whether
+// dx and dweight have data.
 struct HeadLoss {
   // [tokens, hidden], float32 or bfloat16; fewer than 2^31 tokens.
   View x = {};

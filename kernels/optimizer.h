@@ -40,7 +40,8 @@ struct Moments {
 // gradient; n = 0 writes nothing but sums, which are 0.
 //
 // 8-bit moments are decoded first; the parameter is updated by what is then
-// encoded, as QuantizeDynamic does it. The workspace holds the sums of chunks.
+// encoded, as QuantizeDynamic does it. The workspace holds the sums of chunks;
+// WorkspaceBytes reads n and whether there is grad_sum_of_squares.
 struct AdamW {
   int64_t n = 0;
   float* param = nullptr;
@@ -66,7 +67,8 @@ struct AdamW {
 
 // The sum of x^2 in float64: sixteen lanes, element i in lane i % 16, over each
 // chunk of kSumChunk elements; the lanes of a chunk in order, the chunks in
-// order. (Backends of a device have their own fixed order.)
+// order. (Backends of a device have their own fixed order.) WorkspaceBytes
+// reads n.
 inline constexpr int64_t kSumLanes = 16;
 inline constexpr int64_t kSumChunk = 16384;
 

@@ -86,8 +86,8 @@ void SerialFor(int64_t n, int64_t grain, RangeBody body);
 struct Launch {
   // Backends of the CPU.
   ParallelFor parallel_for = SerialFor;
-  // How many of its bodies may run at the same time; each gets its own part of
-  // the workspace.
+  // How many of its bodies may run at the same time, 1 to 65,536; each gets its
+  // own part of the workspace.
   int threads = 1;
   // Backends of a device: its stream (cudaStream_t). Ops are queued there and
   // neither allocate nor wait.

@@ -348,5 +348,31 @@ TEST(AttentionTest, ScalesAndMasksThatAreNone_AreRejected) {
   rejected([](Attention& op) { op.mask = static_cast<AttentionMask>(3); });
 }
 
+TEST(AttentionTest, WorkspaceOfBadArguments_IsNone) {
+  const int32_t offsets[] = {0, 5}, late[] = {1, 5};
+  const Attention good = {.dim = 4, .offsets = offsets, .documents = 1};
+  const auto bytes = [](const Attention& op, int threads) {
+    const Backend& backend = *CpuBackends().front();
+    const int64_t forward = backend.WorkspaceBytes(op, threads);
+    EXPECT_EQ(backend.WorkspaceBytes(AttentionBackward{.forward = op}, threads),
+              forward);
+    return forward;
+  };
+  EXPECT_GT(bytes(good, 1), 0);
+  EXPECT_EQ(bytes(good, 0), 0);
+  EXPECT_EQ(bytes(good, INT32_MAX), 0);
+  Attention op = good;
+  op.offsets = nullptr;
+  EXPECT_EQ(bytes(op, 1), 0);
+  op.offsets = late;
+  EXPECT_EQ(bytes(op, 1), 0);
+  op = good;
+  op.dim = -4;
+  EXPECT_EQ(bytes(op, 1), 0);
+  op = good;
+  op.past = INT64_MAX;
+  EXPECT_EQ(bytes(op, 1), 0);
+}
+
 }  // namespace
 }  // namespace qlora::kernels

@@ -614,5 +614,22 @@ TEST(BlockwiseTest, UnknownEnumeratorsAndMixedScales_AreRejected) {
   EXPECT_EQ(result(other), Result::kInvalidArgument);
 }
 
+TEST(QuantizeTest, WorkspaceOfBadArguments_IsNone) {
+  uint8_t code = 0;
+  float scale = 0;
+  const auto bytes = [&](int64_t n, int block_size) {
+    return CpuBackends().front()->WorkspaceBytes(
+        Quantize{.shape = {n, block_size},
+                 .scales = {.absmax_codes = &code,
+                            .absmax_scale = &scale,
+                            .offset = &scale}},
+        1);
+  };
+  EXPECT_EQ(bytes(65, 64), 8);
+  EXPECT_EQ(bytes(65, 0), 0);
+  EXPECT_EQ(bytes(-65, 64), 0);
+  EXPECT_EQ(bytes(INT64_MAX, 64), 0);
+}
+
 }  // namespace
 }  // namespace qlora::kernels

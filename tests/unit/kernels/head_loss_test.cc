@@ -234,5 +234,17 @@ TEST(HeadLossTest, SizesBeyondTheLimits_AreRejected) {
   ExpectRejected(op, launch);
 }
 
+TEST(HeadLossTest, WorkspaceOfBadArguments_IsNone) {
+  HeadLoss op = {.x = FloatView(nullptr, 3, 2),
+                 .weight = FloatView(nullptr, 5, 2)};
+  for (const Backend* backend : EveryBackend()) {
+    EXPECT_GT(backend->WorkspaceBytes(op, 1), 0);
+  }
+  op.x.columns = op.weight.columns = 0;
+  for (const Backend* backend : EveryBackend()) {
+    EXPECT_EQ(backend->WorkspaceBytes(op, 1), 0);
+  }
+}
+
 }  // namespace
 }  // namespace qlora::kernels
