@@ -8,7 +8,8 @@
 // A backend differs from the reference by at most kRowError * 2^-24 times the
 // largest sum of absolute terms in a row (for a weight's gradient: over the
 // rows), and one unit in the last place of what is stored; Dropout, Embedding,
-// Convert, Add and ColumnSums by nothing.
+// Convert, Add and ColumnSums by nothing, a NaN's bits included; but a
+// signaling one may become quiet, and of two that meet either may stay.
 #pragma once
 
 #include <cstdint>

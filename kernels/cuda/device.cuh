@@ -62,7 +62,12 @@ __device__ inline float FromBf16(uint32_t bits) {
   return __uint_as_float(bits << 16);
 }
 
+// A NaN keeps its bits; the device's conversion has one NaN for all.
 __device__ inline float FromFp16(uint32_t bits) {
+  if ((bits & 0x7fffu) > 0x7c00u) {
+    return __uint_as_float((bits & 0x8000u) << 16 | 0x7f800000u |
+                           (bits & 0x3ffu) << 13);
+  }
   return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 

@@ -45,6 +45,22 @@ __device__ inline void StoreExact(float value, void* data, Dtype dtype,
   }
 }
 
+// As at.Store, with the reference's NaNs.
+template <int N>
+__device__ void StoreExact(const Pack<N>& pack, const Span<N>& at,
+                           const View& v) {
+  bool has_nan = false;
+#pragma unroll
+  for (int j = 0; j < N; ++j) has_nan |= pack.v[j] != pack.v[j];
+  if (!has_nan) return at.Store(pack, v);
+#pragma unroll
+  for (int j = 0; j < N; ++j) {
+    if (j < at.count) {
+      StoreExact(pack.v[j], v.data, v.dtype, at.r * v.stride + at.c + j);
+    }
+  }
+}
+
 // The maps where all threads of the device can read them.
 static __device__ const Table<256> kDeviceSignedMap = SignedMap();
 static __device__ const Table<256> kDeviceUnsignedMap = UnsignedMap();

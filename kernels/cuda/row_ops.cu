@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/exact.cuh"
 
 namespace qlora::kernels {
 namespace {
@@ -84,7 +84,7 @@ __device__ uint4 Philox(uint32_t block, uint32_t module, uint64_t key) {
 }
 
 // Words below `threshold` fall out.
-__global__ void __launch_bounds__(kElementThreads)
+__global__ void __launch_bounds__(kElementThreads, 4)
     Drop(Dropout op, uint32_t threshold, float scale, bool packed) {
   OverElements<4>(op.x.rows, op.x.columns, packed, [&](const Span<4>& at) {
     const uint4 words =
@@ -96,10 +96,10 @@ __global__ void __launch_bounds__(kElementThreads)
     if (op.add) out = at.Load(op.out);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const float value = kept[j] ? __fmul_rn(x.v[j], scale) : 0.0f;
-      out.v[j] = op.add ? __fadd_rn(out.v[j], value) : value;
+      const float value = kept[j] ? Product(x.v[j], scale) : 0.0f;
+      out.v[j] = op.add ? Sum(out.v[j], value) : value;
     }
-    at.Store(out, op.out);
+    StoreExact(out, at, op.out);
   });
 }
 
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kElementThreads)
   OverElements<4>(op.out.rows, op.out.columns, packed, [&](const Span<4>& at) {
     Pack<4> row = at.Load(op.table, op.tokens[at.r]);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) row.v[j] = __fmul_rn(row.v[j], op.scale);
+    for (int j = 0; j < 4; ++j) row.v[j] = Product(row.v[j], op.scale);
     at.Store(row, op.out);
   });
 }
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kElementThreads)
 __global__ void __launch_bounds__(kElementThreads)
     Copy(Convert op, bool packed) {
   OverElements<4>(op.out.rows, op.out.columns, packed, [&](const Span<4>& at) {
-    at.Store(at.Load(op.x, op.x.rows == 1 ? 0 : at.r), op.out);
+    StoreExact(at.Load(op.x, op.x.rows == 1 ? 0 : at.r), at, op.out);
   });
 }
 
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(kElementThreads) AddTo(Add op, bool packed) {
     const Pack<4> y = at.Load(op.y, op.y.rows == 1 ? 0 : at.r);
     Pack<4> x = at.Load(op.x);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) x.v[j] = __fadd_rn(x.v[j], y.v[j]);
+    for (int j = 0; j < 4; ++j) x.v[j] = Sum(x.v[j], y.v[j]);
     at.Store(x, op.x);
   });
 }
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(32) SumColumns(ColumnSums op) {
        c += int64_t{gridDim.x} * 32) {
     float sum = op.sums[c];
     for (int64_t r = 0; r < op.x.rows; ++r) {
-      sum = __fadd_rn(sum, LoadOne(op.x.data, op.x.dtype, r * op.x.stride + c));
+      sum = Sum(sum, LoadOne(op.x.data, op.x.dtype, r * op.x.stride + c));
     }
     op.sums[c] = sum;
   }

@@ -1,4 +1,5 @@
 // Rotary embedding, gated activations, dropout, embedding and conversions.
+#include <bit>
 #include <numeric>
 
 #include "tests/unit/kernels/property.h"
@@ -536,6 +537,61 @@ TEST(RotaryNormBackwardTest, Inverse_IsRejected) {
   EXPECT_EQ(ReferenceBackend().Run({}, op), Result::kOk);
   op.rotary.inverse = true;
   ExpectRejected(op);
+}
+
+TEST(ConvertTest, BitsOfNans_AreTheReferences) {
+  alignas(16) uint32_t wide[5] = {0x7fc12345, 0xffc10000, 0x7fd50000};
+  alignas(16) uint16_t bf16[5] = {0xffc1, 0x7fd5, 0x7fc0};
+  alignas(16) uint16_t fp16[5] = {0xfe01, 0x7e55, 0x7e00};
+  wide[4] = 0xffc54321;
+  bf16[4] = 0xffd5;
+  fp16[4] = 0x7e01;
+  const View sources[] = {MakeView(wide, Dtype::kFloat32, 1, 5),
+                          MakeView(bf16, Dtype::kBfloat16, 1, 5),
+                          MakeView(fp16, Dtype::kFloat16, 1, 5)};
+  for (const View& x : sources) {
+    for (int to = 0; to < (AreDevices() ? 3 : 2); ++to) {
+      alignas(16) uint32_t want[5] = {}, got[5] = {};
+      const auto run = [&](const Backend& backend, uint32_t* out) {
+        const View view = MakeView(out, static_cast<Dtype>(to), 1, 5);
+        EXPECT_EQ(backend.Run({}, Convert{x, view}), Result::kOk);
+      };
+      run(ReferenceBackend(), want);
+      for (const Backend* backend : TestedBackends()) {
+        run(*backend, got);
+        EXPECT_EQ(std::memcmp(got, want, sizeof got), 0)
+            << backend->name() << static_cast<int>(x.dtype) << to;
+      }
+    }
+  }
+}
+
+TEST(RowOpsTest, BitsOfNewNans_AreTheReferences) {
+  const float nan = std::bit_cast<float>(0x7fc12345u);
+  const float x[] = {INFINITY, nan, 1, -2}, y[] = {-INFINITY, 1, nan, 3};
+  const View view = FloatView(y, 1, 4);
+  const uint64_t key = 0;
+  const int32_t token = 0;
+  const auto check = [&](const char* what, const auto& op_on) {
+    float want[4], got[4];
+    std::copy(x, x + 4, want);
+    EXPECT_EQ(ReferenceBackend().Run({}, op_on(want)), Result::kOk);
+    for (const Backend* backend : TestedBackends()) {
+      std::copy(x, x + 4, got);
+      EXPECT_EQ(backend->Run({}, op_on(got)), Result::kOk);
+      EXPECT_EQ(std::memcmp(got, want, sizeof got), 0)
+          << what << " " << backend->name();
+    }
+  };
+  check("Add", [&](float* out) { return Add{view, FloatView(out, 1, 4)}; });
+  check("ColumnSums", [&](float* out) { return ColumnSums{view, out}; });
+  check("Dropout", [&](float* out) {
+    return Dropout{
+        .x = view, .row_keys = &key, .add = true, .out = FloatView(out, 1, 4)};
+  });
+  check("Embedding", [&](float* out) {
+    return Embedding{&token, view, 0, FloatView(out, 1, 4)};
+  });
 }
 
 }  // namespace
