@@ -40,8 +40,13 @@ struct Moments {
 // gradient; n = 0 writes nothing but sums, which are 0.
 //
 // 8-bit moments are decoded first; the parameter is updated by what is then
-// encoded, as QuantizeDynamic does it. The workspace holds the sums of chunks;
-// WorkspaceBytes reads n and whether there is grad_sum_of_squares.
+// encoded, as QuantizeDynamic does it.
+//
+// On a device the step, the learning rate and what follows from them are part
+// of the launch: a captured graph repeats its step.
+//
+// The workspace holds the sums of chunks; WorkspaceBytes reads n and whether
+// there is grad_sum_of_squares.
 struct AdamW {
   int64_t n = 0;
   float* param = nullptr;

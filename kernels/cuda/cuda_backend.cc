@@ -9,23 +9,25 @@ namespace {
 
 constexpr int kLeastMajor = 8;
 
+// The compute capability of the current device.
+cudaError_t FindMajor(int* major) {
+  int count = 0, device = 0;
+  cudaError_t result = cudaGetDeviceCount(&count);
+  if (result == cudaSuccess && count == 0) result = cudaErrorNoDevice;
+  if (result == cudaSuccess) result = cudaGetDevice(&device);
+  if (result != cudaSuccess) return result;
+  return cudaDeviceGetAttribute(major, cudaDevAttrComputeCapabilityMajor,
+                                device);
+}
+
 // Empty if the current device can run the kernels.
 std::string FindFault() {
-  int count = 0;
-  const cudaError_t counted = cudaGetDeviceCount(&count);
-  if (counted != cudaSuccess) {
-    return std::string("no CUDA device: ") + cudaGetErrorString(counted);
-  }
-  int device = 0, major = 0;
-  const cudaError_t asked =
-      count == 0 ? cudaErrorNoDevice : cudaGetDevice(&device);
-  const cudaError_t told =
-      asked != cudaSuccess
-          ? asked
-          : cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor,
-                                   device);
-  if (told != cudaSuccess) {
-    return std::string("no CUDA device: ") + cudaGetErrorString(told);
+  int major = 0;
+  const cudaError_t result = FindMajor(&major);
+  if (result != cudaSuccess) {
+    // Else the caller would find it as the last error of a call of its own.
+    cudaGetLastError();
+    return std::string("no CUDA device: ") + cudaGetErrorString(result);
   }
   if (major < kLeastMajor) {
     return "the CUDA device has compute capability " + std::to_string(major) +

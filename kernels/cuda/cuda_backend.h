@@ -2,6 +2,9 @@
 // Launch::stream of the current device; they allocate nothing and wait for
 // nothing, so they can be captured in a graph. All types are there. Attention
 // and the head are not: those stay with LibTorch's kernels.
+//
+// CUDA loads a kernel's code when it is first launched, which may allocate and
+// wait: run what is to be captured once before, with its types and sizes.
 #pragma once
 
 #include <cstdint>

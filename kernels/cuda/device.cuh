@@ -20,9 +20,12 @@ Result Queue(const Launch& launch, dim3 grid, dim3 block,
   config.gridDim = grid;
   config.blockDim = block;
   config.stream = static_cast<cudaStream_t>(launch.stream);
-  return cudaLaunchKernelEx(&config, kernel, arguments...) == cudaSuccess
-             ? Result::kOk
-             : Result::kDeviceError;
+  if (cudaLaunchKernelEx(&config, kernel, arguments...) == cudaSuccess) {
+    return Result::kOk;
+  }
+  // Else the caller would find it as the last error of a call of its own.
+  cudaGetLastError();
+  return Result::kDeviceError;
 }
 
 // Blocks that keep the current device busy; kernels stride over what is left.

@@ -232,6 +232,8 @@ Result Cuda::Do(const Launch& launch, const Rotary& op) const {
 Result Cuda::Do(const Launch& launch, const RotaryNormBackward& op) const {
   const Rotary& turn = op.rotary;
   if (IsTooWide(turn)) return Result::kUnsupported;
+  // Adding nothing to a gradient of -0 would make it 0.
+  if (turn.x.rows == 0) return Result::kOk;
   const int queries = Least(turn.heads, turn.query_heads);
   const Result query =
       AddNormGradient(launch, op, 0, queries, turn.query_norm, op.dquery_norm);

@@ -594,5 +594,27 @@ TEST(RowOpsTest, BitsOfNewNans_AreTheReferences) {
   });
 }
 
+TEST(RotaryNormBackwardTest, NoRows_LeavesGradientsAlone) {
+  const float table[] = {1, 1};
+  for (const Backend* backend : EveryBackend()) {
+    float dnorm[] = {-0.0f, -0.0f};
+    const Rotary rotary = {.x = FloatView(nullptr, 0, 2),
+                           .heads = 1,
+                           .dim = 2,
+                           .rotary_dim = 2,
+                           .cos = table,
+                           .sin = table,
+                           .positions = 1,
+                           .query_norm = table,
+                           .query_heads = 1};
+    ASSERT_EQ(
+        backend->Run({}, RotaryNormBackward{.rotary = rotary,
+                                            .input = FloatView(nullptr, 0, 2),
+                                            .dquery_norm = dnorm}),
+        Result::kOk);
+    EXPECT_TRUE(std::signbit(dnorm[0]) && std::signbit(dnorm[1]));
+  }
+}
+
 }  // namespace
 }  // namespace qlora::kernels
