@@ -5,19 +5,22 @@
 namespace qlora::kernels {
 namespace {
 
-// f(part of the slab's tensor, part on its own, bytes of it).
+// f(part of the slab's tensor, part on its own, bytes of it) for those that are
+// not empty.
 template <typename Tensor, typename Codes, typename Scales, typename F>
 void ForParts(const BlockwiseShape& shape, const PackedLayout& layout,
               Tensor* tensor, Codes* codes, const Scales& scales, F f) {
-  f(tensor, codes, shape.code_bytes());
-  if (layout.absmax != 0) {
-    f(tensor + layout.absmax, scales.absmax, shape.num_blocks() * 4);
+  const auto part = [&](int64_t at, auto* own, int64_t bytes) {
+    if (bytes > 0) f(tensor + at, own, bytes);
+  };
+  part(0, codes, shape.code_bytes());
+  if (!layout.nested) {
+    part(layout.absmax, scales.absmax, shape.num_blocks() * 4);
     return;
   }
-  f(tensor + layout.absmax_codes, scales.absmax_codes, shape.num_blocks());
-  f(tensor + layout.absmax_scale, scales.absmax_scale,
-    shape.num_nested_blocks() * 4);
-  f(tensor + layout.offset, scales.offset, 4);
+  part(layout.absmax_codes, scales.absmax_codes, shape.num_blocks());
+  part(layout.absmax_scale, scales.absmax_scale, shape.num_nested_blocks() * 4);
+  part(layout.offset, scales.offset, 4);
 }
 
 }  // namespace
@@ -26,7 +29,7 @@ MutableScales MutableScalesOf(const PackedLayout& layout, uint8_t* tensor) {
   const auto floats = [tensor](int64_t part) {
     return reinterpret_cast<float*>(tensor + part);
   };
-  if (layout.absmax != 0) return {.absmax = floats(layout.absmax)};
+  if (!layout.nested) return {.absmax = floats(layout.absmax)};
   return {.absmax_codes = tensor + layout.absmax_codes,
           .absmax_scale = floats(layout.absmax_scale),
           .offset = floats(layout.offset)};

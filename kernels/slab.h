@@ -30,9 +30,11 @@ constexpr int64_t SlabShardBytes(int64_t slab_bytes, int shards) {
   return AlignToSlab((slab_bytes + shards - 1) / shards);
 }
 
-// Where the parts of a quantized tensor begin, in bytes from its codes; 0 for
-// those that its form of scales lacks.
+// Where the parts of a quantized tensor begin, in bytes from its codes.
 struct PackedLayout {
+  // Which scales there are: the last three, or absmax. The others' places are
+  // 0.
+  bool nested = false;
   int64_t absmax = 0;
   int64_t absmax_codes = 0;
   int64_t absmax_scale = 0;
@@ -41,10 +43,9 @@ struct PackedLayout {
   int64_t bytes = 0;
 };
 
-// Of a tensor with at least one element.
 constexpr PackedLayout MakePackedLayout(const BlockwiseShape& shape,
                                         bool nested) {
-  PackedLayout layout;
+  PackedLayout layout{.nested = nested};
   const auto reserve = [&layout](int64_t bytes) {
     const int64_t at = layout.bytes;
     layout.bytes += AlignToSlab(bytes);

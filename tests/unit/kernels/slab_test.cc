@@ -141,5 +141,21 @@ TEST(SlabTest, PartsBeginAtLinesAndGapsAreZero) {
   }
 }
 
+TEST(SlabTest, EmptyTensor_HasItsFormOfScales) {
+  const BlockwiseShape empty{0, 64};
+  const PackedLayout plain = MakePackedLayout(empty, false);
+  EXPECT_EQ(plain.bytes, 0);
+  Line line = {};
+  EXPECT_NE(ViewScales(plain, line.bytes).absmax, nullptr);
+  const PackedLayout nested = MakePackedLayout(empty, true);
+  EXPECT_EQ(nested.bytes, kSlabAlignment);
+  EXPECT_EQ(ViewScales(nested, line.bytes).absmax, nullptr);
+  const float offset = 3;
+  PackTensor(empty, nested, nullptr, {.offset = &offset}, line.bytes);
+  float back = 0;
+  UnpackTensor(empty, nested, line.bytes, nullptr, {.offset = &back});
+  EXPECT_EQ(back, 3);
+}
+
 }  // namespace
 }  // namespace qlora::kernels
