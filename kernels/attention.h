@@ -21,7 +21,9 @@ inline constexpr double kAttentionError = 16;
 // out = softmax(mask(cap(scale * q k^T))) v per document and head; cap(x) =
 // soft_cap * tanh(x / soft_cap). Query head h reads key-value head h / (heads /
 // kv_heads). A query that sees no key cannot be. A document may be empty,
-// and there may be none.
+// and there may be none. Source of the tiles with running maxima and sums: Dao
+// et al., FlashAttention (arXiv 2205.14135), after Milakov and Gimelshein
+// (arXiv 1805.02867).
 //
 // A backend differs from the reference by at most kAttentionError * u * (1 + s)
 // * (the largest magnitude of the result + m), where u is 2^-24 (bfloat16:

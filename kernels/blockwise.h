@@ -20,7 +20,10 @@ namespace qlora::kernels {
 // and scales.
 struct Quantize {
   FourBitType type = FourBitType::kNf4;
-  // num_elements values, float32, bfloat16 or float16.
+  // num_elements values, float32, bfloat16 or float16; without a stride, for
+  // blocks run across rows. A part that begins at a block's begin, quantized on
+  // its own, gives the whole's codes and plain scales; nested ones have a mean
+  // over the whole.
   const void* x = nullptr;
   Dtype dtype = Dtype::kFloat32;
   // block_size: a power of two in [32, 4096].

@@ -32,6 +32,9 @@ struct LossOptions {
 // ignored: loss 0, gradient 0. Targets are below C: not checked on a device.
 // Terms whose factor is 0 are left out, so a logit of -inf has probability 0;
 // a row with a NaN, a +inf or nothing but -inf has a NaN loss and gradient.
+// Sources: label smoothing, Szegedy et al. (arXiv 1512.00567); z-loss,
+// Chowdhery et al., PaLM (arXiv 2204.02311); the cap, Gemma 2 (arXiv
+// 2408.00118).
 //
 // No rows: nothing is written. The CPU backends answer kUnsupported to float16.
 //

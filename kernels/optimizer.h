@@ -2,9 +2,11 @@
 // decay), and the gradient's norm. Source: Loshchilov and Hutter
 // (arXiv 1711.05101); 8-bit moments: Dettmers et al. (arXiv 2110.02861).
 //
-// Ranks on unlike processors keep replicas of parameters and moments, so the
-// CPU backends give the reference's bytes: float32 without fused multiply-add,
-// and sums in the order below.
+// Ranks on unlike processors keep replicas of parameters and moments, so every
+// backend gives the reference's bytes of them (a NaN's aside): the error
+// constant is 0, float32 without fused multiply-add. Sums are in the order
+// below on CPUs, bytes too; a device has a fixed order of its own, and a sum of
+// n squares differs by at most n * 2^-53 times itself.
 #pragma once
 
 #include <cstdint>
@@ -72,8 +74,7 @@ struct AdamW {
 
 // The sum of x^2 in float64: sixteen lanes, element i in lane i % 16, over each
 // chunk of kSumChunk elements; the lanes of a chunk in order, the chunks in
-// order. (Backends of a device have their own fixed order.) WorkspaceBytes
-// reads n.
+// order. WorkspaceBytes reads n.
 inline constexpr int64_t kSumLanes = 16;
 inline constexpr int64_t kSumChunk = 16384;
 

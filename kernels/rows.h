@@ -21,9 +21,9 @@ namespace qlora::kernels {
 inline constexpr double kRowError = 16;
 
 // x += add (if there is one); out = x * rstd * (weight + weight_offset), rstd =
-// 1 / sqrt(mean(x^2) + eps).
+// 1 / sqrt(mean(x^2) + eps). Source: Zhang and Sennrich (arXiv 1910.07467).
 struct RmsNorm {
-  // float32 [rows, n], n > 0.
+  // float32 [rows, n].
   View x;
   // [rows, n] of any type, or no data: nothing is added and x stays as it is.
   View add = {};
@@ -54,7 +54,8 @@ struct RmsNormBackward {
 };
 
 // As RmsNorm, with out = (x - mean) * rstd * weight + bias and rstd = 1 /
-// sqrt(variance + eps), the variance biased.
+// sqrt(variance + eps), the variance biased. Source: Ba et al. (arXiv
+// 1607.06450).
 struct LayerNorm {
   View x;
   View add = {};
@@ -63,18 +64,24 @@ struct LayerNorm {
   const float* bias = nullptr;
   float eps = 0;
   View out;
+  // Each [rows], written.
   float* mean = nullptr;
   float* rstd = nullptr;
 };
 
+// As RmsNormBackward; dbias += gradient of the bias.
 struct LayerNormBackward {
+  // x as the forward left it, float32 [rows, n].
   View x;
+  // [n].
   const float* weight = nullptr;
+  // Each [rows], as the forward wrote them.
   const float* mean = nullptr;
   const float* rstd = nullptr;
+  // [rows, n]: gradient of out, any type; of x, float32.
   View dy;
   View dx;
-  // Each [n], or null.
+  // Each [n], or null for frozen ones.
   float* dweight = nullptr;
   float* dbias = nullptr;
 };
@@ -130,7 +137,8 @@ enum class Activation {
   kGeluTanh,
 };
 
-// out = activation(gate) * up.
+// out = activation(gate) * up. Source: Shazeer, "GLU variants improve
+// Transformer" (arXiv 2002.05202).
 struct GatedActivation {
   Activation activation = Activation::kSilu;
   // All [rows, columns], of one type.

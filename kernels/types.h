@@ -23,8 +23,14 @@ inline constexpr int64_t ElementSize(Dtype dtype) {
   return dtype == Dtype::kFloat32 ? 4 : 2;
 }
 
-// Row-major, `stride` elements from row to row. Const-ness is the op's
+// Row-major, `stride` elements from row to row: rows >= 0, columns > 0, stride
+// >= columns, at most 2^56 elements; other sizes, zero columns too, are
+// kInvalidArgument. Without rows data may be null. Const-ness is the op's
 // promise: its comment says what it writes.
+//
+// Buffers are aligned to their elements; more is never asked, but 16 bytes are
+// quicker. What an op writes overlaps nothing else that it is given, unless its
+// comment says that two may be the same.
 struct View {
   void* data = nullptr;
   Dtype dtype = Dtype::kFloat32;
@@ -73,9 +79,9 @@ class RangeBody {
   void (*call_)(const void* object, int64_t begin, int64_t end);
 };
 
-// Calls body(begin, end) over disjoint ranges that cover [0, n), each a
-// multiple of `grain` long but the last, possibly on several threads, and
-// returns when all are done.
+// Calls body(begin, end) over disjoint ranges that cover [0, n), possibly on
+// several threads, and returns when all are done. Ranges much shorter than
+// `grain` do not pay.
 using ParallelFor =
     std::function<void(int64_t n, int64_t grain, RangeBody body)>;
 

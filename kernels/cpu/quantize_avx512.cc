@@ -1,4 +1,6 @@
-// Quantization with AVX-512 (F, BW, VL, DQ).
+// Quantization with AVX-512 (F, BW, VL, DQ). VBMI has nothing to add: tables
+// hold sixteen values of two bytes or four, which vpermw and vpermps pick
+// whole, while vpermb would pick their bytes one by one.
 #include <immintrin.h>
 
 #include <cstdint>
