@@ -2,14 +2,13 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "kernels/backend.h"
 #include "worker/trainer/parallel/aligned_buffer.h"
+#include "worker/trainer/run_op.h"
 
 namespace qlora::trainer {
 namespace {
@@ -78,15 +77,6 @@ LinearWeight ViewLinear(const SlabLayout& layout, const std::string& name,
   return w;
 }
 
-// Rounds to nearest, ties to even; NaN stays NaN.
-uint16_t ToBfloat16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  if (std::isnan(value)) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-const kernels::Backend& Cpu() { return *kernels::CpuBackends().front(); }
-
 // `out`: as long as the tensor's packed layout, aligned to 4 bytes.
 absl::Status Quantize(const std::vector<float>& values, const SlabTensor& t,
                       int block_size, const kernels::ParallelFor& parallel_for,
@@ -95,13 +85,13 @@ absl::Status Quantize(const std::vector<float>& values, const SlabTensor& t,
                              .shape = {t.num_elements(), block_size},
                              .codes = out,
                              .scales = kernels::MutableScalesOf(t.packed, out)};
-  const int64_t bytes = Cpu().WorkspaceBytes(op, 1);
+  const int64_t bytes = KernelBackend().WorkspaceBytes(op, 1);
   ASSIGN_OR_RETURN(const AlignedBuffer workspace,
                    AlignedBuffer::Create(bytes, "quantization"));
-  if (Cpu().Run({.parallel_for = parallel_for,
-                 .workspace = workspace.bytes().data(),
-                 .workspace_bytes = bytes},
-                op) != kernels::Result::kOk) {
+  if (KernelBackend().Run({.parallel_for = parallel_for,
+                           .workspace = workspace.bytes().data(),
+                           .workspace_bytes = bytes},
+                          op) != kernels::Result::kOk) {
     return absl::InvalidArgumentError(absl::StrCat(
         "tensor ", t.name, " cannot be quantized in blocks of ", block_size));
   }
@@ -121,14 +111,13 @@ absl::Status RoundToNf4(const SlabTensor& tensor, const SlabOptions& options,
   RETURN_IF_ERROR(Quantize(values, layout.tensors[0], options.block_size,
                            parallel_for, slab));
   const LinearWeight w = ViewTensor(layout, layout.tensors[0], slab);
-  Cpu().Run(
-      {.parallel_for = parallel_for},
-      kernels::Dequantize{.codes = slab,
-                          .scales = w.scales,
-                          .rows = w.out_features,
-                          .block_size = w.block_size,
-                          .out = kernels::FloatView(
-                              values.data(), w.out_features, w.in_features)});
+  RunOp({.parallel_for = parallel_for},
+        kernels::Dequantize{.codes = slab,
+                            .scales = w.scales,
+                            .rows = w.out_features,
+                            .block_size = w.block_size,
+                            .out = kernels::FloatView(
+                                values.data(), w.out_features, w.in_features)});
   return absl::OkStatus();
 }
 
@@ -214,7 +203,8 @@ absl::Status ReadIntoSlab(const SafetensorsReader& reader,
                           const SlabOptions& options,
                           const kernels::ParallelFor& parallel_for,
                           std::span<uint8_t> out) {
-  std::vector<float> values(tensor.num_elements());
+  const int64_t n = tensor.num_elements();
+  std::vector<float> values(n);
   RETURN_IF_ERROR(reader.ReadFloat32(prefix + tensor.name, values));
   // Quantization would hide them: they do not count for a block's scale.
   if (!std::ranges::all_of(values, [](float v) { return std::isfinite(v); })) {
@@ -232,8 +222,10 @@ absl::Status ReadIntoSlab(const SafetensorsReader& reader,
       std::memcpy(out.data(), values.data(), values.size() * sizeof(float));
       return absl::OkStatus();
     case WeightFormat::kBfloat16:
-      std::ranges::transform(values, reinterpret_cast<uint16_t*>(out.data()),
-                             ToBfloat16);
+      RunOp({.parallel_for = parallel_for},
+            kernels::Convert{.x = kernels::FloatView(values.data(), 1, n),
+                             .out = kernels::MakeView(
+                                 out.data(), kernels::Dtype::kBfloat16, 1, n)});
       return absl::OkStatus();
     case WeightFormat::kNf4:
       return Quantize(values, tensor, options.block_size, parallel_for,
