@@ -131,20 +131,4 @@ struct NamedKernelSet {
 // What this processor runs, the best first.
 std::span<const NamedKernelSet> SupportedKernels();
 
-inline const KernelSet& SimdKernels() {
-  static const KernelSet& best = *SupportedKernels().front().kernels;
-  return best;
-}
-
-template <typename T>
-const Kernels<T>& Simd();
-template <>
-inline const Kernels<float>& Simd<float>() {
-  return SimdKernels().float32;
-}
-template <>
-inline const Kernels<Bf16>& Simd<Bf16>() {
-  return SimdKernels().bfloat16;
-}
-
 }  // namespace qlora::kernels
