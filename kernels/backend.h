@@ -64,6 +64,9 @@ std::span<const Backend* const> CpuBackends();
 // Null without a usable device; then WhyNoCuda() says what is missing.
 const Backend* CudaBackend();
 std::string_view WhyNoCuda();
+// The same of Apple's devices; so far null everywhere (metal/no_metal.cc).
+const Backend* MetalBackend();
+std::string_view WhyNoMetal();
 
 // What a backend's class declares of an op that it has, given to ops.h's lists;
 // the second of one that needs workspace.

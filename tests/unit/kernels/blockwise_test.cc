@@ -631,5 +631,10 @@ TEST(QuantizeTest, WorkspaceOfBadArguments_IsNone) {
   EXPECT_EQ(bytes(INT64_MAX, 64), 0);
 }
 
+TEST(BackendTest, AbsentDevices_SayWhy) {
+  EXPECT_EQ(CudaBackend() == nullptr, !WhyNoCuda().empty());
+  EXPECT_EQ(MetalBackend() == nullptr, !WhyNoMetal().empty());
+}
+
 }  // namespace
 }  // namespace qlora::kernels
