@@ -297,7 +297,9 @@ class StagedBackend final : public Backend {
   template <typename Op>
   Result Stage(const Launch& launch, Op op) const {
     Staging staging(memory_);
-    std::vector<char> room(device_.WorkspaceBytes(op, launch.threads) + 64);
+    // NaN of every type: contents do not matter.
+    std::vector<char> room(device_.WorkspaceBytes(op, launch.threads) + 64,
+                           '\xff');
     char* workspace = room.data();
     workspace += -reinterpret_cast<uintptr_t>(workspace) % 64;
     const auto bytes = static_cast<int64_t>(room.size()) - 64;
@@ -326,8 +328,15 @@ class StagedBackend final : public Backend {
   int64_t Room(const Op& op, int threads) const override { \
     return device_.WorkspaceBytes(op, threads);            \
   }
+// Devices lack them, which is theirs to say.
+#define QLORA_PASS_ON(Op)                                        \
+  Result Do(const Launch& launch, const Op& op) const override { \
+    return device_.Run(launch, op);                              \
+  }
   QLORA_PLAIN_OPS(QLORA_STAGE)
   QLORA_WORKSPACE_OPS(QLORA_STAGE_WITH_ROOM)
+  QLORA_CPU_OPS(QLORA_PASS_ON)
+#undef QLORA_PASS_ON
 #undef QLORA_STAGE_WITH_ROOM
 #undef QLORA_STAGE
 
