@@ -173,6 +173,8 @@ TEST(DynamicMap, CheckValues) {
   EXPECT_TRUE(std::ranges::is_sorted(kDynamicMapUnsigned));
 }
 
+// Where FP4's vector is written down it has 66 digits, a 7 and a 5 too many;
+// these 64 follow the rule.
 TEST(QuantizeTest, TestVectorRamp) {
   std::vector<float> x(64);
   for (int i = 0; i < 64; ++i) x[i] = static_cast<float>(i - 32) / 32;
