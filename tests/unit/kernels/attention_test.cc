@@ -78,7 +78,7 @@ struct Bound {
 
 Case ForwardCase(Random& random) {
   const Setting s = RandomSetting(random, false);
-  const Buffers b = ForwardBuffers(random, s, random.FloatOrBf16());
+  const Buffers b = ForwardBuffers(random, s, random.CommonType());
   const int threads = static_cast<int>(random.Int(1, 4));
   const auto run = [=](const Backend& backend, const Launch& launch,
                        const Buffers& m) {
@@ -95,7 +95,7 @@ Case ForwardCase(Random& random) {
 // After those of the forward: dout, dq, dk, dv.
 Case BackwardCase(Random& random) {
   const Setting s = RandomSetting(random, true);
-  const Dtype dtype = random.FloatOrBf16();
+  const Dtype dtype = random.CommonType();
   Buffers b = ForwardBuffers(random, s, dtype);
   RunWithRoom(ReferenceBackend(), {}, Bind(s, b));
   b.emplace_back(random, dtype, s.rows(), b[0].columns());
@@ -215,45 +215,129 @@ TEST(AttentionBackwardTest, Reference_FollowsDifferences) {
   }
 }
 
-// The same bits with any number of threads, and for a document wherever it
-// lies.
-TEST(AttentionTest, ThreadsAndNeighbours_DoNotChangeAnything) {
+// What one call of each direction gives.
+struct Results {
+  Buffers forward;
+  // dq, dk, dv.
+  Buffers gradients;
+};
+
+Results RunBoth(const Setting& s, const Backend& backend, Buffers inputs,
+                const Matrix& dout, int threads) {
+  Results r = {std::move(inputs), {}};
+  r.gradients = {r.forward[0], r.forward[1], r.forward[2]};
+  const AttentionBackward op = {.forward = Bind(s, r.forward),
+                                .dout = dout.view(),
+                                .dq = r.gradients[0].view(),
+                                .dk = r.gradients[1].view(),
+                                .dv = r.gradients[2].view()};
+  EXPECT_EQ(RunWithRoom(backend, {}, op.forward, threads), Result::kOk);
+  EXPECT_EQ(RunWithRoom(backend, {}, op, threads), Result::kOk);
+  return r;
+}
+
+// The same bits wherever ours(row, key-value head).
+template <typename F>
+void ExpectSame(const Setting& s, const Results& a, const Results& b, F ours) {
+  const int group = s.op.heads / s.op.kv_heads;
+  const auto compare = [&](const Matrix& x, const Matrix& y, int64_t per_head) {
+    for (int64_t r = 0; r < s.rows(); ++r) {
+      for (int64_t c = 0; c < x.columns(); ++c) {
+        if (ours(r, c / per_head)) {
+          ASSERT_EQ(x.at(r, c), y.at(r, c)) << r << "," << c;
+        }
+      }
+    }
+  };
+  compare(a.forward[3], b.forward[3], int64_t{group} * s.op.dim);
+  compare(a.gradients[0], b.gradients[0], int64_t{group} * s.op.dim);
+  compare(a.gradients[1], b.gradients[1], s.op.dim);
+  compare(a.gradients[2], b.gradients[2], s.op.dim);
+  for (int64_t i = 0; i < s.op.heads * s.rows(); ++i) {
+    if (ours(i % s.rows(), i / s.rows() / group)) {
+      ASSERT_EQ(a.forward[4].at(0, i), b.forward[4].at(0, i));
+    }
+  }
+}
+
+// Two documents and key-value heads.
+Setting TwoByTwo(Random& random) {
+  Setting s = RandomSetting(random, true);
+  s.op.kv_heads = 2;
+  s.op.heads = 4;
+  s.offsets = {0, 37, 37 + 300};
+  s.prefix = {7, 70};
+  s.op.documents = 2;
+  return s;
+}
+
+TEST(AttentionTest, Threads_DoNotChangeAnything) {
   for (uint64_t seed = 0; seed < 8; ++seed) {
     Random random(seed);
-    Setting s = RandomSetting(random, true);
-    s.offsets = {0, 37, 37 + 300};
-    s.prefix = {7, 70};
-    s.op.documents = 2;
-    const Dtype dtype = random.FloatOrBf16();
-    const Buffers first = ForwardBuffers(random, s, dtype);
-    Buffers second = first;
-    // Another document's NaN.
-    for (int i = 0; i < 3; ++i) Set(second[i].view(), 20, 0, NAN);
-    const Matrix dout(random, dtype, s.rows(), first[0].columns());
+    const Setting s = TwoByTwo(random);
+    const Dtype dtype = random.CommonType();
+    const Buffers inputs = ForwardBuffers(random, s, dtype);
+    const Matrix dout(random, dtype, s.rows(), inputs[0].columns());
     for (const Backend* backend : CpuBackends()) {
-      Matrix gradients[2][3] = {{first[0], first[1], first[2]},
-                                {first[0], first[1], first[2]}};
-      const Buffers* buffers[] = {&first, &second};
-      for (int i = 0; i < 2; ++i) {
-        const AttentionBackward op = {.forward = Bind(s, *buffers[i]),
-                                      .dout = dout.view(),
-                                      .dq = gradients[i][0].view(),
-                                      .dk = gradients[i][1].view(),
-                                      .dv = gradients[i][2].view()};
-        const int threads = i == 0 ? 1 : 16;
-        ASSERT_EQ(RunWithRoom(*backend, {}, op.forward, threads), Result::kOk);
-        ASSERT_EQ(RunWithRoom(*backend, {}, op, threads), Result::kOk);
+      ExpectSame(s, RunBoth(s, *backend, inputs, dout, 1),
+                 RunBoth(s, *backend, inputs, dout, 16),
+                 [](int64_t, int64_t) { return true; });
+    }
+  }
+}
+
+// What is not finite in one document and key-value head reaches no other, with
+// threads that take several one after the other or parts of one.
+TEST(AttentionTest, SpoiledHead_SpoilsNoOther) {
+  constexpr float kBad[] = {NAN, INFINITY, -INFINITY};
+  for (uint64_t seed = 0; seed < 12; ++seed) {
+    Random random(seed);
+    const Setting s = TwoByTwo(random);
+    const Dtype dtype = random.CommonType();
+    const Buffers clean = ForwardBuffers(random, s, dtype);
+    const Matrix dout(random, dtype, s.rows(), clean[0].columns());
+    const int64_t document = random.Int(0, 1), head = random.Int(0, 1);
+    Buffers spoiled = clean;
+    const Matrix spoiled_dout = dout;
+    for (const View& v : {spoiled[0].view(), spoiled[1].view(),
+                          spoiled[2].view(), spoiled_dout.view()}) {
+      Set(v, document == 0 ? 20 : 50, head * v.columns / 2, kBad[seed % 3]);
+    }
+    for (const Backend* backend : CpuBackends()) {
+      ExpectSame(
+          s, RunBoth(s, *backend, clean, dout, 1),
+          RunBoth(s, *backend, spoiled, spoiled_dout, seed % 2 == 0 ? 1 : 16),
+          [&](int64_t row, int64_t kv_head) {
+            return (row < 37) != (document == 0) || kv_head != head;
+          });
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(AttentionTest, EmptyDocumentsAndNone_LeaveEverythingAlone) {
+  Random random(2);
+  Setting s;
+  s.op.heads = 2;
+  s.op.kv_heads = 1;
+  s.op.dim = 4;
+  s.prefix = {0, 0, 0};
+  const std::vector<std::vector<int32_t>> cases = {{0}, {0, 0}, {0, 0, 3, 3}};
+  for (const std::vector<int32_t>& offsets : cases) {
+    s.offsets = offsets;
+    s.op.documents = std::ssize(offsets) - 1;
+    const Buffers b = ForwardBuffers(random, s, Dtype::kFloat32);
+    const Matrix dout = b[3];
+    for (const Backend* backend : EveryBackend()) {
+      const Results r = RunBoth(s, *backend, b, dout, 2);
+      for (const Matrix& m : r.forward) EXPECT_TRUE(m.CanariesLive());
+      for (const Matrix& m : r.gradients) EXPECT_TRUE(m.CanariesLive());
+      for (int64_t c = 0; c < 8 && s.rows() > 0; ++c) {
+        // A causal mask leaves the first query its own key only.
+        EXPECT_NEAR(r.forward[3].at(0, c), b[2].at(0, c % 4), 1e-6);
       }
-      for (int64_t r = 37; r < s.rows(); ++r) {
-        for (int64_t c = 0; c < first[0].columns(); ++c) {
-          ASSERT_EQ(first[3].at(r, c), second[3].at(r, c));
-          ASSERT_EQ(gradients[0][0].at(r, c), gradients[1][0].at(r, c));
-        }
-        for (int64_t c = 0; c < first[1].columns(); ++c) {
-          ASSERT_EQ(gradients[0][1].at(r, c), gradients[1][1].at(r, c));
-          ASSERT_EQ(gradients[0][2].at(r, c), gradients[1][2].at(r, c));
-        }
-      }
+      EXPECT_EQ(r.forward[4].at(0, s.op.heads * s.rows()),
+                b[4].at(0, s.op.heads * s.rows()));
     }
   }
 }
@@ -290,22 +374,33 @@ TEST(AttentionTest, BadArguments_AreRejected) {
   s.op.documents = 2;
   Buffers b = ForwardBuffers(random, s, Dtype::kFloat32);
   const Buffers before = b;
-  const Attention good = Bind(s, b);
+  const Matrix dout = b[3], dq = b[0], dk = b[1], dv = b[2];
+  const AttentionBackward good = {.forward = Bind(s, b),
+                                  .dout = dout.view(),
+                                  .dq = dq.view(),
+                                  .dk = dk.view(),
+                                  .dv = dv.view()};
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  std::vector<Line> room(4096);
+  const Launch launch = {
+      .workspace = room.data(),
+      .workspace_bytes = static_cast<int64_t>(room.size() * sizeof(Line))};
+  const auto expect_unwritten = [&] {
+    ExpectClose(b[3], before[3], nullptr);
+    ExpectClose(b[4], before[4], nullptr);
+    ExpectClose(dq, before[0], nullptr);
+  };
   const auto rejected = [&](auto change) {
-    AttentionBackward op = {.forward = good,
-                            .dout = b[3].view(),
-                            .dq = b[0].view(),
-                            .dk = b[1].view(),
-                            .dv = b[2].view()};
+    AttentionBackward op = good;
     change(op.forward);
-    ExpectRejected(op.forward);
-    ExpectRejected(op);
-    for (int64_t c = 0; c < 8; ++c)
-      EXPECT_EQ(b[3].at(0, c), before[3].at(0, c));
+    ExpectRejected(op.forward, launch);
+    ExpectRejected(op, launch);
+    expect_unwritten();
   };
   const std::vector<int32_t> descending = {0, 6, 5}, short_one = {0, 2, 4},
                              late = {1, 2, 5};
-  rejected([](Attention&) {});  // no workspace
   rejected([](Attention& op) { op.heads = 3; });
   rejected([](Attention& op) { op.kv_heads = 0; });
   rejected([](Attention& op) { op.dim = 0; });
@@ -313,6 +408,7 @@ TEST(AttentionTest, BadArguments_AreRejected) {
   rejected([](Attention& op) { op.window = -1; });
   rejected([](Attention& op) { op.soft_cap = NAN; });
   rejected([](Attention& op) { op.past = 1; });
+  rejected([](Attention& op) { op.documents = -1; });
   rejected([](Attention& op) { op.offsets = nullptr; });
   rejected([&](Attention& op) { op.offsets = descending.data(); });
   rejected([&](Attention& op) { op.offsets = short_one.data(); });
@@ -322,9 +418,45 @@ TEST(AttentionTest, BadArguments_AreRejected) {
   rejected([](Attention& op) { op.v.dtype = Dtype::kBfloat16; });
   rejected([](Attention& op) { op.out.columns = 4; });
   rejected([](Attention& op) {
+    op.q.dtype = op.k.dtype = op.v.dtype = op.out.dtype = Dtype::kFloat16;
+  });
+  rejected([](Attention& op) {
     op.mask = AttentionMask::kPrefix;
     op.prefix = nullptr;
   });
+  const auto backward_rejected = [&](auto change) {
+    AttentionBackward op = good;
+    change(op);
+    ExpectRejected(op, launch);
+    expect_unwritten();
+  };
+  backward_rejected([](AttentionBackward& op) { op.forward.lse = nullptr; });
+  backward_rejected([](AttentionBackward& op) { op.dout = {}; });
+  backward_rejected(
+      [](AttentionBackward& op) { op.dout = op.dout.Columns(0, 4); });
+  backward_rejected(
+      [](AttentionBackward& op) { op.dout.dtype = Dtype::kBfloat16; });
+  backward_rejected([](AttentionBackward& op) { op.dq.rows = 4; });
+  backward_rejected([](AttentionBackward& op) { op.dk = op.dq; });
+  backward_rejected([](AttentionBackward& op) { op.dv.data = nullptr; });
+  ExpectRejected(good.forward);  // no workspace
+  ExpectRejected(good);
+  // Decoding has no gradient: good but for that.
+  AttentionBackward decoding = good;
+  const int32_t one_document[] = {0, 3};
+  Attention& f = decoding.forward;
+  f.documents = 1;
+  f.offsets = one_document;
+  f.past = 2;
+  f.q = f.q.Rows(0, 3);
+  f.out = f.out.Rows(0, 3);
+  decoding.dq = decoding.dq.Rows(0, 3);
+  decoding.dout = decoding.dout.Rows(0, 3);
+  ExpectRejected(decoding, launch);
+  expect_unwritten();
+  ExpectAccepted(f);
+  ExpectAccepted(good.forward);
+  ExpectAccepted(good);
 }
 
 TEST(AttentionTest, ScalesAndMasksThatAreNone_AreRejected) {

@@ -34,6 +34,17 @@ struct Random {
 
   int64_t Below(int64_t n) { return static_cast<int64_t>(engine() % n); }
   bool Once(int64_t in) { return Below(in) == 0; }
+
+  struct Rows {
+    int64_t rows, columns;
+  };
+  // Now and then more of either than a grid of the emulated device reaches at
+  // once.
+  Rows AnyRows(int64_t below) {
+    if (Once(300)) return {Below(3), 4000 + Below(9000)};
+    if (Once(70)) return {20 + Below(280), 1 + Below(70)};
+    return {Below(below), 1 + Below(Once(20) ? 600 : 200)};
+  }
   FourBitType Type() { return Once(2) ? FourBitType::kNf4 : FourBitType::kFp4; }
   DynamicMap Map() {
     return Once(2) ? DynamicMap::kSigned : DynamicMap::kUnsigned;
@@ -96,21 +107,19 @@ struct Random {
 
 class BlockwiseBackendTest : public testing::TestWithParam<const Backend*> {
  protected:
-  // ops[0] by the reference, ops[1] by the backend.
+  // ops[0] by the reference, ops[1] by the backend; what the workspace holds
+  // does not matter.
   template <typename Op>
   void RunBoth(Random& random, const Op (&ops)[2]) {
-    std::vector<double> workspace(8192);
+    const int64_t bytes = std::max(ReferenceBackend().WorkspaceBytes(ops[0], 2),
+                                   GetParam()->WorkspaceBytes(ops[1], 2));
+    std::vector<double> workspace(bytes / 8 + 16, NAN);
     const Launch launch = random.Launched(workspace);
     ASSERT_EQ(ReferenceBackend().Run(launch, ops[0]), Result::kOk);
     ASSERT_EQ(GetParam()->Run(launch, ops[1]), Result::kOk);
   }
-};
 
-TEST_P(BlockwiseBackendTest, Quantize) {
-  for (int seed = 0; seed < CaseCount(kCases); ++seed) {
-    SCOPED_TRACE(seed);
-    Random random(seed);
-    const BlockwiseShape shape = random.Shape(32);
+  void CompareQuantize(Random& random, const BlockwiseShape& shape, bool nest) {
     Quantize ops[2];
     Guarded codes[] = {Guarded(shape.code_bytes()),
                        Guarded(shape.code_bytes())};
@@ -122,7 +131,6 @@ TEST_P(BlockwiseBackendTest, Quantize) {
     const Dtype dtype = kTypes[random.Below(3)];
     const std::vector<uint8_t> x = random.Elements(shape.num_elements, dtype);
     const FourBitType type = random.Type();
-    const bool nest = random.Once(2);
     for (int i : {0, 1}) {
       ops[i] = {.type = type,
                 .x = x.data(),
@@ -143,13 +151,51 @@ TEST_P(BlockwiseBackendTest, Quantize) {
     ASSERT_TRUE(scales[0] == scales[1]);
     ASSERT_TRUE(nested[0] == nested[1] && offset[0] == offset[1]);
   }
+};
+
+TEST_P(BlockwiseBackendTest, Quantize) {
+  for (int seed = 0; seed < CaseCount(kCases); ++seed) {
+    SCOPED_TRACE(seed);
+    Random random(seed);
+    const BlockwiseShape shape = random.Shape(32);
+    CompareQuantize(random, shape, random.Once(2));
+    if (HasFatalFailure()) return;
+  }
+}
+
+// Every kernel of a device strides: each of the 16 blocks of the emulated one
+// has 8 warps, and each of those a nested block.
+TEST_P(BlockwiseBackendTest, QuantizeManyBlocks) {
+  Random random(1);
+  CompareQuantize(random, {16 * 8 * kNestedBlockSize * 32 + 77, 32}, true);
+}
+
+TEST_P(BlockwiseBackendTest, QuantizeNothing_GivesAnOffsetOfZero) {
+  Random random(1);
+  uint8_t code = 9;
+  float scale = 9, offsets[] = {9, 9};
+  Quantize ops[2];
+  for (int i : {0, 1}) {
+    ops[i] = {.x = nullptr,
+              .shape = {0, 64},
+              .scales = {.absmax_codes = &code,
+                         .absmax_scale = &scale,
+                         .offset = &offsets[i]}};
+  }
+  RunBoth(random, ops);
+  EXPECT_EQ(code, 9);
+  EXPECT_EQ(scale, 9);
+  EXPECT_EQ(offsets[0], 0);
+  EXPECT_EQ(offsets[1], 0);
 }
 
 TEST_P(BlockwiseBackendTest, Dequantize) {
   for (int seed = 0; seed < CaseCount(kCases); ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
-    const int64_t rows = random.Below(40), columns = 1 + random.Below(200);
+    auto [rows, columns] = random.AnyRows(40);
+    // More blocks than share a nested scale.
+    if (random.Once(12)) columns = 500 + random.Below(2000);
     const BlockwiseShape shape{rows * columns, 4096 >> random.Below(8)};
     std::vector<uint8_t> codes(shape.code_bytes() + 1),
         absmax_codes(shape.num_blocks() + 1);
@@ -187,7 +233,7 @@ TEST_P(BlockwiseBackendTest, Dequantize) {
 }
 
 // From the size on where results are written around the caches; rows of lines
-// and rows that begin anywhere.
+// with plain scales, and rows that begin anywhere with nested ones.
 TEST_P(BlockwiseBackendTest, DequantizeMoreThanTheCaches) {
   Random random(1);
   for (const int64_t columns : {4096, 4095}) {
@@ -197,12 +243,18 @@ TEST_P(BlockwiseBackendTest, DequantizeMoreThanTheCaches) {
       std::vector<uint8_t> codes(shape.code_bytes());
       for (uint8_t& code : codes) code = random.engine() & 255;
       const std::vector<float> scales = random.Values(shape.num_blocks());
+      ScalesView view{.absmax = scales.data()};
+      if (columns == 4095) {
+        view = {.absmax_codes = codes.data(),
+                .absmax_scale = scales.data(),
+                .offset = &scales.back()};
+      }
       const int64_t bytes = rows * columns * ElementSize(dtype);
       Guarded out[] = {Guarded(bytes), Guarded(bytes)};
       Dequantize ops[2];
       for (int i : {0, 1}) {
         ops[i] = {.codes = codes.data(),
-                  .scales = {.absmax = scales.data()},
+                  .scales = view,
                   .rows = rows,
                   .out = MakeView(out[i].as<void>(), dtype, rows, columns)};
       }
@@ -216,7 +268,7 @@ TEST_P(BlockwiseBackendTest, QuantizeInt8Rows) {
   for (int seed = 0; seed < CaseCount(kCases); ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
-    const int64_t rows = random.Below(12), columns = 1 + random.Below(200);
+    const auto [rows, columns] = random.AnyRows(12);
     const int64_t stride = columns + random.Below(2) * random.Below(9);
     const Dtype dtype = kTypes[random.Below(3)];
     std::vector<uint8_t> x = random.Elements(rows * stride, dtype);
@@ -237,7 +289,7 @@ TEST_P(BlockwiseBackendTest, DequantizeInt8Rows) {
   for (int seed = 0; seed < CaseCount(kCases); ++seed) {
     SCOPED_TRACE(seed);
     Random random(seed);
-    const int64_t rows = random.Below(12), columns = 1 + random.Below(200);
+    const auto [rows, columns] = random.AnyRows(12);
     const int64_t stride = columns + random.Below(2) * random.Below(9);
     std::vector<int8_t> codes(rows * columns + 1);
     for (int8_t& code : codes) code = static_cast<int8_t>(random.Below(256));

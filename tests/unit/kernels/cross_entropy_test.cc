@@ -16,8 +16,9 @@ CrossEntropy RandomLoss(Random& random) {
 
 // logits, loss (as float32, a row).
 Case LossCase(Random& random) {
-  const int64_t rows = random.Int(0, 4), n = random.Length();
-  Buffers b = {Matrix(random, random.FloatOrBf16(), rows, n,
+  const Random::Shape shape = random.AnyShape(4);
+  const int64_t rows = shape.rows, n = shape.columns;
+  Buffers b = {Matrix(random, random.CommonType(), rows, n,
                       random.Chance(0.2) ? 40.0f : 3.0f),
                Matrix(random, Dtype::kFloat32, 1, rows + 1)};
   if (random.Chance(0.2)) b[0].Spoil(random);
@@ -133,6 +134,7 @@ TEST(CrossEntropyTest, BadArguments_AreRejected) {
   op.targets = &beyond;
   ExpectRejectedOnHost(op);
   EXPECT_EQ(loss, 7);
+  ExpectAccepted(good);
 }
 
 }  // namespace

@@ -1,24 +1,10 @@
 #include "kernels/head_loss.h"
 
+#include "tests/unit/kernels/plain_gemm.h"
 #include "tests/unit/kernels/property.h"
 
 namespace qlora::kernels {
 namespace {
-
-void PlainGemm(bool transpose_a, const View& a, bool transpose_b, const View& b,
-               bool add, const View& c) {
-  const int64_t depth = transpose_a ? a.rows : a.columns;
-  for (int64_t i = 0; i < c.rows; ++i) {
-    for (int64_t j = 0; j < c.columns; ++j) {
-      double sum = add ? Get(c, i, j) : 0;
-      for (int64_t k = 0; k < depth; ++k) {
-        sum += double{transpose_a ? Get(a, k, i) : Get(a, i, k)} *
-               (transpose_b ? Get(b, j, k) : Get(b, k, j));
-      }
-      Set(c, i, j, static_cast<float>(sum));
-    }
-  }
-}
 
 struct Setting {
   HeadLoss op;
@@ -75,7 +61,7 @@ Buffers MakeBuffers(Random& random, Dtype dtype, int64_t tokens, int64_t hidden,
 Case LossCase(Random& random) {
   const int64_t tokens = random.Int(0, 12), hidden = random.Int(1, 24),
                 vocab = random.Int(1, 40);
-  const Dtype dtype = random.FloatOrBf16();
+  const Dtype dtype = random.CommonType();
   const Buffers b = MakeBuffers(random, dtype, tokens, hidden, vocab);
   Setting s = RandomSetting(random, tokens, vocab);
   s.backward = random.Chance(0.8);
@@ -159,23 +145,97 @@ TEST(HeadLossTest, Panels_GiveWhatOneProductGives) {
   }
 }
 
+// Rows 1 and 2 of four, the second of which is ignored.
 TEST(HeadLossTest, SpoiledRow_SpoilsNoOther) {
+  for (const Backend* backend : EveryBackend()) {
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+      for (const bool trained : {false, true}) {
+        Random random(5);
+        Buffers b = MakeBuffers(random, Dtype::kFloat32, 4, 8, 9);
+        Setting s;
+        s.op.gemm = PlainGemm;
+        s.targets = {1, 2, -1, 3};
+        s.trained = trained;
+        Set(b[0].view(), 1, 3, bad);
+        Set(b[0].view(), 2, 3, bad);
+        ASSERT_EQ(RunOn(s, *backend, {}, b), Result::kOk);
+        EXPECT_TRUE(std::isnan(b[4].at(0, 1)));
+        EXPECT_EQ(b[4].at(0, 2), 0);
+        for (const int64_t r : {0, 3})
+          EXPECT_TRUE(std::isfinite(b[4].at(0, r)));
+        for (int64_t c = 0; c < 8; ++c) {
+          EXPECT_TRUE(std::isfinite(b[2].at(0, c)));
+          EXPECT_TRUE(std::isnan(b[2].at(1, c)));
+          EXPECT_EQ(b[2].at(2, c), 0);
+          EXPECT_TRUE(std::isfinite(b[2].at(3, c)));
+          EXPECT_EQ(std::isnan(b[3].at(0, c)), trained);
+        }
+      }
+    }
+  }
+}
+
+TEST(HeadLossTest, SpoiledIgnoredRow_SpoilsNoWeight) {
   for (const Backend* backend : EveryBackend()) {
     Random random(5);
     Buffers b = MakeBuffers(random, Dtype::kFloat32, 4, 8, 9);
     Setting s;
     s.op.gemm = PlainGemm;
-    s.targets = {1, 2, -1, 3};
-    for (const int64_t r : {1, 2}) Set(b[0].view(), r, 3, NAN);
+    s.targets = {1, -1, -1, 3};
+    s.trained = true;
+    Set(b[0].view(), 1, 0, NAN);
+    Set(b[0].view(), 2, 7, INFINITY);
     ASSERT_EQ(RunOn(s, *backend, {}, b), Result::kOk);
-    EXPECT_TRUE(std::isnan(b[4].at(0, 1)));
-    EXPECT_TRUE(std::isnan(b[2].at(1, 0)));
-    EXPECT_EQ(b[4].at(0, 2), 0);
-    for (int64_t c = 0; c < 8; ++c) {
-      EXPECT_TRUE(std::isfinite(b[2].at(0, c)));
-      EXPECT_EQ(b[2].at(2, c), 0);
-      EXPECT_TRUE(std::isfinite(b[2].at(3, c)));
+    for (int64_t r = 0; r < 9; ++r) {
+      for (int64_t c = 0; c < 8; ++c) {
+        EXPECT_TRUE(std::isfinite(b[3].at(r, c))) << r << "," << c;
+      }
     }
+  }
+}
+
+// A row of the weight that makes a logit of +inf spoils every loss; one that
+// makes -inf is a token that cannot be.
+TEST(HeadLossTest, InfiniteWeight_AsALogitOfItsSign) {
+  for (const Backend* backend : EveryBackend()) {
+    Random random(6);
+    Buffers b = MakeBuffers(random, Dtype::kFloat32, 2, 3, 5);
+    for (const int64_t r : {0, 1}) Set(b[0].view(), r, 2, 1.5f);
+    Setting s;
+    s.op.gemm = PlainGemm;
+    s.targets = {1, 3};
+    s.backward = false;
+    Set(b[1].view(), 4, 2, INFINITY);
+    ASSERT_EQ(RunOn(s, *backend, {}, b), Result::kOk);
+    for (const int64_t r : {0, 1}) EXPECT_TRUE(std::isnan(b[4].at(0, r)));
+    Set(b[1].view(), 4, 2, -INFINITY);
+    ASSERT_EQ(RunOn(s, *backend, {}, b), Result::kOk);
+    Buffers shorter = b;
+    shorter[1] = Matrix(random, b[1].view().dtype, 4, 3);
+    for (int64_t r = 0; r < 4; ++r) {
+      for (int64_t c = 0; c < 3; ++c) {
+        Set(shorter[1].view(), r, c, b[1].at(r, c));
+      }
+    }
+    ASSERT_EQ(RunOn(s, *backend, {}, shorter), Result::kOk);
+    for (const int64_t r : {0, 1}) {
+      EXPECT_NEAR(b[4].at(0, r), shorter[4].at(0, r), 1e-5);
+    }
+  }
+}
+
+TEST(HeadLossTest, NoTokens_LeaveEverythingAlone) {
+  for (const Backend* backend : EveryBackend()) {
+    Random random(8);
+    const Buffers b = MakeBuffers(random, Dtype::kFloat32, 0, 3, 5);
+    const Buffers before = b;
+    const HeadLoss op = {.x = b[0].view(),
+                         .weight = b[1].view(),
+                         .gemm = PlainGemm,
+                         .dx = b[2].view(),
+                         .dweight = b[3].view()};
+    ASSERT_EQ(RunWithRoom(*backend, {}, op), Result::kOk);
+    ExpectClose(b[3], before[3], nullptr);
   }
 }
 
@@ -213,6 +273,7 @@ TEST(HeadLossTest, BadArguments_AreRejected) {
   const int32_t beyond[] = {0, 3};
   rejected([&](HeadLoss& op) { op.targets = beyond; });
   ExpectRejected(good);  // no workspace
+  ExpectAccepted(good);
 }
 
 TEST(HeadLossTest, SizesBeyondTheLimits_AreRejected) {

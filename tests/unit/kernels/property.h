@@ -21,6 +21,10 @@ namespace qlora::kernels {
 
 class Random {
  public:
+  struct Shape {
+    int64_t rows, columns;
+  };
+
   explicit Random(uint64_t seed) : engine_(seed), aligned_(seed % 4 == 0) {}
 
   // Whether rows begin at multiples of 16 bytes.
@@ -32,11 +36,19 @@ class Random {
   bool Chance(double p) { return std::bernoulli_distribution(p)(engine_); }
   float Normal() { return std::normal_distribution<float>()(engine_); }
   uint64_t Bits() { return engine_(); }
-  // Around the widths of vectors; now and then long.
-  int64_t Length() { return Chance(0.02) ? Int(1000, 2100) : Int(1, 70); }
+  // Up to `most_rows` rows, columns around the widths of vectors or now and
+  // then long; of 1,000 two with more columns than a grid of the emulated
+  // device reaches at once, fourteen with more rows.
+  Shape AnyShape(int64_t most_rows) {
+    const int64_t kind = Int(0, 999);
+    if (kind < 2) return {Int(1, 2), Int(33000, 36000)};
+    if (kind < 16) return {Int(20, 300), Int(1, 70)};
+    return {Int(0, most_rows), Chance(0.02) ? Int(1000, 2100) : Int(1, 70)};
+  }
   Dtype AnyType() { return static_cast<Dtype>(Int(0, 2)); }
-  Dtype FloatOrBf16() {
-    return Chance(0.5) ? Dtype::kFloat32 : Dtype::kBfloat16;
+  // That every op of the tested backends has: CPUs lack float16.
+  Dtype CommonType() {
+    return static_cast<Dtype>(Int(0, AreDevices() ? 2 : 1));
   }
 
  private:
@@ -146,6 +158,8 @@ Result RunWithRoom(const Backend& backend, Launch launch, const Op& op,
   std::vector<uint8_t> room(bytes + 128, 0xA5);
   auto* begin = reinterpret_cast<uint8_t*>(
       (reinterpret_cast<uintptr_t>(room.data()) + 63) / 64 * 64);
+  // NaN of every type: contents do not matter.
+  std::fill_n(begin, bytes, uint8_t{0xff});
   launch.workspace = begin;
   launch.workspace_bytes = bytes;
   const Result result = backend.Run(launch, op);
@@ -160,6 +174,14 @@ void ExpectRejected(const Op& op, const Launch& launch = {}) {
   for (const Backend* backend : EveryBackend()) {
     EXPECT_EQ(backend->Run(launch, op), Result::kInvalidArgument)
         << backend->name();
+  }
+}
+
+// The call whose changes are rejected.
+template <typename Op>
+void ExpectAccepted(const Op& op) {
+  for (const Backend* backend : EveryBackend()) {
+    EXPECT_EQ(RunWithRoom(*backend, {}, op), Result::kOk) << backend->name();
   }
 }
 
@@ -181,10 +203,16 @@ inline void BackwardsFor(int64_t n, int64_t grain, RangeBody body) {
 }
 
 inline double LastPlace(Dtype dtype, double value) {
-  const double bits = dtype == Dtype::kFloat32    ? 0x1p-23
-                      : dtype == Dtype::kBfloat16 ? 0x1p-7
-                                                  : 0x1p-10;
-  return std::fabs(value) * bits;
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return std::fabs(value) * 0x1p-23;
+    case Dtype::kBfloat16:
+      return std::fabs(value) * 0x1p-7;
+    case Dtype::kFloat16:
+      break;
+  }
+  // Subnormal numbers lie this far apart.
+  return std::max(std::fabs(value) * 0x1p-10, 0x1p-24);
 }
 
 inline void ExpectClose(const Matrix& got, const Matrix& want,
