@@ -231,14 +231,14 @@ Result CpuBackend::Do(const Launch& launch,
 Result CpuBackend::Do(const Launch& launch, const Dropout& op) const {
   // Words are integers: w < p * 2^32 just where w < its ceiling.
   const double threshold = std::ceil(std::ldexp(double{op.probability}, 32));
-  DropoutRow row = {.key = 0,
-                    .module = op.module,
-                    .threshold = static_cast<uint32_t>(threshold),
-                    .scale = 1.0f / (1.0f - op.probability)};
+  const float scale = 1.0f / (1.0f - op.probability);
   return WithKernels(rows_, op.x.dtype, [&](const auto&, auto t) {
     using T = decltype(t);
-    ForRows(launch, op.x, [&, row](int64_t r) mutable {
-      row.key = op.row_keys[r];
+    ForRows(launch, op.x, [&](int64_t r) {
+      const DropoutRow row = {.key = op.row_keys[r],
+                              .module = op.module,
+                              .threshold = static_cast<uint32_t>(threshold),
+                              .scale = scale};
       const int64_t n = op.x.columns;
       if constexpr (sizeof(T) == 4) {
         rows_.exact->dropout_float32(op.x.row<T>(r), n, row, op.add,
