@@ -66,7 +66,8 @@ AttentionTask<T> MakeTask(const Attention& op, int64_t pair) {
   t.queries = queries;
   t.past = op.past;
   t.sight = {.keys = keys,
-             .window = op.window,
+             // One of all keys hides none, and sums with it cannot overflow.
+             .window = std::min(op.window, keys),
              .prefix = 0,
              .bidirectional = op.mask == AttentionMask::kBidirectional};
   if (op.mask == AttentionMask::kPrefix) {

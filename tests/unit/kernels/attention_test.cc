@@ -1,5 +1,6 @@
 #include "kernels/attention.h"
 
+#include <limits>
 #include <memory>
 
 #include "kernels/cpu/cpu_backend.h"
@@ -359,6 +360,61 @@ TEST(AttentionTest, LargeScores_StayFinite) {
       for (int64_t c = 0; c < 16; ++c) {
         ASSERT_LE(std::fabs(b[3].at(r, c)), b[2].Max());
       }
+    }
+  }
+}
+
+// The first keys that a tile of queries visits lie before some rows' windows.
+TEST(AttentionTest, LowScoresBehindAWindow_KeepTheirWeights) {
+  for (const Backend* backend : CpuBackends()) {
+    Random random(1);
+    Setting s;
+    s.op.heads = s.op.kv_heads = s.op.dim = 1;
+    s.op.window = 16;
+    s.op.scale = 1;
+    s.offsets = {0, 128};
+    s.op.documents = 1;
+    Buffers b = ForwardBuffers(random, s, Dtype::kFloat32);
+    for (int64_t r = 0; r < 128; ++r) {
+      Set(b[0].view(), r, 0, 10);
+      Set(b[1].view(), r, 0, -10);
+      Set(b[2].view(), r, 0, 1);
+    }
+    ASSERT_EQ(RunWithRoom(*backend, {}, Bind(s, b)), Result::kOk);
+    for (int64_t r = 0; r < 128; ++r) ASSERT_NEAR(b[3].at(r, 0), 1, 1e-6) << r;
+  }
+}
+
+TEST(AttentionTest, WindowBeyondEveryDocument_HidesNothing) {
+  Random random(1);
+  Setting s;
+  s.op.heads = s.op.kv_heads = 1;
+  s.op.dim = 8;
+  s.offsets = {0, 200};
+  s.op.documents = 1;
+  for (const AttentionMask mask :
+       {AttentionMask::kCausal, AttentionMask::kBidirectional}) {
+    s.op.mask = mask;
+    const Buffers b = ForwardBuffers(random, s, Dtype::kFloat32);
+    for (const Backend* backend : CpuBackends()) {
+      Buffers runs[2] = {b, b};
+      for (int i = 0; i < 2; ++i) {
+        s.op.window = i == 0 ? 0 : std::numeric_limits<int64_t>::max();
+        Buffers& m = runs[i];
+        const AttentionBackward op = {.forward = Bind(s, m),
+                                      .dout = b[3].view(),
+                                      .dq = m[0].view(),
+                                      .dk = m[1].view(),
+                                      .dv = m[2].view()};
+        Attention forward = op.forward;
+        ASSERT_EQ(RunWithRoom(*backend, {}, forward, 4), Result::kOk);
+        AttentionBackward backward = op;
+        backward.forward.q = b[0].view();
+        backward.forward.k = b[1].view();
+        backward.forward.v = b[2].view();
+        ASSERT_EQ(RunWithRoom(*backend, {}, backward, 4), Result::kOk);
+      }
+      for (int i = 0; i < 4; ++i) ExpectClose(runs[0][i], runs[1][i], nullptr);
     }
   }
 }
