@@ -12,7 +12,8 @@ namespace qlora::client {
 // an object a line, or in one array, with a format's keys; a line of plain text
 // that is UTF-8. InvalidArgument lists the first reasons, one a line, each with
 // the records that it holds for: "NAME:LINE, LINE and 7 more: why". *any_good:
-// some record is not bad. Reads the whole file.
+// a job that skips bad records would have some left. Reads the whole file;
+// other errors as RecordReader's.
 absl::Status CheckRecords(const std::string& path, const std::string& name,
                           bool* any_good);
 

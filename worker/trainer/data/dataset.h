@@ -1,5 +1,5 @@
 // Training data in memory: documents as token ids with labels, packed into
-// rows. See records.h for the formats of data files.
+// rows. docs/formats/data.md describes data files.
 #pragma once
 
 #include <cstdint>

@@ -8,10 +8,13 @@
 #include "common/base/plural.h"
 #include "common/base/status_macros.h"
 #include "common/formats/json_fields.h"
+#include "common/spec/record_shape.h"
+#include "worker/trainer/data/batch.h"
 
 namespace qlora::trainer {
 namespace {
 
+using Json = RecordJson;
 using text::Mask;
 using text::Span;
 
@@ -20,28 +23,9 @@ absl::Status Bad(const Args&... args) {
   return absl::InvalidArgumentError(absl::StrCat(args...));
 }
 
-std::string KeysOf(const Json& record) {
-  std::string keys;
-  for (const auto& [key, value] : record.items()) {
-    if (keys.size() > 200) return keys + ", ...";
-    absl::StrAppend(&keys, keys.empty() ? "" : ", ", "\"", key, "\"");
-  }
-  return keys.empty() ? "no keys" : keys;
-}
-
-absl::StatusOr<const Json*> Field(const Json& record, const char* key) {
-  const auto it = record.find(key);
-  if (it == record.end()) {
-    return Bad("lacks \"", key, "\" (it has ", KeysOf(record),
-               "); correct the record or data.train[].format");
-  }
-  return &*it;
-}
-
-absl::StatusOr<std::string> StringField(const Json& record, const char* key) {
-  ASSIGN_OR_RETURN(const Json* value, Field(record, key));
-  if (!value->is_string()) return Bad("\"", key, "\" is not a string");
-  return value->get<std::string>();
+// Of a record that was checked.
+const std::string& Text(const Json& record, const char* key) {
+  return record[key].get_ref<const std::string&>();
 }
 
 constexpr std::string_view kRoles[] = {"system", "developer", "user",
@@ -59,51 +43,25 @@ bool IsRole(std::string_view role, std::string_view chat_template) {
   });
 }
 
-absl::Status CheckMessage(const Json& message, size_t i,
-                          std::string_view chat_template) {
-  if (!message.is_object()) return Bad("messages[", i, "] is not an object");
-  const auto role = message.find("role");
-  if (role == message.end() || !role->is_string()) {
-    return Bad("messages[", i, "] has no string \"role\"");
-  }
-  if (!IsRole(role->get_ref<const std::string&>(), chat_template)) {
-    return Bad("messages[", i, "].role is ", ShownJson(*role), "; roles are ",
+absl::Status CheckRoles(const Json& messages, std::string_view chat_template) {
+  for (size_t i = 0; i < messages.size(); ++i) {
+    if (IsRole(Text(messages[i], "role"), chat_template)) continue;
+    return Bad("messages[", i, "].role is ", ShownJson(messages[i]["role"]),
+               "; roles are ",
                absl::StrJoin(kRoles, ", ",
                              [](std::string* out, std::string_view name) {
                                out->append(name);
                              }),
                " and what the chat template names");
   }
-  const auto content = message.find("content");
-  const bool absent = content == message.end() || content->is_null();
-  if (absent && !message.contains("tool_calls")) {
-    return Bad("messages[", i, "] has no \"content\"");
-  }
-  if (!absent && !content->is_string() && !content->is_array()) {
-    return Bad("messages[", i, "].content is not a string");
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CheckMessages(const Json& messages,
-                           std::string_view chat_template) {
-  if (!messages.is_array() || messages.empty()) {
-    return Bad("\"messages\" is not an array with messages in it");
-  }
-  for (size_t i = 0; i < messages.size(); ++i) {
-    RETURN_IF_ERROR(CheckMessage(messages[i], i, chat_template));
-  }
   return absl::OkStatus();
 }
 
 // What transformers gives a template, which may ask whether tools is none.
-absl::StatusOr<Json> TemplateInput(const Json& record) {
+Json TemplateInput(const Json& record) {
   Json input = {{"tools", nullptr}, {"documents", nullptr}};
   for (const char* key : {"messages", "tools", "documents"}) {
     if (record.contains(key)) input[key] = record[key];
-  }
-  if (!input["tools"].is_null() && !input["tools"].is_array()) {
-    return Bad("\"tools\" is not an array");
   }
   const auto more = record.find("chat_template_kwargs");
   if (more != record.end() && more->is_object()) input.update(*more);
@@ -128,7 +86,6 @@ std::vector<int32_t> LabelsInside(const text::Encoding& encoding,
 
 absl::StatusOr<std::vector<int32_t>> Ids(const Json& array, const char* key,
                                          int64_t vocab_size, bool is_labels) {
-  if (!array.is_array()) return Bad("\"", key, "\" is not an array");
   std::vector<int32_t> ids;
   ids.reserve(array.size());
   for (size_t i = 0; i < array.size(); ++i) {
@@ -174,8 +131,8 @@ bool HasTrainedToken(const int32_t* labels, int64_t length) {
 
 absl::StatusOr<EncodedRecord> RecordEncoder::Encode(const Record& record,
                                                     DataFormat format) const {
-  ASSIGN_OR_RETURN(const Json value, ParseJson(record.text));
-  if (!value.is_object()) return Bad("is not a JSON object");
+  ASSIGN_OR_RETURN(const Json value, ParseRecord(record.text));
+  RETURN_IF_ERROR(CheckRecord(value, format));
   switch (format) {
     case DataFormat::kChat:
       return EncodeChat(value);
@@ -183,18 +140,13 @@ absl::StatusOr<EncodedRecord> RecordEncoder::Encode(const Record& record,
       return EncodeAlpaca(value);
     case DataFormat::kTokens:
       return EncodeTokens(value);
-    case DataFormat::kPromptCompletion: {
-      ASSIGN_OR_RETURN(const std::string prompt, StringField(value, "prompt"));
-      ASSIGN_OR_RETURN(const std::string completion,
-                       StringField(value, "completion"));
-      return EncodeCompletion(prompt, completion);
-    }
+    case DataFormat::kPromptCompletion:
+      return EncodeCompletion(Text(value, "prompt"), Text(value, "completion"));
     case DataFormat::kText:
       break;
   }
-  ASSIGN_OR_RETURN(const std::string content, StringField(value, "text"));
   EncodedRecord out;
-  ASSIGN_OR_RETURN(out.tokens, EncodePlain("", content));
+  ASSIGN_OR_RETURN(out.tokens, EncodePlain("", Text(value, "text")));
   out.labels = out.tokens;
   return out;
 }
@@ -226,14 +178,13 @@ absl::StatusOr<std::vector<int32_t>> RecordEncoder::EncodePlain(
 
 absl::StatusOr<EncodedRecord> RecordEncoder::EncodeChat(
     const Json& record) const {
-  ASSIGN_OR_RETURN(const Json* messages, Field(record, "messages"));
-  RETURN_IF_ERROR(CheckMessages(*messages, text_->chat_template_source));
-  ASSIGN_OR_RETURN(const Json input, TemplateInput(record));
+  RETURN_IF_ERROR(CheckRoles(record["messages"], text_->chat_template_source));
   const Mask mask = loss_on_ == LossOn::kAll         ? Mask::kNone
                     : loss_on_ == LossOn::kAssistant ? Mask::kAssistant
                                                      : Mask::kLast;
-  ASSIGN_OR_RETURN(const text::Rendered rendered,
-                   text_->chat_template->Render(input.dump(), mask, now_));
+  ASSIGN_OR_RETURN(
+      const text::Rendered rendered,
+      text_->chat_template->Render(TemplateInput(record).dump(), mask, now_));
   if (mask != Mask::kNone && !rendered.has_mask) {
     return Bad(rendered.mask_error);
   }
@@ -273,12 +224,11 @@ absl::StatusOr<EncodedRecord> RecordEncoder::EncodeCompletion(
 
 absl::StatusOr<EncodedRecord> RecordEncoder::EncodeAlpaca(
     const Json& record) const {
-  ASSIGN_OR_RETURN(const std::string instruction,
-                   StringField(record, "instruction"));
-  ASSIGN_OR_RETURN(const std::string output, StringField(record, "output"));
+  const std::string& instruction = Text(record, "instruction");
+  const std::string& output = Text(record, "output");
   std::string input;
   if (record.contains("input") && !record["input"].is_null()) {
-    ASSIGN_OR_RETURN(input, StringField(record, "input"));
+    input = Text(record, "input");
   }
   if (text_->chat_template == nullptr) {
     return EncodeCompletion(AlpacaPrompt(instruction, input), output);
@@ -292,9 +242,9 @@ absl::StatusOr<EncodedRecord> RecordEncoder::EncodeAlpaca(
 
 absl::StatusOr<EncodedRecord> RecordEncoder::EncodeTokens(
     const Json& record) const {
-  ASSIGN_OR_RETURN(const Json* ids, Field(record, "input_ids"));
   EncodedRecord out;
-  ASSIGN_OR_RETURN(out.tokens, Ids(*ids, "input_ids", vocab_size_, false));
+  ASSIGN_OR_RETURN(out.tokens,
+                   Ids(record["input_ids"], "input_ids", vocab_size_, false));
   out.labels = out.tokens;
   if (record.contains("labels") && !record["labels"].is_null()) {
     ASSIGN_OR_RETURN(out.labels,

@@ -9,9 +9,9 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/formats/records.h"
 #include "common/spec/job_spec.h"
 #include "worker/text/text.h"
-#include "worker/trainer/data/records.h"
 
 namespace qlora::trainer {
 
@@ -57,11 +57,11 @@ class RecordEncoder {
                                                    std::string_view text) const;
 
  private:
-  absl::StatusOr<EncodedRecord> EncodeChat(const Json& record) const;
+  absl::StatusOr<EncodedRecord> EncodeChat(const RecordJson& record) const;
   absl::StatusOr<EncodedRecord> EncodeCompletion(
       const std::string& prompt, const std::string& completion) const;
-  absl::StatusOr<EncodedRecord> EncodeAlpaca(const Json& record) const;
-  absl::StatusOr<EncodedRecord> EncodeTokens(const Json& record) const;
+  absl::StatusOr<EncodedRecord> EncodeAlpaca(const RecordJson& record) const;
+  absl::StatusOr<EncodedRecord> EncodeTokens(const RecordJson& record) const;
   absl::Status CheckVocabulary(const std::vector<int32_t>& ids) const;
 
   const text::ModelText* const text_;

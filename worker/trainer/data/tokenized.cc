@@ -12,8 +12,8 @@
 #include "common/base/plural.h"
 #include "common/base/status_macros.h"
 #include "common/base/utf8.h"
+#include "common/formats/records.h"
 #include "worker/trainer/data/encoder.h"
-#include "worker/trainer/data/records.h"
 
 namespace qlora::trainer {
 namespace {
@@ -91,8 +91,10 @@ class Tokenizing {
 absl::Status Tokenizing::AddFile(const DataFile& file) {
   const DatasetStats before = out_.stats;
   const int64_t documents = out_.documents.size();
-  ASSIGN_OR_RETURN(const std::unique_ptr<RecordReader> reader,
-                   RecordReader::Open(file));
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<RecordReader> reader,
+      RecordReader::Open(file.path, file.name,
+                         /*may_be_plain=*/file.format == DataFormat::kText));
   line_before_.clear();
   for (;;) {
     ASSIGN_OR_RETURN(const std::vector<Record> records,

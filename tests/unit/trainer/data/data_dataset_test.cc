@@ -2,7 +2,6 @@
 #include <filesystem>
 #include <fstream>
 #include <set>
-#include <sstream>
 #include <thread>
 
 #include "common/base/files.h"
@@ -12,8 +11,6 @@
 #include "nlohmann/json.hpp"
 #include "tests/shared_data.h"
 #include "worker/trainer/data/dataset.h"
-#include "worker/trainer/data/json_array.h"
-#include "worker/trainer/data/records.h"
 #include "worker/trainer/data/sampler.h"
 
 namespace qlora::trainer {
@@ -557,37 +554,6 @@ TEST_F(DatasetTest, BrokenArrays_AreRefusedWhateverIsSkipped) {
   EXPECT_THAT(error(",{\"a\":]}]"), HasSubstr("a value is missing"));
   EXPECT_THAT(error("]\n{\"input_ids\":[1,2]}\n"),
               HasSubstr("a.json:2 (record 1): something follows the end"));
-}
-
-// A file many times larger than what reading it may take.
-TEST(JsonArrayReader, LargeArray_IsReadValueByValue) {
-  const std::string value = "\"" + std::string(1 << 20, 'x') + "\"";
-  std::string array = "[" + value;
-  for (int i = 1; i < 20; ++i) array += "," + value;
-  std::istringstream in(array + "]");
-  JsonArrayReader reader(in, 2 << 20);
-  std::string text;
-  for (int64_t i = 1; i <= 20; ++i) {
-    ASSERT_TRUE(reader.Next(&text).value());
-    EXPECT_EQ(text, value);
-    // The stream is not read far ahead.
-    if (i < 19) {
-      EXPECT_LT(in.tellg(), (i + 1) << 20);
-    }
-  }
-  EXPECT_FALSE(reader.Next(&text).value());
-}
-
-TEST(JsonArrayReader, ValueOfEscapes_IsRefusedBeyondTheLimit) {
-  for (const char* begin : {"[\"", "[\"a"}) {
-    std::string array = begin;
-    for (int i = 0; i < 4096; ++i) array += "\\n";
-    std::istringstream in(array);
-    std::string text;
-    EXPECT_THAT(JsonArrayReader(in, 1024).Next(&text).status().message(),
-                HasSubstr("the record is longer"));
-    EXPECT_LE(text.size(), 1025u);
-  }
 }
 
 TEST_F(DatasetTest, RoleThatNobodyKnows_IsABadRecord) {

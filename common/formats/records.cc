@@ -1,4 +1,4 @@
-#include "worker/trainer/data/records.h"
+#include "common/formats/records.h"
 
 #include <algorithm>
 #include <array>
@@ -11,7 +11,7 @@
 #include "common/formats/json_error.h"
 #include "common/formats/json_fields.h"
 
-namespace qlora::trainer {
+namespace qlora {
 namespace {
 
 // The tokenizer holds about 150 bytes for each byte of a piece.
@@ -24,19 +24,15 @@ bool IsBlank(std::string_view line) {
   return line.find_first_not_of(" \t\r\n") == std::string_view::npos;
 }
 
-bool EndsWith(std::string_view text, std::string_view end) {
-  return text.size() >= end.size() &&
-         text.substr(text.size() - end.size()) == end;
-}
-
 }  // namespace
 
-absl::StatusOr<Json> ParseJson(std::string_view text) {
+absl::StatusOr<RecordJson> ParseRecord(std::string_view text) {
   if (JsonDepth(text) > kMaxJsonDepth) {
     return absl::InvalidArgumentError(
         absl::StrCat("JSON is nested deeper than ", kMaxJsonDepth));
   }
-  Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  RecordJson value =
+      RecordJson::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!value.is_discarded()) return value;
   std::string error = JsonError(text);
   error.insert(error.find(": "), " of the record");
@@ -44,29 +40,28 @@ absl::StatusOr<Json> ParseJson(std::string_view text) {
 }
 
 absl::StatusOr<std::unique_ptr<RecordReader>> RecordReader::Open(
-    const DataFile& file) {
+    const std::string& path, const std::string& name, bool may_be_plain) {
   std::error_code error;
-  const auto status = std::filesystem::status(file.path, error);
+  const auto status = std::filesystem::status(path, error);
   if (!std::filesystem::exists(status)) {
     return absl::NotFoundError(absl::StrCat(
-        "data file ", file.name,
-        file.name == file.path ? "" : absl::StrCat(" (", file.path, ")"),
+        "data file ", name, name == path ? "" : absl::StrCat(" (", path, ")"),
         " does not exist"));
   }
   if (!std::filesystem::is_regular_file(status)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("data file ", file.name, " is not a regular file"));
+        absl::StrCat("data file ", name, " is not a regular file"));
   }
-  std::unique_ptr<RecordReader> reader(new RecordReader(file));
+  std::unique_ptr<RecordReader> reader(new RecordReader(path, name));
   if (!reader->in_) {
     return absl::PermissionDeniedError(
-        absl::StrCat("data file ", file.name, " cannot be read"));
+        absl::StrCat("data file ", name, " cannot be read"));
   }
-  reader->DetectLayout();
+  reader->DetectLayout(may_be_plain);
   return reader;
 }
 
-void RecordReader::DetectLayout() {
+void RecordReader::DetectLayout(bool may_be_plain) {
   char mark[3] = {};
   in_.read(mark, sizeof(mark));
   in_.clear();
@@ -76,12 +71,11 @@ void RecordReader::DetectLayout() {
   in_ >> first;
   in_.clear();
   in_.seekg(start);
-  const std::string& name = file_.name;
-  const bool named_json = EndsWith(name, ".json") || EndsWith(name, ".jsonl") ||
-                          EndsWith(name, ".ndjson");
+  const bool named_json = name_.ends_with(".json") ||
+                          name_.ends_with(".jsonl") ||
+                          name_.ends_with(".ndjson");
   const bool bracket = first == '[' || first == '{';
-  if (file_.format == DataFormat::kText && !named_json &&
-      (!bracket || EndsWith(name, ".txt"))) {
+  if (may_be_plain && !named_json && (!bracket || name_.ends_with(".txt"))) {
     layout_ = Layout::kPlain;
   } else if (first == '[') {
     array_ = std::make_unique<JsonArrayReader>(in_, kMaxLineBytes);
@@ -105,7 +99,7 @@ absl::StatusOr<std::vector<Record>> RecordReader::Next(int limit) {
   }
   if (in_.bad()) {
     return absl::UnavailableError(
-        absl::StrCat("reading data file ", file_.name, " failed"));
+        absl::StrCat("reading data file ", name_, " failed"));
   }
   RETURN_IF_ERROR(status_);
   return records;
@@ -127,7 +121,7 @@ bool RecordReader::ReadLine(std::string* line) {
     in_.clear();  // the part is full
   }
   status_ = absl::InvalidArgumentError(
-      absl::StrCat(file_.name, ":", line_ + 1, ": the line is longer than ",
+      absl::StrCat(name_, ":", line_ + 1, ": the line is longer than ",
                    kMaxLineBytes >> 20, " MiB; cut it in several"));
   return false;
 }
@@ -136,7 +130,8 @@ bool RecordReader::NextLine(Record* record) {
   while (ReadLine(&record->text)) {
     ++line_;
     if (IsBlank(record->text)) continue;
-    record->where = absl::StrCat(file_.name, ":", line_);
+    record->line = line_;
+    record->where = absl::StrCat(name_, ":", line_);
     return true;
   }
   return false;
@@ -145,8 +140,9 @@ bool RecordReader::NextLine(Record* record) {
 bool RecordReader::NextArrayValue(Record* record) {
   const absl::StatusOr<bool> more = array_->Next(&record->text);
   if (more.ok() && !*more) return false;
-  record->where = absl::StrCat(file_.name, ":", array_->line(), " (record ",
-                               ++values_, ")");
+  record->line = array_->line();
+  record->where =
+      absl::StrCat(name_, ":", record->line, " (record ", ++values_, ")");
   if (more.ok()) return true;
   status_ = absl::InvalidArgumentError(
       absl::StrCat(record->where, ": ", std::string(more.status().message())));
@@ -155,7 +151,8 @@ bool RecordReader::NextArrayValue(Record* record) {
 
 bool RecordReader::NextPiece(Record* record) {
   record->plain = true;
-  record->where = absl::StrCat(file_.name, ":", line_ + 1);
+  record->line = line_ + 1;
+  record->where = absl::StrCat(name_, ":", record->line);
   record->text.resize(kPieceBytes);
   in_.read(record->text.data(), kPieceBytes);
   record->text.resize(in_.gcount());
@@ -173,4 +170,4 @@ bool RecordReader::NextPiece(Record* record) {
   return !record->text.empty();
 }
 
-}  // namespace qlora::trainer
+}  // namespace qlora

@@ -1,12 +1,12 @@
-#include "worker/trainer/data/json_array.h"
+#include "common/formats/json_array.h"
 
 #include <string_view>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
-#include "worker/trainer/data/records.h"
+#include "common/formats/records.h"
 
-namespace qlora::trainer {
+namespace qlora {
 namespace {
 
 constexpr size_t kBufferBytes = 1 << 16;
@@ -68,7 +68,7 @@ absl::StatusOr<bool> JsonArrayReader::Next(std::string* text) {
     RETURN_IF_ERROR(CheckEnd());
     return true;
   }
-  const absl::Status valid = ParseJson(*text).status();
+  const absl::Status valid = ParseRecord(*text).status();
   if (!valid.ok()) return Broken(std::string(valid.message()));
   return Broken(Peek() < 0 ? "the array ends without ]"
                            : "a comma or ] is missing behind the record");
@@ -107,4 +107,4 @@ absl::Status JsonArrayReader::CheckEnd() {
   return Broken("something follows the end of the array");
 }
 
-}  // namespace qlora::trainer
+}  // namespace qlora

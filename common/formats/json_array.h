@@ -8,7 +8,7 @@
 
 #include "absl/status/statusor.h"
 
-namespace qlora::trainer {
+namespace qlora {
 
 class JsonArrayReader {
  public:
@@ -42,4 +42,4 @@ class JsonArrayReader {
   bool ended_ = false;
 };
 
-}  // namespace qlora::trainer
+}  // namespace qlora

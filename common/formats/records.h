@@ -1,13 +1,10 @@
 // Reads the records of a data file:
 //
-//   chat, prompt_completion, alpaca, tokens   one JSON object a line, or a file
-//                                             that holds one JSON array
-//   text                                      the same with {"text": ...}, or
-//                                             plain text
+//   one JSON object a line, or a file that holds one JSON array, or plain text
 //
-// A file is plain text if its format is text and it neither is called .json,
-// .jsonl or .ndjson nor begins with a bracket. Blank lines and a byte order
-// mark are skipped. A line or a value of the array of more than 64 MiB is
+// A file is plain text if it may be and neither is called .json, .jsonl or
+// .ndjson nor begins with a bracket (which a .txt may). Blank lines and a byte
+// order mark are skipped. A line or a value of the array of more than 64 MiB is
 // refused, so memory is bounded whatever the file. Used by one thread.
 #pragma once
 
@@ -19,18 +16,19 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/formats/json_array.h"
 #include "nlohmann/json.hpp"
-#include "worker/trainer/data/dataset.h"
-#include "worker/trainer/data/json_array.h"
 
-namespace qlora::trainer {
+namespace qlora {
 
 // Keeps the order of keys: templates print what they are given.
-using Json = nlohmann::ordered_json;
+using RecordJson = nlohmann::ordered_json;
 
 struct Record {
   // "FILE:LINE" or, out of an array, "FILE:LINE (record N)".
   std::string where;
+  // Where it begins, from 1.
+  int64_t line = 0;
   // Said to be JSON, or a piece of plain text.
   std::string text;
   bool plain = false;
@@ -38,16 +36,17 @@ struct Record {
 
 // InvalidArgument saying where the text stops to be JSON; nesting deeper than
 // 100 is refused.
-absl::StatusOr<Json> ParseJson(std::string_view text);
+absl::StatusOr<RecordJson> ParseRecord(std::string_view text);
 
 class RecordReader {
  public:
-  // NotFound, or InvalidArgument if it is no regular file.
+  // The file at `path`, which messages call `name`. NotFound, or
+  // InvalidArgument if it is no regular file.
   static absl::StatusOr<std::unique_ptr<RecordReader>> Open(
-      const DataFile& file);
+      const std::string& path, const std::string& name, bool may_be_plain);
 
   // The next records, at most `limit` and some 64 MiB of text; none at the end.
-  // Plain text comes in pieces of some MiB cut at ends of lines. Unavailable if
+  // Plain text comes in pieces that are cut at ends of lines. Unavailable if
   // reading fails, InvalidArgument for a record that is too long and an array
   // that is broken.
   absl::StatusOr<std::vector<Record>> Next(int limit);
@@ -55,16 +54,16 @@ class RecordReader {
  private:
   enum class Layout { kLines, kArray, kPlain };
 
-  explicit RecordReader(const DataFile& file)
-      : file_(file), in_(file.path, std::ios::binary) {}
-  void DetectLayout();
+  RecordReader(const std::string& path, const std::string& name)
+      : name_(name), in_(path, std::ios::binary) {}
+  void DetectLayout(bool may_be_plain);
   // False at the end of the file, or with status_ set.
   bool ReadLine(std::string* line);
   bool NextLine(Record* record);
   bool NextArrayValue(Record* record);
   bool NextPiece(Record* record);
 
-  const DataFile file_;
+  const std::string name_;
   std::ifstream in_;
   absl::Status status_;
   Layout layout_ = Layout::kLines;
@@ -74,4 +73,4 @@ class RecordReader {
   int64_t values_ = 0;
 };
 
-}  // namespace qlora::trainer
+}  // namespace qlora
