@@ -8,7 +8,7 @@
 #include "absl/time/time.h"
 #include "common/base/log.h"
 #include "common/daemon/command_line.h"
-#include "common/daemon/duration_option.h"
+#include "common/daemon/value_options.h"
 #include "common/daemon/yaml_config.h"
 #include "server/server.h"
 
@@ -67,12 +67,10 @@ void AddFlags(CLI::App& app, Flags& flags) {
               "First delay before a job starts again; doubles each time");
   AddDuration(app, "artifact-grace", "ARTIFACT_GRACE", &o.artifact_grace,
               "Unused artifacts are removed when untouched for so long");
-  app.add_option("--job-log-limit", o.job_log_limit,
-                 "Log lines of a job are kept up to so many bytes, such as "
-                 "256MiB; what comes after is dropped")
-      ->envname("QLORA_COORDINATOR_JOB_LOG_LIMIT")
-      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
-      ->default_str("256MiB");
+  AddBytesOption(app, "--job-log-limit", &o.job_log_limit,
+                 "Log lines of a job are kept up to so many bytes; what comes "
+                 "after is dropped")
+      ->envname("QLORA_COORDINATOR_JOB_LOG_LIMIT");
   app.set_version_flag("--version", QLORA_VERSION);
   app.add_flag("--check-config", flags.check_config,
                "Check flags, environment and file, and exit");

@@ -5,6 +5,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/base/format.h"
 #include "common/spec/job_keys.h"
 #include "common/spec/job_values.h"
 

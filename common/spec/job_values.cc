@@ -15,7 +15,7 @@ namespace {
 constexpr std::array<std::string_view, 5> kFormatNames = {
     "chat", "prompt_completion", "alpaca", "text", "tokens"};
 
-// Splits "40GiB" or "40 GiB" into number and lower-case unit.
+// Splits "200steps" or "200 steps" into number and lower-case unit.
 struct Quantity {
   std::string_view number;
   std::string unit;
@@ -85,26 +85,6 @@ std::optional<Period> ParsePeriod(std::string_view text) {
     period.time = *time;
   }
   return period;
-}
-
-std::optional<int64_t> ParseBytes(std::string_view text) {
-  const auto [number, unit] = Split(text);
-  double scale = 1;
-  if (!unit.empty() && unit != "b") {
-    const size_t prefix = std::string_view("kmgt").find(unit[0]);
-    const std::string_view rest = std::string_view(unit).substr(1);
-    if (prefix == std::string_view::npos ||
-        (rest != "ib" && rest != "b" && rest != "i")) {
-      return std::nullopt;
-    }
-    scale = std::pow(rest == "b" ? 1000.0 : 1024.0, prefix + 1.0);
-  }
-  const std::optional<double> value = ParseNumber(number);
-  // 2^53: exact in a double.
-  if (!value.has_value() || *value * scale > 9007199254740992.0) {
-    return std::nullopt;
-  }
-  return static_cast<int64_t>(*value * scale);
 }
 
 std::string FormatNumber(double value) {

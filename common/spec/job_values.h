@@ -22,9 +22,6 @@ std::optional<absl::Duration> ParseDuration(std::string_view text);
 // "200", "200 steps", "0.5 epochs", "30m", "never".
 std::optional<Period> ParsePeriod(std::string_view text);
 
-// "40GiB", "512 MB", "1024"; not negative.
-std::optional<int64_t> ParseBytes(std::string_view text);
-
 // The inverses: the shortest text that parses to the same value.
 std::string FormatNumber(double value);
 std::string FormatPeriod(const Period& period);

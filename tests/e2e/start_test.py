@@ -60,6 +60,7 @@ def configuration(own):
     check("qlora-worker", "cache-limit: much\n", "--cache-limit")
     check("qlora-worker", "cache-limit: -1\n", "--cache-limit")
     check("qlora-coordinator", "node-name: a\n", 'unknown key "node-name"')
+    check("qlora-coordinator", "job-log-limit: much\n", "--job-log-limit")
     check("qlora-coordinator", "lease: 1ms\n", "--lease",
           flags=["--data-dir", own])
     text = fails("qlora-worker", "--config", own / "absent", "--check-config",

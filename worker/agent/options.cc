@@ -15,9 +15,8 @@
 #include "common/base/status_macros.h"
 #include "common/daemon/address.h"
 #include "common/daemon/command_line.h"
-#include "common/daemon/duration_option.h"
+#include "common/daemon/value_options.h"
 #include "common/daemon/yaml_config.h"
-#include "common/spec/job_values.h"
 #include "worker/agent/devices.h"
 #include "worker/agent/network.h"
 
@@ -87,19 +86,10 @@ void AddOptions(CLI::App& app, WorkerOptions& o) {
   AddDurationOption(app, "--first-step-timeout", &o.first_step_timeout,
                     "The same until the first micro-batch is done")
       ->envname(env("FIRST_STEP_TIMEOUT"));
-  app.add_option_function<std::string>(
-         "--cache-limit",
-         [&o](const std::string& text) {
-           const std::optional<int64_t> bytes = ParseBytes(text);
-           if (!bytes.has_value()) {
-             throw CLI::ValidationError(
-                 "--cache-limit", "\"" + text + "\" is no size such as 64GiB");
-           }
-           o.cache_bytes = *bytes;
-         },
-         "Beyond this, and where the disk has less than 1 GiB left, cached "
-         "inputs and checkpoints that nothing uses go, oldest first (default "
-         "64GiB)")
+  AddBytesOption(app, "--cache-limit", &o.cache_bytes,
+                 "Beyond this, and where the disk has less than 1 GiB left, "
+                 "cached inputs and checkpoints that nothing uses go, oldest "
+                 "first")
       ->envname(env("CACHE_LIMIT"));
   app.add_option("--log-format", o.log_format, "text or json")
       ->envname(env("LOG_FORMAT"))

@@ -8,8 +8,8 @@
 #include "common/base/crc32c.h"
 #include "common/daemon/address.h"
 #include "common/daemon/command_line.h"
-#include "common/daemon/duration_option.h"
 #include "common/daemon/monitoring_server.h"
+#include "common/daemon/value_options.h"
 #include "common/daemon/yaml_config.h"
 
 namespace qlora {
@@ -182,6 +182,29 @@ TEST(DurationOption, EndlessAndNegativeTimes_AreRefused) {
     absl::Duration lease = absl::Seconds(30);
     AddDurationOption(app, "--lease", &lease, "help");
     EXPECT_THROW(app.parse(std::string("--lease=") + text),
+                 CLI::ValidationError)
+        << text;
+  }
+}
+
+TEST(BytesOption, TakesWhatAJobFileTakes) {
+  CLI::App app;
+  int64_t limit = int64_t{64} << 30;
+  const CLI::Option* option = AddBytesOption(app, "--limit", &limit, "help");
+  EXPECT_EQ(option->get_description(), "help (default 64.0 GiB)");
+  const std::vector<std::pair<std::string, int64_t>> sizes = {
+      {"64.0 GiB", int64_t{64} << 30},
+      {"1.5Ki", 1536},
+      {"256MiB", 256 << 20},
+      {"2 kB", 2000},
+      {"7b", 7},
+      {"0", 0}};
+  for (const auto& [text, bytes] : sizes) {
+    app.parse(std::vector<std::string>{"--limit=" + text});
+    EXPECT_EQ(limit, bytes) << text;
+  }
+  for (const char* text : {"-1", "much", "1e3", "1M", "9999TiB", "."}) {
+    EXPECT_THROW(app.parse(std::string("--limit=") + text),
                  CLI::ValidationError)
         << text;
   }

@@ -1,7 +1,8 @@
-// Flags that take a duration. Used while the command line is set up.
+// Flags that take a duration or a size. Used while the command line is set up.
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <string>
 
 #include "absl/time/time.h"
@@ -13,5 +14,9 @@ namespace qlora {
 // parsing.
 CLI::Option* AddDurationOption(CLI::App& app, const std::string& flag,
                                absl::Duration* value, const std::string& help);
+
+// A flag such as "--cache-limit 64GiB" (ParseBytes). The rest as above.
+CLI::Option* AddBytesOption(CLI::App& app, const std::string& flag,
+                            int64_t* value, const std::string& help);
 
 }  // namespace qlora
