@@ -442,8 +442,9 @@ void CheckLeases(Draft& draft) {
       node.stream = 0;
       draft.Emit(NodeGone{name, absl::StrCat("node ", name, " is silent")});
     }
-    const bool waits = state == NodeState::NODE_STATE_UNREACHABLE ||
-                       draft.now - node.last_heartbeat < patience;
+    // TendSilence looks at its attempts.
+    if (state == NodeState::NODE_STATE_UNREACHABLE) continue;
+    const bool waits = draft.now - node.last_heartbeat < patience;
     for (const AttemptKey& key : AttemptsOn(draft, name)) {
       if (waits) {
         FinishIfOver(draft, key);
