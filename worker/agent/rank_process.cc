@@ -15,6 +15,7 @@
 #include "common/base/log.h"
 #include "common/base/utf8.h"
 #include "worker/frames/frames.h"
+#include "worker/frames/rank_start.h"
 
 namespace qlora::agent {
 namespace {
@@ -27,14 +28,11 @@ constexpr size_t kRest = 16 << 20;
 constexpr size_t kMaxMessage = 16 << 10;
 
 // Nothing of the agent's own environment reaches a rank but what it needs to
-// run, and the sanitizers' options. A compute thread spins for some 10 us where
-// it waits for another, then sleeps: by OpenMP's own count it would spin for
-// milliseconds, and where others use the cores too, use up its share of them
-// with that (a small model's steps then took 7 times as long and more).
+// run, and the sanitizers' options.
 std::vector<std::string> RankEnvironment(int threads) {
   std::vector<std::string> environment = {
       "LANG=C.UTF-8", absl::StrCat("OMP_NUM_THREADS=", threads),
-      absl::StrCat("MKL_NUM_THREADS=", threads), "GOMP_SPINCOUNT=1000"};
+      absl::StrCat("MKL_NUM_THREADS=", threads), kRankSpin};
   for (const char* name : {"PATH", "HOME", "TMPDIR", "ASAN_OPTIONS",
                            "LSAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS"}) {
     const char* value = std::getenv(name);

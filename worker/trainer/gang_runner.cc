@@ -16,12 +16,10 @@
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
 #include "worker/frames/frames.h"
+#include "worker/frames/rank_start.h"
 
 namespace qlora::trainer {
 namespace {
-
-constexpr int kFramesFd = 3;
-constexpr int kListenFd = 4;
 
 // The same file at a number that the child's 3 and 4 cannot collide with.
 int MoveUp(int fd) {
@@ -32,12 +30,11 @@ int MoveUp(int fd) {
 
 // This process's, and what the agent adds (worker/agent/rank_process.cc).
 std::vector<char*> RankEnvironment() {
-  static char spin[] = "GOMP_SPINCOUNT=1000";
   std::vector<char*> environment;
   for (char** entry = environ; *entry != nullptr; ++entry) {
     environment.push_back(*entry);
   }
-  environment.push_back(spin);
+  environment.push_back(const_cast<char*>(kRankSpin));
   environment.push_back(nullptr);
   return environment;
 }
@@ -93,9 +90,9 @@ absl::Status Gang::Spawn(const std::string& program,
   child->fd = MoveUp(fds[0]);
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
-  posix_spawn_file_actions_adddup2(&actions, child_fd, kFramesFd);
+  posix_spawn_file_actions_adddup2(&actions, child_fd, kRankFramesFd);
   if (task.rank() == 0) {
-    posix_spawn_file_actions_adddup2(&actions, listen_fd, kListenFd);
+    posix_spawn_file_actions_adddup2(&actions, listen_fd, kRankListenFd);
   }
   char* const argv[] = {const_cast<char*>(program.c_str()), nullptr};
   const int error = posix_spawn(&child->pid, program.c_str(), &actions, nullptr,

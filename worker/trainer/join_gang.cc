@@ -1,13 +1,9 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "worker/frames/rank_start.h"
 #include "worker/trainer/tasks.h"
 
 namespace qlora::trainer {
-namespace {
-
-constexpr int kListenFd = 4;
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<Communicator>> JoinGang(
     const v1::TrainerTask& task, AgentLink& link) {
@@ -17,7 +13,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> JoinGang(
   options.rank = task.rank();
   options.world_size = task.world_size();
   options.rendezvous_address = start.rendezvous_address();
-  options.listen_fd = task.rank() == 0 ? kListenFd : -1;
+  options.listen_fd = task.rank() == 0 ? kRankListenFd : -1;
   if (!task.data_plane_host().empty()) {
     options.data_plane_host = task.data_plane_host();
   }

@@ -12,6 +12,7 @@
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "common/base/utf8.h"
+#include "worker/frames/rank_start.h"
 #include "worker/trainer/agent_link.h"
 #include "worker/trainer/device.h"
 #include "worker/trainer/failure.h"
@@ -21,7 +22,6 @@
 namespace qlora::trainer {
 namespace {
 
-constexpr int kFramesFd = 3;
 constexpr int kExitUsage = 2;
 
 AgentLink* signalled_link = nullptr;
@@ -77,7 +77,7 @@ int Main(int argc, char** argv) {
     return 0;
   }
   struct stat info {};
-  if (argc > 1 || fstat(kFramesFd, &info) != 0 || !S_ISSOCK(info.st_mode)) {
+  if (argc > 1 || fstat(kRankFramesFd, &info) != 0 || !S_ISSOCK(info.st_mode)) {
     std::fprintf(stderr,
                  "error: qlora-trainer is started by qlora-worker and takes "
                  "its task from a socket on file descriptor 3\n"
@@ -85,7 +85,7 @@ int Main(int argc, char** argv) {
     return kExitUsage;
   }
   InitLogging("qlora-trainer", LogFormat::kText);
-  AgentLink link(kFramesFd, [] { _exit(kExitParentGone); });
+  AgentLink link(kRankFramesFd, [] { _exit(kExitParentGone); });
   signalled_link = &link;
   struct sigaction action {};
   action.sa_handler = OnTerminate;

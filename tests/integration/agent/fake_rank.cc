@@ -38,14 +38,13 @@
 #include "common/base/sha256.h"
 #include "qlora/v1/trainer.pb.h"
 #include "worker/frames/frames.h"
+#include "worker/frames/rank_start.h"
 
 namespace {
 
 using qlora::v1::TrainerCommand;
 using qlora::v1::TrainerEvent;
 using qlora::v1::TrainerTask;
-
-constexpr int kFrames = 3;
 
 class FakeRank {
  public:
@@ -112,18 +111,18 @@ class FakeRank {
 
   static TrainerCommand Receive() {
     TrainerCommand command;
-    const auto more = qlora::ReadFrame(kFrames, &command);
+    const auto more = qlora::ReadFrame(qlora::kRankFramesFd, &command);
     // The agent is gone.
     if (!more.ok() || !*more) std::exit(17);
     return command;
   }
 
   static void Send(const TrainerEvent& event) {
-    if (!qlora::WriteFrame(kFrames, event).ok()) std::exit(17);
+    if (!qlora::WriteFrame(qlora::kRankFramesFd, event).ok()) std::exit(17);
   }
 
   bool StopRequested() {
-    pollfd fd = {.fd = kFrames, .events = POLLIN, .revents = 0};
+    pollfd fd = {.fd = qlora::kRankFramesFd, .events = POLLIN, .revents = 0};
     while (::poll(&fd, 1, 0) > 0) {
       stop_ |= Receive().has_stop() && Number("ignore_stop", 0) == 0;
     }
@@ -149,7 +148,7 @@ class FakeRank {
   void MaybeFail(int step) {
     if (Number("garbage", 0) != 0) {
       [[maybe_unused]] const ssize_t n =
-          ::write(kFrames, "\xff\xff\xff\xff", 4);
+          ::write(qlora::kRankFramesFd, "\xff\xff\xff\xff", 4);
       Finish(step, /*stopped=*/false);
       ::pause();
     }
