@@ -74,9 +74,7 @@ TEST(Cancel, OfAHeldJobKeepsTheEvidenceAndTheCheckpoints) {
 TEST(Cancel, WaitsForNoNodeThatIsAway) {
   CoreHarness core;
   core.Advance(absl::Seconds(600));
-  ASSERT_TRUE(core.Join("n1").ok());
-  ASSERT_TRUE(core.Join("n2").ok());
-  const std::string id = core.Submit("resources: {nodes: 2}\n");
+  const std::string id = core.RunningGang();
   core.Disconnect("n2");
   std::string told;
   for (const Effect& effect : core.Do(
@@ -94,7 +92,7 @@ TEST(Cancel, WaitsForNoNodeThatIsAway) {
             "ranks still do does not count, and they end when it returns");
   EXPECT_EQ(core.attempt(id).state(), ATTEMPT_STATE_CANCELLED);
   // Nothing is placed on the node before it is back, and it is told then.
-  const std::string next = core.Submit("resources: {nodes: 2}\n");
+  const std::string next = core.Submit(kTwoNodes);
   EXPECT_EQ(core.job(next).state(), qlora::v1::JOB_STATE_QUEUED);
   const auto welcome = core.Join("n2", 1, "boot-1", {{id, 1}});
   EXPECT_EQ(welcome->decisions(0).action(), qlora::v1::Decision::ACTION_KILL);
@@ -133,9 +131,7 @@ TEST(Cancel, RanksOfAReturnedNodeThatDoNotEnd_QuarantineIt) {
 TEST(Cancel, GivenUpRanksThatEndBeforeTheirAttempt_LeaveTheirDevice) {
   CoreHarness core;
   core.Advance(absl::Seconds(600));
-  ASSERT_TRUE(core.Join("n1").ok());
-  ASSERT_TRUE(core.Join("n2").ok());
-  const std::string id = core.Submit("resources: {nodes: 2}\n");
+  const std::string id = core.RunningGang();
   core.Disconnect("n2");
   for (int i = 0; i < 5; ++i) {
     core.Heartbeat("n1");

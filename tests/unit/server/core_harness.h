@@ -68,6 +68,8 @@ inline std::string JobFile(const std::string& more = "") {
          more;
 }
 
+inline constexpr char kTwoNodes[] = "resources: {nodes: 2}\n";
+
 class CoreHarness {
  public:
   CoreHarness() { Restart(); }
@@ -221,6 +223,17 @@ class CoreHarness {
     const std::string id = Submit(more);
     Prepared(node, id);
     Running(node, id);
+    EXPECT_EQ(job(id).state(), qlora::v1::JOB_STATE_RUNNING);
+    return id;
+  }
+
+  // A job on n1 and n2, which join, with one rank each, up to RUNNING.
+  std::string RunningGang() {
+    EXPECT_TRUE(Join("n1").ok());
+    EXPECT_TRUE(Join("n2").ok());
+    const std::string id = Submit(kTwoNodes);
+    for (const char* node : {"n1", "n2"}) Prepared(node, id);
+    for (const char* node : {"n1", "n2"}) Running(node, id);
     EXPECT_EQ(job(id).state(), qlora::v1::JOB_STATE_RUNNING);
     return id;
   }

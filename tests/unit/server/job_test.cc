@@ -30,8 +30,6 @@ constexpr auto kSucceeded = qlora::v1::JOB_STATE_SUCCEEDED;
 constexpr auto kFailed = qlora::v1::JOB_STATE_FAILED;
 constexpr auto kCancelled = qlora::v1::JOB_STATE_CANCELLED;
 
-constexpr char kTwoNodes[] = "resources: {nodes: 2}\n";
-
 // Fails the running job's attempt and waits until it runs again.
 void FailAndRestart(CoreHarness& core, const std::string& id,
                     qlora::v1::FailureClass failure_class) {
@@ -209,20 +207,9 @@ TEST(Job, JobThatTakesItsNodeDown_IsHeldInTheEnd) {
               HasSubstr("10 attempts lost a node before a newer checkpoint"));
 }
 
-// A gang over n1 and n2 that runs.
-std::string RunningGang(CoreHarness& core) {
-  EXPECT_TRUE(core.Join("n1").ok());
-  EXPECT_TRUE(core.Join("n2").ok());
-  const std::string id = core.Submit(kTwoNodes);
-  for (const char* node : {"n1", "n2"}) core.Prepared(node, id);
-  for (const char* node : {"n1", "n2"}) core.Running(node, id);
-  EXPECT_EQ(core.job(id).state(), kRunning);
-  return id;
-}
-
 TEST(Job, PeersOfANodeThatWent_CostNoRestart) {
   CoreHarness core;
-  const std::string id = RunningGang(core);
+  const std::string id = core.RunningGang();
   core.Disconnect("n2");
   core.Ended("n1", id, FAILURE_CLASS_INFRA);
   core.Advance(absl::Seconds(71));
@@ -232,7 +219,7 @@ TEST(Job, PeersOfANodeThatWent_CostNoRestart) {
 
 TEST(Job, PeersOfANodeThatDrains_CostNoRestart) {
   CoreHarness core;
-  const std::string id = RunningGang(core);
+  const std::string id = core.RunningGang();
   core.Ended("n1", id, FAILURE_CLASS_INFRA);
   core.Heartbeat("n2", /*draining=*/true);
   core.Ended("n2", id, FAILURE_CLASS_DRAINED);
@@ -243,7 +230,7 @@ TEST(Job, PeersOfANodeThatDrains_CostNoRestart) {
 
 TEST(Job, PeersThatWereStopped_DoNotExcuseARankThatFailed) {
   CoreHarness core;
-  const std::string id = RunningGang(core);
+  const std::string id = core.RunningGang();
   core.Ended("n1", id, FAILURE_CLASS_INFRA);
   core.Ended("n2", id, FAILURE_CLASS_UNSPECIFIED, /*stopped=*/true);
   EXPECT_EQ(core.job(id).restarts(), 1);
@@ -524,11 +511,7 @@ TEST(Job, DrainedNodeOfAGang_LetsTheOthersSave) {
   for (const auto why : {FAILURE_CLASS_DRAINED, FAILURE_CLASS_UNSPECIFIED,
                          qlora::v1::FAILURE_CLASS_PREEMPTED}) {
     CoreHarness core;
-    ASSERT_TRUE(core.Join("n1").ok());
-    ASSERT_TRUE(core.Join("n2").ok());
-    const std::string id = core.Submit(kTwoNodes);
-    for (const char* node : {"n1", "n2"}) core.Prepared(node, id);
-    for (const char* node : {"n1", "n2"}) core.Running(node, id);
+    const std::string id = core.RunningGang();
     // Every rank saves the same step; rank 0's is still on its way.
     core.Heartbeat("n2", /*draining=*/true);
     core.Staged("n2", id, 1, 17);
@@ -597,7 +580,7 @@ TEST(Job, Checkpoint_CommitsWhenAllRanksStagedTheSame) {
 
 TEST(Job, ShareOfAnothersRank_CommitsNothing) {
   CoreHarness core;
-  const std::string id = RunningGang(core);
+  const std::string id = core.RunningGang();
   core.Staged("n2", id, 0, 5);
   core.Staged("n2", id, 1, 5);
   core.Staged("n1", id, -1, 5);

@@ -161,7 +161,7 @@ TEST(Membership, LostBeforeItsPrepareArrived_IsStoppedWhenItReturns) {
   core.Advance(absl::Seconds(600));
   ASSERT_TRUE(core.Join("n1").ok());
   ASSERT_TRUE(core.Join("n2").ok());
-  const std::string id = core.Submit("resources: {nodes: 2}\n");
+  const std::string id = core.Submit(kTwoNodes);
   core.Prepared("n1", id);
   core.Disconnect("n2");
   for (int i = 0; i < 5; ++i) {
@@ -357,13 +357,7 @@ TEST(Membership, DeletedJobsAttempt_StaysWhileItsPrepareIsOnItsWay) {
 TEST(Membership, ReturnOfASilentNode_IsToldOfOnlyWhenItReturns) {
   CoreHarness core;
   core.Advance(absl::Seconds(600));
-  ASSERT_TRUE(core.Join("n1").ok());
-  ASSERT_TRUE(core.Join("n2").ok());
-  const std::string id = core.Submit("resources: {nodes: 2}\n");
-  core.Prepared("n1", id);
-  core.Prepared("n2", id);
-  core.Running("n1", id);
-  core.Running("n2", id);
+  const std::string id = core.RunningGang();
   const auto after = [&](int seconds) {
     core.now += absl::Seconds(seconds);
     core.Heartbeat("n1");

@@ -129,7 +129,7 @@ TEST(Scheduler, JobInBackoffThatCannotBePlaced_KeepsNothing) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
   ASSERT_TRUE(core.Join("n2").ok());
-  const std::string gang = core.Submit("resources: {nodes: 2}\n");
+  const std::string gang = core.Submit(kTwoNodes);
   core.Ended("n1", gang, qlora::v1::FAILURE_CLASS_INFRA);
   core.Ended("n2", gang, qlora::v1::FAILURE_CLASS_INFRA);
   ASSERT_EQ(core.job(gang).state(), kBackoff);
@@ -193,7 +193,7 @@ TEST(Scheduler, JobThatCanNeverFit_IsRefusedWithTheReason) {
       CheckCanEverFit(core.state(), core.state().jobs.at(id));
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("n1 has 2 of 2"));
-  const std::string gang = core.Submit("resources: {nodes: 2}\n");
+  const std::string gang = core.Submit(kTwoNodes);
   EXPECT_EQ(CheckCanEverFit(core.state(), core.state().jobs.at(gang)).message(),
             "the registered nodes can never hold this job: it needs 2 nodes "
             "with 1 device of any kind: only n1 has that (n1 has 2 cpu "
