@@ -14,11 +14,14 @@ Case RotaryCase(Random& random, Turning what) {
   const int64_t rows = random.AnyShape(4).rows;
   // More than a block of threads turns at once.
   const bool wide = rows <= 4 && random.Chance(0.02);
+  // What may be moved in packs of four.
+  const int pack = random.aligned() ? 4 : 1;
   const int heads =
       static_cast<int>(wide ? random.Int(26, 40) : random.Int(1, 4));
-  const int dim = static_cast<int>(wide ? 80 : random.Int(2, 40));
-  const int half =
-      static_cast<int>(random.Chance(0.2) ? dim / 2 : random.Int(1, dim / 2));
+  const int half = pack * static_cast<int>(wide ? random.Int(36, 40) / pack
+                                                : random.Int(1, 20 / pack));
+  const int dim =
+      2 * half + pack * static_cast<int>(random.Int(0, wide ? 40 / pack : 3));
   const int64_t positions = random.Int(1, 9);
   const int64_t columns = heads * dim + random.Int(0, 3);
   const Dtype dtype = random.CommonType();
