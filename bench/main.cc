@@ -14,6 +14,19 @@
 namespace qlora::bench {
 namespace {
 
+constexpr char kPaths[] = "Paths";
+
+std::string CommandOf(const CLI::App& app, const Options& options) {
+  // Only the script knows where the peers are.
+  std::string command = options.peers.empty() ? "qlora_bench" : "scripts/bench";
+  for (const CLI::Option* option : app.get_options()) {
+    if (option->count() == 0 || option->get_group() == kPaths) continue;
+    if (option->nonpositional()) command += " " + option->get_name();
+    for (const std::string& value : option->results()) command += " " + value;
+  }
+  return command;
+}
+
 absl::Status RunAll(const Options& options) {
   std::vector<Row> rows;
   std::vector<std::string> skipped;
@@ -27,8 +40,7 @@ absl::Status RunAll(const Options& options) {
                                       "'");
   }
   PrintRows(rows);
-  return options.json.empty() ? absl::OkStatus()
-                              : WriteRows(options.json, rows);
+  return options.json.empty() ? absl::OkStatus() : WriteRun(options, rows);
 }
 
 int Main(int argc, char** argv) {
@@ -37,16 +49,20 @@ int Main(int argc, char** argv) {
                     "qlora-trainer";
   CLI::App app("Speed and memory beside the peers'.");
   app.add_option("filter", options.filter, "Only rows whose name has this");
-  app.add_option("--json", options.json, "Also write the rows here");
+  app.add_option("--json", options.json, "Also write the run and its rows here")
+      ->group(kPaths);
   app.add_option("--peer-python", options.peer_python,
-                 "Python with PEFT and bitsandbytes; without it no such peer");
-  app.add_option("--peers", options.peers, "Directory of the peers' programs");
+                 "Python with PEFT and bitsandbytes; without it no such peer")
+      ->group(kPaths);
+  app.add_option("--peers", options.peers, "Directory of the peers' programs")
+      ->group(kPaths);
   app.add_option("--steps", options.steps, "Steps of both trainers")
       ->check(CLI::Range(2, 1000));
   app.add_option("--memory", options.memory,
                  "Bytes that our trainer may take (default: what it likes)");
   app.add_option("--threads", options.threads, "Compute threads");
   CLI11_PARSE(app, argc, argv);
+  options.command = CommandOf(app, options);
   const absl::Status status = RunAll(options);
   if (status.ok()) return 0;
   std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());

@@ -9,6 +9,8 @@
 namespace qlora::bench {
 
 struct Options {
+  // What a person types for the same run, without paths of this machine.
+  std::string command;
   // Only rows whose name has it.
   std::string filter;
   std::string json;

@@ -1,10 +1,15 @@
 #include "bench/rows.h"
 
 #include <cstdio>
+#include <utility>
 
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "bench/host.h"
 #include "common/base/files.h"
 #include "nlohmann/json.hpp"
+#include "qlora_revision.h"
 
 namespace qlora::bench {
 namespace {
@@ -29,17 +34,24 @@ void PrintRows(const std::vector<Row>& rows) {
   }
 }
 
-absl::Status WriteRows(const std::string& path, const std::vector<Row>& rows) {
-  nlohmann::ordered_json out = nlohmann::ordered_json::array();
+absl::Status WriteRun(const Options& options, const std::vector<Row>& rows) {
+  nlohmann::ordered_json list = nlohmann::ordered_json::array();
   for (const Row& row : rows) {
-    out.push_back({{"name", row.name},
-                   {"value", row.value},
-                   {"unit", row.unit},
-                   {"peer_value", Json(row.peer_value)},
-                   {"ratio", Json(row.ratio)},
-                   {"limit_share", Json(row.limit_share)}});
+    list.push_back({{"name", row.name},
+                    {"value", row.value},
+                    {"unit", row.unit},
+                    {"peer_value", Json(row.peer_value)},
+                    {"ratio", Json(row.ratio)},
+                    {"limit_share", Json(row.limit_share)}});
   }
-  return WriteFileAtomically(path, out.dump(2) + "\n");
+  const nlohmann::ordered_json run = {
+      {"machine", DescribeHost()},
+      {"commit", QLORA_REVISION},
+      {"date", absl::FormatTime("%Y-%m-%d", absl::Now(), absl::UTCTimeZone())},
+      {"command", options.command},
+      {"threads", options.threads},
+      {"rows", std::move(list)}};
+  return WriteFileAtomically(options.json, run.dump(1) + "\n");
 }
 
 }  // namespace qlora::bench

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "bench/options.h"
 
 namespace qlora::bench {
 
@@ -25,7 +26,7 @@ struct Row {
 // A table on standard output.
 void PrintRows(const std::vector<Row>& rows);
 
-// An array of objects; figures that are not known are null.
-absl::Status WriteRows(const std::string& path, const std::vector<Row>& rows);
+// The run and its rows to options.json, as bench/results/README.md says.
+absl::Status WriteRun(const Options& options, const std::vector<Row>& rows);
 
 }  // namespace qlora::bench

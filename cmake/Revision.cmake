@@ -1,6 +1,7 @@
 # The commit that this is built from, in qlora_revision.h of QLORA_REVISION_DIR:
-# looked up at each build, written only where it changes. "unknown" outside of a
-# git checkout. Run as a script (cmake -P), it writes the header.
+# looked up at each build, written only where it changes; with "-dirty" where
+# tracked files differ from it. "unknown" outside of a git checkout. Run as a
+# script (cmake -P), it writes the header.
 if(NOT CMAKE_SCRIPT_MODE_FILE)
   set(QLORA_REVISION_DIR "${CMAKE_BINARY_DIR}/revision")
   add_custom_target(qlora_revision
@@ -13,7 +14,8 @@ if(NOT CMAKE_SCRIPT_MODE_FILE)
 endif()
 
 execute_process(
-  COMMAND git -C "${SOURCE}" rev-parse --short=12 HEAD
+  COMMAND git --no-optional-locks -C "${SOURCE}" describe --always --dirty
+          "--exclude=*" --abbrev=12
   OUTPUT_VARIABLE revision OUTPUT_STRIP_TRAILING_WHITESPACE
   ERROR_QUIET RESULT_VARIABLE failed)
 if(failed)

@@ -319,6 +319,17 @@ absl::StatusOr<Row> Measure(const std::string& name, const Work& work,
 
 }  // namespace
 
+std::string CudaDeviceName() {
+  int device = 0;
+  cudaDeviceProp properties;
+  if (kernels::CudaBackend() == nullptr ||
+      cudaGetDevice(&device) != cudaSuccess ||
+      cudaGetDeviceProperties(&properties, device) != cudaSuccess) {
+    return "";
+  }
+  return properties.name;
+}
+
 absl::Status BenchCudaOps(const Options& options, std::vector<Row>* rows) {
   const std::function<Work()> works[] = {[] { return DequantizeWork(4096); },
                                          [] { return DequantizeWork(8192); },

@@ -2,6 +2,7 @@
 // it is timed beside copies on the same device.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,6 +19,9 @@ inline constexpr const char* kCudaRows[] = {
     "kernels/cuda/gated_activation",
     "kernels/cuda/rotary",
     "kernels/cuda/adamw"};
+
+// Of the device that CudaBackend() runs on; empty without one.
+std::string CudaDeviceName();
 
 // Those that the options want; there must be a device.
 absl::Status BenchCudaOps(const Options& options, std::vector<Row>* rows);

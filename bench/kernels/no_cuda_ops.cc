@@ -3,6 +3,8 @@
 
 namespace qlora::bench {
 
+std::string CudaDeviceName() { return ""; }
+
 absl::Status BenchCudaOps(const Options& /*options*/,
                           std::vector<Row>* /*rows*/) {
   return absl::OkStatus();

@@ -6,7 +6,7 @@
 
 namespace qlora {
 
-// The labels of qlora_build_info: version, revision (of git, or "unknown"),
+// The labels of qlora_build_info: version, revision (cmake/Revision.cmake),
 // torch (of the trainer that was built along), cuda ("none": CPU only).
 std::map<std::string, std::string> BuildInfo();
 
