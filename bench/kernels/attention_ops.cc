@@ -50,37 +50,38 @@ double Share(at::ScalarType type) { return type == at::kFloat ? 1e-4 : 5e-2; }
 constexpr int64_t kDocuments = 4, kLength = 512;
 constexpr int kHeads = 9, kKvHeads = 3, kDim = 64;
 
-struct AttentionTensors {
-  explicit AttentionTensors(at::ScalarType type) {
+struct AttentionInputs {
+  explicit AttentionInputs(at::ScalarType type) {
     const int64_t rows = kDocuments * kLength;
     q = at::randn({rows, kHeads * kDim}).to(type);
     k = at::randn({rows, kKvHeads * kDim}).to(type);
     v = at::randn({rows, kKvHeads * kDim}).to(type);
     dout = at::randn({rows, kHeads * kDim}).to(type);
-    out = at::empty_like(q);
-    dq = at::empty_like(q);
-    dk = at::empty_like(k);
-    dv = at::empty_like(v);
-    lse = at::empty({kHeads, rows});
   }
-  at::Tensor q, k, v, dout, out, dq, dk, dv, lse;
+  at::Tensor q, k, v, dout;
 };
 
-// LibTorch's operation wants as many key-value heads as query heads; the
-// gradients of the copies are added up.
-void PeerAttention(const AttentionTensors& t, at::Tensor* dq, at::Tensor* dk,
-                   at::Tensor* dv) {
+struct AttentionOutputs {
+  at::Tensor out, lse, dq, dk, dv;
+};
+
+// [documents, heads, length, dim] as [rows, heads * dim].
+at::Tensor Join(const at::Tensor& x) {
+  return x.transpose(1, 2).reshape({kDocuments * kLength, -1});
+}
+
+// What LibTorch's operation makes of t, out and lse in its order; it wants as
+// many key-value heads as query heads; the gradients of the copies are added
+// up.
+void PeerAttention(const AttentionInputs& t, AttentionOutputs* theirs) {
   const auto split = [](const at::Tensor& x, int heads) {
     return x.view({kDocuments, kLength, heads, kDim}).transpose(1, 2);
   };
   const auto repeat = [&](const at::Tensor& x) {
     return split(x, kKvHeads).repeat_interleave(kHeads / kKvHeads, 1);
   };
-  const auto join = [](const at::Tensor& x) {
-    return x.transpose(1, 2).reshape({kDocuments * kLength, -1});
-  };
   const auto add_up = [&](const at::Tensor& x) {
-    return join(x.view({kDocuments, kKvHeads, -1, kLength, kDim}).sum(2));
+    return Join(x.view({kDocuments, kKvHeads, -1, kLength, kDim}).sum(2));
   };
   const at::Tensor q = split(t.q, kHeads), k = repeat(t.k), v = repeat(t.v);
   const auto [out, lse] =
@@ -88,14 +89,29 @@ void PeerAttention(const AttentionTensors& t, at::Tensor* dq, at::Tensor* dk,
   const auto [gq, gk, gv] =
       at::_scaled_dot_product_flash_attention_for_cpu_backward(
           split(t.dout, kHeads), q, k, v, out, lse, 0.0, true);
-  *dq = join(gq);
-  *dk = add_up(gk.contiguous());
-  *dv = add_up(gv.contiguous());
+  *theirs = {out, lse, Join(gq), add_up(gk.contiguous()),
+             add_up(gv.contiguous())};
+}
+
+absl::Status CheckAttention(const std::string& name,
+                            const AttentionOutputs& ours,
+                            const AttentionOutputs& theirs, double share) {
+  // Theirs is [documents, heads, length].
+  const at::Tensor lse = theirs.lse.transpose(0, 1).reshape({kHeads, -1});
+  RETURN_IF_ERROR(
+      CheckNear(name + "'s out", ours.out, Join(theirs.out), share));
+  RETURN_IF_ERROR(CheckNear(name + "'s lse", ours.lse, lse, share));
+  RETURN_IF_ERROR(CheckNear(name + "'s dq", ours.dq, theirs.dq, share));
+  RETURN_IF_ERROR(CheckNear(name + "'s dk", ours.dk, theirs.dk, share));
+  return CheckNear(name + "'s dv", ours.dv, theirs.dv, share);
 }
 
 absl::Status BenchAttention(const std::string& name, at::ScalarType type,
                             KernelBench* bench) {
-  const AttentionTensors t(type);
+  const AttentionInputs t(type);
+  const AttentionOutputs mine = {
+      at::empty_like(t.q), at::empty({kHeads, t.q.size(0)}),
+      at::empty_like(t.q), at::empty_like(t.k), at::empty_like(t.v)};
   std::vector<int32_t> offsets;
   for (int64_t d = 0; d <= kDocuments; ++d) {
     offsets.push_back(static_cast<int32_t>(d * kLength));
@@ -109,25 +125,23 @@ absl::Status BenchAttention(const std::string& name, at::ScalarType type,
                   .q = Wrap(t.q),
                   .k = Wrap(t.k),
                   .v = Wrap(t.v),
-                  .out = Wrap(t.out),
-                  .lse = t.lse.data_ptr<float>()},
+                  .out = Wrap(mine.out),
+                  .lse = mine.lse.data_ptr<float>()},
       .dout = Wrap(t.dout),
-      .dq = Wrap(t.dq),
-      .dk = Wrap(t.dk),
-      .dv = Wrap(t.dv)};
+      .dq = Wrap(mine.dq),
+      .dk = Wrap(mine.dk),
+      .dv = Wrap(mine.dv)};
   at::Tensor room;
   const kernels::Launch launch = WithRoom(*bench, op, &room);
   const auto ours = [&] {
     bench->backend().Run(launch, op.forward);
     bench->backend().Run(launch, op);
   };
-  at::Tensor dq, dk, dv;
-  const auto peers = [&] { PeerAttention(t, &dq, &dk, &dv); };
+  AttentionOutputs theirs;
+  const auto peers = [&] { PeerAttention(t, &theirs); };
   ours();
   peers();
-  RETURN_IF_ERROR(CheckNear(name, t.dq, dq, Share(type)));
-  RETURN_IF_ERROR(CheckNear(name, t.dk, dk, Share(type)));
-  RETURN_IF_ERROR(CheckNear(name, t.dv, dv, Share(type)));
+  RETURN_IF_ERROR(CheckAttention(name, mine, theirs, Share(type)));
   // Two products forward and five backward over half of a square.
   const double pairs = double{kDocuments} * kHeads * kLength * kLength / 2;
   return bench->Time(
@@ -165,7 +179,10 @@ absl::Status BenchHeadLoss(const std::string& name, at::ScalarType type,
   };
   ours();
   peers();
-  RETURN_IF_ERROR(CheckNear(name, dx, gradient, Share(type)));
+  const at::Tensor their_loss = at::cross_entropy_loss(
+      at::linear(x, weight), index, {}, at::Reduction::None);
+  RETURN_IF_ERROR(CheckNear(name + "'s loss", loss, their_loss, Share(type)));
+  RETURN_IF_ERROR(CheckNear(name + "'s dx", dx, gradient, Share(type)));
   return bench->Time({.name = name,
                       .flops = 4.0 * kTokens * kVocab * kHidden,
                       .dtype = op.x.dtype},
