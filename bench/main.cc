@@ -54,6 +54,9 @@ int Main(int argc, char** argv) {
   app.add_option("--peer-python", options.peer_python,
                  "Python with PEFT and bitsandbytes; without it no such peer")
       ->group(kPaths);
+  app.add_option("--cuda-python", options.cuda_python,
+                 "The same with CUDA, for the rows kernels/cuda")
+      ->group(kPaths);
   app.add_option("--peers", options.peers, "Directory of the peers' programs")
       ->group(kPaths);
   app.add_option("--steps", options.steps, "Steps of both trainers")

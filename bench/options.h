@@ -16,6 +16,8 @@ struct Options {
   std::string json;
   // Of the environment that scripts/parity makes; empty: no peers in Python.
   std::string peer_python;
+  // Of an environment that has CUDA, for peers of the rows kernels/cuda.
+  std::string cuda_python;
   // Directory of their programs.
   std::string peers;
   // Path of qlora-trainer.

@@ -5,6 +5,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
 namespace qlora::bench {
@@ -75,11 +77,14 @@ Peer::~Peer() {
 
 absl::StatusOr<double> Peer::Seconds(const std::string& work) {
   const std::string line = work + "\n";
-  double seconds = 0;
+  char answer[256];
   if (send(fileno(stream_), line.data(), line.size(), MSG_NOSIGNAL) < 0 ||
-      std::fscanf(stream_, "%lf", &seconds) != 1) {
+      std::fgets(answer, sizeof(answer), stream_) == nullptr) {
     return absl::InternalError("the peer failed: " + work);
   }
+  const auto text = absl::StripTrailingAsciiWhitespace(answer);
+  double seconds = 0;
+  if (!absl::SimpleAtod(text, &seconds)) return absl::UnavailableError(text);
   return seconds;
 }
 

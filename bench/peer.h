@@ -20,8 +20,8 @@ absl::StatusOr<nlohmann::json> RunPeer(const Options& options,
                                        const std::string& arguments);
 
 // A peer's program that works when it is told to: it reads the names of works
-// line by line and answers each with the seconds that the work has taken. Ends
-// with its owner.
+// line by line and answers each with the seconds that the work has taken, or
+// with why it cannot do it here. Ends with its owner.
 class Peer {
  public:
   // Internal without a process.
@@ -30,7 +30,8 @@ class Peer {
       const std::string& arguments);
   ~Peer();
 
-  // Internal if the program fails; it says why on standard error.
+  // Unavailable with the program's reason. Internal if the program fails; it
+  // says why on standard error.
   absl::StatusOr<double> Seconds(const std::string& work);
 
  private:

@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <functional>
 #include <iterator>
+#include <memory>
+#include <optional>
 #include <random>
 #include <string>
 #include <vector>
@@ -15,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "bench/kernels/cuda_rows.h"
+#include "bench/peer.h"
 #include "common/base/status_macros.h"
 #include "kernels/backend.h"
 
@@ -77,6 +81,8 @@ struct Work {
   std::function<Result(const kernels::Backend&, const std::vector<void*>&)> run;
   double bytes;
   std::vector<Output> outputs;
+  // Of bitsandbytes_peer.py, for its nf4_dequantize_nested; empty: no peer.
+  std::string peer = {};
 };
 
 std::vector<char> Floats(int64_t n, float low, float high) {
@@ -126,12 +132,14 @@ Work DequantizeWork(int64_t size) {
   };
   const int64_t packed =
       shape.code_bytes() + shape.num_blocks() + 4 * shape.num_nested_blocks();
-  return {{Bytes(shape.code_bytes()), Bytes(shape.num_blocks()),
-           Floats(shape.num_nested_blocks(), 0.01f, 0.02f),
-           Floats(1, 0.03f, 0.04f), std::vector<char>(size * size * 2)},
-          run,
-          static_cast<double>(packed + 2 * size * size),
-          {{4, Dtype::kBfloat16, 0}}};
+  return {
+      {Bytes(shape.code_bytes()), Bytes(shape.num_blocks()),
+       Floats(shape.num_nested_blocks(), 0.01f, 0.02f), Floats(1, 0.03f, 0.04f),
+       std::vector<char>(size * size * 2)},
+      run,
+      static_cast<double>(packed + 2 * size * size),
+      {{4, Dtype::kBfloat16, 0}},
+      absl::StrCat(size, " ", size, " ", shape.block_size, " --device cuda")};
 }
 
 Work RmsNormWork() {
@@ -316,24 +324,52 @@ absl::StatusOr<double> DeviceCopyBandwidth() {
   return 2.0 * kRotated / seconds;
 }
 
-absl::StatusOr<Row> Measure(const std::string& name, const Work& work,
-                            double copy) {
-  RETURN_IF_ERROR(Check(name, work));
+// By the peer, after ours; none where its Python has no CUDA.
+absl::StatusOr<std::optional<double>> PeerSeconds(Options options,
+                                                  const std::string& name,
+                                                  const Work& work) {
+  if (work.peer.empty() || options.cuda_python.empty()) return std::nullopt;
+  options.peer_python = options.cuda_python;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Peer> peer,
+                   Peer::Start(options, "bitsandbytes_peer.py", work.peer));
+  const absl::StatusOr<double> seconds = peer->Seconds("nf4_dequantize_nested");
+  if (absl::IsUnavailable(seconds.status())) {
+    std::printf("no peer for %s: %s\n", name.c_str(),
+                std::string(seconds.status().message()).c_str());
+    return std::nullopt;
+  }
+  RETURN_IF_ERROR(seconds.status());
+  return *seconds;
+}
+
+absl::StatusOr<double> OurSeconds(const Work& work) {
   std::vector<std::vector<Buffer>> sets;
   for (double bytes = 0; bytes < kRotated; bytes += work.bytes) {
     sets.push_back(ToDevice(work));
   }
   const auto count = static_cast<int>(sets.size());
-  ASSIGN_OR_RETURN(const double seconds, BestSecondsOf(4 * count, [&](int i) {
-                     return work.run(*kernels::CudaBackend(),
-                                     PlacesOf(sets[i % count]));
-                   }));
-  return Row{.name = name,
-             .value = work.bytes / seconds,
-             .unit = "bytes/s",
-             .peer_value = {},
-             .ratio = {},
-             .limit_share = work.bytes / seconds / copy};
+  return BestSecondsOf(4 * count, [&](int i) {
+    return work.run(*kernels::CudaBackend(), PlacesOf(sets[i % count]));
+  });
+}
+
+absl::StatusOr<Row> Measure(const Options& options, const std::string& name,
+                            const Work& work, double copy) {
+  RETURN_IF_ERROR(Check(name, work));
+  ASSIGN_OR_RETURN(const double seconds, OurSeconds(work));
+  ASSIGN_OR_RETURN(const std::optional<double> peers,
+                   PeerSeconds(options, name, work));
+  Row row{.name = name,
+          .value = work.bytes / seconds,
+          .unit = "bytes/s",
+          .peer_value = {},
+          .ratio = {},
+          .limit_share = work.bytes / seconds / copy};
+  if (peers) {
+    row.peer_value = work.bytes / *peers;
+    row.ratio = *peers / seconds;
+  }
+  return row;
 }
 
 }  // namespace
@@ -369,7 +405,8 @@ absl::Status BenchCudaOps(const Options& options, std::vector<Row>* rows) {
                        .ratio = {},
                        .limit_share = {}});
     }
-    ASSIGN_OR_RETURN(const Row row, Measure(kCudaRows[i], works[i](), copy));
+    ASSIGN_OR_RETURN(const Row row,
+                     Measure(options, kCudaRows[i], works[i](), copy));
     rows->push_back(row);
   }
   return absl::OkStatus();

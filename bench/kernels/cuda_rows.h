@@ -1,5 +1,6 @@
 // The rows kernels/cuda/*: each op's result is checked against the CPU's, then
-// it is timed beside copies on the same device.
+// it is timed beside copies on the same device, and dequantization beside
+// bitsandbytes' three launches, if options.cuda_python has CUDA.
 #pragma once
 
 #include <string>
