@@ -61,6 +61,8 @@ int Main(int argc, char** argv) {
       ->group(kPaths);
   app.add_option("--steps", options.steps, "Steps of both trainers")
       ->check(CLI::Range(2, 1000));
+  app.add_option("--turns", options.turns, "Times that each kernel is timed")
+      ->check(CLI::Range(1, 1000));
   app.add_option("--memory", options.memory,
                  "Bytes that our trainer may take (default: what it likes)");
   app.add_option("--threads", options.threads, "Compute threads");

@@ -23,6 +23,8 @@ struct Options {
   // Path of qlora-trainer.
   std::string trainer;
   int steps = 6;
+  // How often each kernel, its peer and the limits are timed by turns.
+  int turns = 12;
   // Our trainer plans for so much; 0: for as much as it likes.
   int64_t memory = 0;
   int threads = static_cast<int>(std::thread::hardware_concurrency());

@@ -52,7 +52,6 @@ std::vector<Limit>& KernelBench::LimitsOf(size_t kind) {
 
 absl::Status KernelBench::Time(const KernelRow& row, const Turn& ours,
                                const Turn& peer) {
-  constexpr int kTurns = 12;
   const size_t kind =
       row.bytes > 0 ? 0 : (row.dtype == kernels::Dtype::kFloat32 ? 1 : 2);
   std::vector<Limit>& limits = LimitsOf(kind);
@@ -63,7 +62,7 @@ absl::Status KernelBench::Time(const KernelRow& row, const Turn& ours,
             .peer_value = {},
             .ratio = {},
             .limit_share = {}};
-  for (int i = 0; i < kTurns; ++i) {
+  for (int i = 0; i < options_.turns; ++i) {
     Settle();
     ASSIGN_OR_RETURN(const double seconds, ours());
     timed.value = std::max(timed.value, work / seconds);
