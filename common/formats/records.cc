@@ -156,17 +156,18 @@ bool RecordReader::NextPiece(Record* record) {
   record->text.resize(kPieceBytes);
   in_.read(record->text.data(), kPieceBytes);
   record->text.resize(in_.gcount());
+  line_ += std::count(record->text.begin(), record->text.end(), '\n');
   for (std::string rest; in_ && ReadLine(&rest);) {
     record->text += rest;
     if (in_.eof()) break;
     record->text += '\n';
+    ++line_;
     if (record->text.size() > 2 * kPieceBytes) break;
     // Tokens may span spaces and line breaks, but hardly a single line break.
     const size_t size = record->text.size();
     const char last = size > 1 ? record->text[size - 2] : '\n';
     if (!IsBlank({&last, 1}) && !std::isspace(in_.peek())) break;
   }
-  line_ += std::count(record->text.begin(), record->text.end(), '\n');
   return !record->text.empty();
 }
 

@@ -508,9 +508,10 @@ TEST_F(DatasetTest, FilesThatWouldNotFitInMemory_AreRefusedWithTheRemedy) {
   EXPECT_THAT(
       Error(Options({File("l.jsonl", DataFormat::kTokens, "\n" + line)})),
       HasSubstr("l.jsonl:2: the line is longer than 64 MiB"));
-  EXPECT_THAT(Error(Options({File("l.txt", DataFormat::kText,
-                                  line + std::string(5 << 20, 'x'))})),
-              HasSubstr("l.txt:1: the line is longer"));
+  EXPECT_THAT(
+      Error(Options({File("l.txt", DataFormat::kText,
+                          "a\nb\n" + line + std::string(5 << 20, 'x'))})),
+      HasSubstr("l.txt:3: the line is longer"));
   EXPECT_THAT(Error(Options({File("a.json", DataFormat::kTokens,
                                   "[{\"input_ids\":[1,2]},\n\"" + line)})),
               HasSubstr("a.json:2 (record 2): the record is longer than 64"));
