@@ -14,12 +14,10 @@ template <typename Op>
 bool IsSized(const Op&) {
   return true;
 }
-bool IsSized(const Quantize& op);
-bool IsSized(const AdamW& op);
-bool IsSized(const SumOfSquares& op);
-bool IsSized(const Attention& op);
-bool IsSized(const AttentionBackward& op);
-bool IsSized(const HeadLoss& op);
+#define QLORA_SIZED_OP(Op) bool IsSized(const Op& op);
+QLORA_WORKSPACE_OPS(QLORA_SIZED_OP)
+QLORA_CPU_OPS(QLORA_SIZED_OP)
+#undef QLORA_SIZED_OP
 
 // False for what the op's comment rules out, as far as the host can see it:
 // nothing behind a pointer is read but what is said to be on the host.

@@ -3,6 +3,7 @@
 //   const RmsNorm op = SampleOf<RmsNorm>(samples);
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -388,6 +389,12 @@ class HostSamples final : public Samples {
  public:
   using Samples::Samples;
 
+  // Of two of one kind, after calls of one op: the same bytes everywhere.
+  bool operator==(const HostSamples& other) const {
+    return std::ranges::equal(
+        buffers_, other.buffers_,
+        [](const Buffer& a, const Buffer& b) { return a.now == b.now; });
+  }
   // No buffer has changed, nor what lies around them.
   bool AreUntouched() const {
     for (const Buffer& b : buffers_) {
