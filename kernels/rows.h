@@ -1,15 +1,18 @@
 // Ops that work row by row: norms, rotary embedding, gated activations,
 // dropout, embedding. Arithmetic is float32, whatever the types of the views;
 // what is stored is rounded once, to nearest even. NaN and infinities spread as
-// IEEE 754 has it. Views with no rows are allowed and leave everything alone.
-// The CPU backends have float32 and bfloat16, and answer kUnsupported to
-// float16 but in Convert's x.
+// IEEE 754 has it; where the reference's wider sums and slopes stay finite and
+// float32's do not (a row of |x| above 1.8e19 has an infinite sum of squares, a
+// slope may vanish), a backend may give 0, infinity or NaN. Views with no rows
+// are allowed and leave everything alone. The CPU backends have float32 and
+// bfloat16, and answer kUnsupported to float16 but in Convert's x.
 //
-// A backend differs from the reference by at most kRowError * 2^-24 times the
-// largest sum of absolute terms in a row (for a weight's gradient: over the
-// rows), and one unit in the last place of what is stored; Dropout, Embedding,
-// Convert, Add and ColumnSums by nothing, a NaN's bits included; but a
-// signaling one may become quiet, and of two that meet either may stay.
+// A backend differs from the reference by at most kRowError * 2^-24 times a
+// magnitude m that each op names, its terms each the largest of the row (for a
+// weight's gradient: of all rows), and one unit in the last place of what is
+// stored; Dropout, Embedding, Convert, Add and ColumnSums by nothing, a NaN's
+// bits included; but a signaling one may become quiet, and of two that meet
+// either may stay.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +24,8 @@ namespace qlora::kernels {
 inline constexpr double kRowError = 16;
 
 // x += add (if there is one); out = x * rstd * (weight + weight_offset), rstd =
-// 1 / sqrt(mean(x^2) + eps). Source: Zhang and Sennrich (arXiv 1910.07467).
+// 1 / sqrt(mean(x^2) + eps). m: |out| + 1 + |weight|; of rstd itself. Source:
+// Zhang and Sennrich (arXiv 1910.07467).
 struct RmsNorm {
   // float32 [rows, n].
   View x;
@@ -31,6 +35,7 @@ struct RmsNorm {
   const float* weight = nullptr;
   // 1 for Gemma.
   float weight_offset = 0;
+  // At least 0, here and below.
   float eps = 0;
   // [rows, n], any type.
   View out;
@@ -38,7 +43,9 @@ struct RmsNorm {
   float* rstd = nullptr;
 };
 
-// dx += gradient of x; dweight += that of the weight, rows in order.
+// dx += gradient of x; dweight += that of the weight, rows in order. With h =
+// |x| rstd and g = (1 + |weight|) |dy|, m: |dx| + rstd g (2 + h^2); for dweight
+// |dweight| + rows |dy| (1 + h).
 struct RmsNormBackward {
   // x as the forward left it, float32.
   View x;
@@ -54,7 +61,8 @@ struct RmsNormBackward {
 };
 
 // As RmsNorm, with out = (x - mean) * rstd * weight + bias and rstd = 1 /
-// sqrt(variance + eps), the variance biased. Source: Ba et al. (arXiv
+// sqrt(variance + eps), the variance biased. m: |out| + (1 + rstd |x|) (1 +
+// |weight|) + |bias|; of the mean |mean| + |x|. Source: Ba et al. (arXiv
 // 1607.06450).
 struct LayerNorm {
   View x;
@@ -69,7 +77,8 @@ struct LayerNorm {
   float* rstd = nullptr;
 };
 
-// As RmsNormBackward; dbias += gradient of the bias.
+// As RmsNormBackward, with h = (|x| + |mean|) rstd; dbias += gradient of the
+// bias, with dweight's m.
 struct LayerNormBackward {
   // x as the forward left it, float32 [rows, n].
   View x;
@@ -89,8 +98,9 @@ struct LayerNormBackward {
 inline constexpr int kMostHeadDim = 1024;
 
 // Rotates heads in place, the convention of halves: elements i and i +
-// rotary_dim / 2 of a head turn together. Source: Su et al., RoFormer
-// (arXiv 2104.09864), as transformers' rotate_half.
+// rotary_dim / 2 of a head turn together. m: 2 |x|; with norms 2 |x| (1 +
+// |norm|) (1 + rstd), of rstd itself. Source: Su et al., RoFormer (arXiv
+// 2104.09864), as transformers' rotate_half.
 struct Rotary {
   // [tokens, columns >= heads * dim]: heads side by side from column 0 (q, then
   // k, of a packed q/k/v).
@@ -106,20 +116,24 @@ struct Rotary {
   int64_t positions = 0;
   // [tokens], each in [0, positions): not checked on a device.
   const int32_t* position = nullptr;
-  // Turns back, which is the gradient.
+  // Turns back, which is the gradient. Not with norms: RotaryNormBackward.
   bool inverse = false;
 
   // RMSNorm over each head before it turns: the first query_heads heads with
   // query_norm [dim], the others with key_norm. Null: those have none.
   const float* query_norm = nullptr;
   const float* key_norm = nullptr;
+  // In [0, heads].
   int query_heads = 0;
+  // At least 0.
   float norm_eps = 0;
   // [tokens, heads], written where there is a norm.
   float* rstd = nullptr;
 };
 
-// The gradient of a rotation with norms, in place of that of its result.
+// The gradient of a rotation with norms, in place of that of its result. With h
+// = |input| rstd, m: 2 |x| (1 + |norm|) (1 + rstd) (1 + h^2); for a norm's
+// gradient itself + 2 rows heads |x| h.
 struct RotaryNormBackward {
   // As in the forward, without inverse; x is the gradient, rstd is read.
   Rotary rotary;
@@ -137,8 +151,8 @@ enum class Activation {
   kGeluTanh,
 };
 
-// out = activation(gate) * up. Source: Shazeer, "GLU variants improve
-// Transformer" (arXiv 2002.05202).
+// out = activation(gate) * up. m: (1 + min(|gate|, 100)) (1 + |up|). Source:
+// Shazeer, "GLU variants improve Transformer" (arXiv 2002.05202).
 struct GatedActivation {
   Activation activation = Activation::kSilu;
   // All [rows, columns], of one type.
@@ -148,7 +162,7 @@ struct GatedActivation {
 };
 
 // In: d is the gradient of out. After: gate and up hold their gradients, d
-// holds out.
+// holds out. m: the forward's times 1 + |d|.
 struct GatedActivationBackward {
   Activation activation = Activation::kSilu;
   View gate;

@@ -80,12 +80,12 @@ Case RotaryCase(Random& random, Turning what) {
   };
   const auto magnitude = [=](size_t i, int64_t r, const Buffers& m,
                              const Buffers& after) {
-    const double weight = 1 + std::max(m[3].Max(), m[4].Max());
     if (i == 5) return after[5].Max();
-    if (what != Turning::kBackward) {
-      if (i != 0) return 0.0;
-      return 2 * m[0].MaxOfRow(r) * weight *
-             (what == Turning::kPlain ? 1 : 1 + after[5].Max());
+    if (what != Turning::kBackward && i != 0) return 0.0;
+    if (what == Turning::kPlain) return 2 * m[0].MaxOfRow(r);
+    const double weight = 1 + std::max(m[3].Max(), m[4].Max());
+    if (what == Turning::kWithNorms) {
+      return 2 * m[0].MaxOfRow(r) * weight * (1 + after[5].Max());
     }
     const double hat = input * rstd;
     if (i == 0) {
@@ -205,10 +205,11 @@ Case GatedCase(Random& random, bool backward) {
     return backend.Run(launch, GatedActivation{activation, m[0].view(),
                                                m[1].view(), m[2].view()});
   };
-  const auto magnitude = [](size_t, int64_t r, const Buffers& m,
-                            const Buffers&) {
+  const auto magnitude = [=](size_t, int64_t r, const Buffers& m,
+                             const Buffers&) {
     const double gate = std::min(m[0].MaxOfRow(r), 100.0);
-    return (1 + gate) * (1 + m[1].MaxOfRow(r)) * (1 + m[2].MaxOfRow(r));
+    return (1 + gate) * (1 + m[1].MaxOfRow(r)) *
+           (backward ? 1 + m[2].MaxOfRow(r) : 1);
   };
   return {b, run, magnitude};
 }
