@@ -21,13 +21,17 @@ Setting RandomSetting(Random& random, bool backward) {
   Setting s;
   s.op.kv_heads = static_cast<int>(random.Int(1, 2));
   s.op.heads = s.op.kv_heads * static_cast<int>(random.Int(1, 3));
-  s.op.dim = static_cast<int>(random.Chance(0.05) ? random.Int(33, 80)
-                                                  : random.Int(1, 32));
+  // As wide as heads become, with few rows.
+  const bool wide = random.Chance(0.02);
+  constexpr int kWide[] = {96, 128, 160, 255, 256};
+  s.op.dim = wide ? kWide[random.Int(0, 4)]
+                  : static_cast<int>(random.Chance(0.05) ? random.Int(33, 80)
+                                                         : random.Int(1, 32));
   s.op.documents = random.Int(0, 2);
   s.offsets = {0};
   for (int64_t d = 0; d < s.op.documents; ++d) {
     const int64_t rows =
-        random.Chance(0.05) ? random.Int(60, 140) : random.Int(0, 12);
+        !wide && random.Chance(0.05) ? random.Int(60, 140) : random.Int(0, 10);
     s.offsets.push_back(s.offsets.back() + static_cast<int32_t>(rows));
     s.prefix.push_back(static_cast<int32_t>(random.Int(-1, rows + 3)));
   }

@@ -9,19 +9,34 @@ namespace {
 
 enum class Turning { kPlain, kWithNorms, kBackward };
 
+struct Heads {
+  int count, half, dim;
+};
+
+Heads AnyHeads(Random& random, int64_t rows) {
+  // What may be moved in packs of four.
+  const int pack = random.aligned() ? 4 : 1;
+  const auto any = [&](int64_t low, int64_t high) {
+    return static_cast<int>(random.Int(low, high));
+  };
+  // As wide as heads become.
+  if (rows <= 4 && random.Chance(0.02)) {
+    constexpr int kDims[] = {128, 256, kMostHeadDim};
+    const int dim = kDims[any(0, 2)];
+    return {any(1, 3), pack * any(1, dim / 2 / pack), dim};
+  }
+  // More than a block of threads turns at once.
+  const bool many = rows <= 4 && random.Chance(0.02);
+  const int count = many ? any(26, 40) : any(1, 4);
+  const int half = pack * (many ? any(36, 40) / pack : any(1, 20 / pack));
+  return {count, half, 2 * half + pack * any(0, many ? 40 / pack : 3)};
+}
+
 // x, cos, sin, query_norm, key_norm, rstd, input, dquery_norm, dkey_norm.
 Case RotaryCase(Random& random, Turning what) {
   const int64_t rows = random.AnyShape(4).rows;
-  // More than a block of threads turns at once.
-  const bool wide = rows <= 4 && random.Chance(0.02);
-  // What may be moved in packs of four.
-  const int pack = random.aligned() ? 4 : 1;
-  const int heads =
-      static_cast<int>(wide ? random.Int(26, 40) : random.Int(1, 4));
-  const int half = pack * static_cast<int>(wide ? random.Int(36, 40) / pack
-                                                : random.Int(1, 20 / pack));
-  const int dim =
-      2 * half + pack * static_cast<int>(random.Int(0, wide ? 40 / pack : 3));
+  const Heads shape = AnyHeads(random, rows);
+  const int heads = shape.count, half = shape.half, dim = shape.dim;
   const int64_t positions = random.Int(1, 9);
   const int64_t columns = heads * dim + random.Int(0, 3);
   const Dtype dtype = random.CommonType();
