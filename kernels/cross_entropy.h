@@ -39,9 +39,9 @@ struct LossOptions {
 // No rows: nothing is written. The CPU backends answer kUnsupported to float16.
 //
 // A backend differs from the reference, with l = 1 + log C + the row's largest
-// |z|, by at most kCrossEntropyError * 2^-24 times l (1 + z_loss l) for the loss,
-// or scale * (1 + 2 z_loss l) (1 + l) for the gradient, and one unit in the last
-// place of what is stored.
+// |z|, by at most kCrossEntropyError * 2^-24 times l (1 + z_loss l) for the
+// loss, or scale * (1 + 2 z_loss l) (1 + l) for the gradient, and one unit in
+// the last place of what is stored.
 struct CrossEntropy {
   // [rows, C], any type; holds the gradient afterwards if `backward`.
   View logits = {};

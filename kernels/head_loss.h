@@ -48,7 +48,8 @@ struct HeadLoss {
   double* loss = nullptr;
   // As x, written; no data: forward only.
   View dx = {};
-  // float32 [vocab, hidden], added to, beside dx only; no data for a frozen head.
+  // float32 [vocab, hidden], added to, beside dx only; no data for a frozen
+  // head.
   View dweight = {};
 };
 

@@ -66,8 +66,8 @@ struct AdamW {
   int64_t step = 1;
   // Clipping: with max_grad_norm > 0 the gradient is multiplied by min(1,
   // max_grad_norm / (sqrt(*clip_sum_of_squares) + 1e-6)) first, which is what
-  // SumOfSquares gave for it (torch.nn.utils.clip_grad_norm_'s formula) and must
-  // be there. 0: none.
+  // SumOfSquares gave for it (torch.nn.utils.clip_grad_norm_'s formula) and
+  // must be there. 0: none.
   double max_grad_norm = 0;
   const double* clip_sum_of_squares = nullptr;
   // What SumOfSquares gives for the gradient, in the same pass; written unless
