@@ -530,7 +530,7 @@ TEST(AttentionTest, ScalesAndMasksThatAreNone_AreRejected) {
   const auto rejected = [&](auto change) {
     Attention op = Bind(s, b);
     change(op);
-    for (const Backend* backend : CpuBackends()) {
+    for (const Backend* backend : EveryBackend()) {
       EXPECT_EQ(RunWithRoom(*backend, {}, op), Result::kInvalidArgument);
     }
   };

@@ -13,6 +13,7 @@
 
 #include "kernels/backend.h"
 #include "tests/unit/kernels/guarded.h"
+#include "tests/unit/kernels/rejection.h"
 #include "tests/unit/kernels/tested_backends.h"
 
 namespace qlora::kernels {
@@ -368,6 +369,119 @@ TEST_P(BlockwiseBackendTest, DequantizeDynamic) {
     }
     RunBoth(random, ops);
     ASSERT_TRUE(out[0] == out[1]);
+  }
+}
+
+TEST(QuantizeTest, BadArguments_AreRejected) {
+  const float x[64] = {};
+  uint8_t codes[32];
+  float absmax[2];
+  const Quantize good{
+      .x = x, .shape = {64, 64}, .codes = codes, .scales = {.absmax = absmax}};
+  ExpectAccepted(good);
+  const auto rejected = [&](auto change) {
+    Quantize op = good;
+    change(op);
+    ExpectRejected(op);
+  };
+  for (const int block_size : {0, 16, 48, 8192, -64}) {
+    rejected([=](Quantize& op) { op.shape.block_size = block_size; });
+  }
+  rejected([](Quantize& op) { op.x = nullptr; });
+  rejected([](Quantize& op) { op.codes = nullptr; });
+  rejected([](Quantize& op) { op.shape.num_elements = -1; });
+  rejected([](Quantize& op) { op.scales = {}; });
+  rejected([&](Quantize& op) { op.scales.offset = absmax; });
+  for (const int unknown : {-1, 3}) {
+    rejected(
+        [=](Quantize& op) { op.type = static_cast<FourBitType>(unknown); });
+    rejected([=](Quantize& op) { op.dtype = static_cast<Dtype>(unknown); });
+  }
+  Quantize nested = good;
+  nested.scales = {
+      .absmax_codes = codes, .absmax_scale = absmax, .offset = &absmax[1]};
+  ExpectRejected(nested);  // no workspace
+  ExpectAccepted(nested);
+}
+
+TEST(DequantizeTest, BadArguments_AreRejected) {
+  float out[64], absmax[1] = {};
+  const uint8_t codes[32] = {};
+  const Dequantize good{.codes = codes,
+                        .scales = {.absmax = absmax},
+                        .rows = 2,
+                        .out = FloatView(out, 2, 32)};
+  ExpectAccepted(good);
+  const auto rejected = [&](auto change) {
+    Dequantize op = good;
+    change(op);
+    ExpectRejected(op);
+  };
+  rejected([](Dequantize& op) { op.codes = nullptr; });
+  rejected([](Dequantize& op) { op.row_begin = 1; });
+  rejected([](Dequantize& op) { op.row_begin = -1; });
+  rejected([](Dequantize& op) { op.out.stride = 31; });
+  rejected([](Dequantize& op) { op.out.data = nullptr; });
+  rejected([](Dequantize& op) { op.block_size = 96; });
+  rejected([](Dequantize& op) { op.scales = {}; });
+  rejected([&](Dequantize& op) { op.scales.absmax_codes = codes; });
+  rejected([&](Dequantize& op) {
+    op.scales = {.absmax = absmax,
+                 .absmax_codes = codes,
+                 .absmax_scale = absmax,
+                 .offset = absmax};
+  });
+  rejected([&](Dequantize& op) {
+    op.scales = {.absmax_codes = codes, .absmax_scale = absmax};
+  });
+  for (const int unknown : {-1, 3}) {
+    rejected(
+        [=](Dequantize& op) { op.type = static_cast<FourBitType>(unknown); });
+  }
+}
+
+TEST(Int8RowsTest, BadArguments_AreRejected) {
+  float values[8] = {};
+  int8_t codes[8] = {};
+  float scale[2] = {};
+  const auto run = [&](auto expect, const View& view, int8_t* to,
+                       float* scales) {
+    expect(QuantizeInt8Rows{view, to, scales});
+    expect(DequantizeInt8Rows{to, scales, view});
+  };
+  const auto accepted = [](const auto& op) { ExpectAccepted(op); };
+  const auto rejected = [](const auto& op) { ExpectRejected(op); };
+  View view = FloatView(values, 2, 4);
+  run(accepted, view, codes, scale);
+  run(rejected, view, nullptr, scale);
+  run(rejected, view, codes, nullptr);
+  run(rejected, FloatView(nullptr, 2, 4), codes, scale);
+  view.stride = 3;
+  run(rejected, view, codes, scale);
+}
+
+TEST(DynamicTest, BadArguments_AreRejected) {
+  float x[64] = {}, scale[1] = {};
+  uint8_t codes[64] = {};
+  const auto run = [&](auto expect, DynamicMap map, const BlockwiseShape& shape,
+                       float* values, uint8_t* to, float* scales) {
+    expect(QuantizeDynamic{map, values, shape, to, scales});
+    expect(DequantizeDynamic{map, to, scales, shape, values});
+  };
+  const auto accepted = [](const auto& op) { ExpectAccepted(op); };
+  const auto rejected = [](const auto& op) { ExpectRejected(op); };
+  const DynamicMap map = DynamicMap::kSigned;
+  run(accepted, map, {64, 64}, x, codes, scale);
+  run(accepted, map, {0, 64}, nullptr, nullptr, nullptr);
+  run(rejected, map, {64, 64}, nullptr, codes, scale);
+  run(rejected, map, {64, 64}, x, nullptr, scale);
+  run(rejected, map, {64, 64}, x, codes, nullptr);
+  run(rejected, map, {-1, 64}, x, codes, scale);
+  for (const int block_size : {32, 96, 8192}) {
+    run(rejected, map, {64, block_size}, x, codes, scale);
+  }
+  for (const int unknown : {-1, 3}) {
+    run(rejected, static_cast<DynamicMap>(unknown), {64, 64}, x, codes, scale);
   }
 }
 

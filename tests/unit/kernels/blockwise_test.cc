@@ -307,41 +307,6 @@ TEST(QuantizeTest, SameBytesWithThreads) {
   }
 }
 
-TEST(QuantizeTest, RejectsBadArguments) {
-  std::vector<float> x(64), absmax(2);
-  std::vector<uint8_t> codes(32);
-  const Quantize good{.x = x.data(),
-                      .shape = {64, 64},
-                      .codes = codes.data(),
-                      .scales = {.absmax = absmax.data()}};
-  const auto result = [](const Quantize& op) {
-    return ReferenceBackend().Run({}, op);
-  };
-  ASSERT_EQ(result(good), Result::kOk);
-  for (const int block_size : {0, 16, 48, 8192, -64}) {
-    Quantize op = good;
-    op.shape.block_size = block_size;
-    EXPECT_EQ(result(op), Result::kInvalidArgument);
-  }
-  Quantize op = good;
-  op.x = nullptr;
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-  op = good;
-  op.codes = nullptr;
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-  op = good;
-  op.shape.num_elements = -1;
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-  op = good;
-  op.scales = {};
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-  // Nested scales without the workspace.
-  op.scales = {.absmax_codes = codes.data(),
-               .absmax_scale = absmax.data(),
-               .offset = &absmax[1]};
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-}
-
 TEST(DequantizeTest, FollowsTheFormula) {
   const std::vector<float> x = RandomValues(7 * 101, 7);
   for (const FourBitType type : {FourBitType::kNf4, FourBitType::kFp4}) {
@@ -427,38 +392,6 @@ TEST(DequantizeTest, RoundsOnceToTheNarrowTypes) {
   }
 }
 
-TEST(DequantizeTest, RejectsBadArguments) {
-  std::vector<float> out(64), absmax(1);
-  std::vector<uint8_t> codes(32);
-  const Dequantize good{.codes = codes.data(),
-                        .scales = {.absmax = absmax.data()},
-                        .rows = 2,
-                        .out = FloatView(out.data(), 2, 32)};
-  const auto result = [](const Dequantize& op) {
-    return ReferenceBackend().Run({}, op);
-  };
-  ASSERT_EQ(result(good), Result::kOk);
-  Dequantize op = good;
-  op.row_begin = 1;
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-  op = good;
-  op.row_begin = -1;
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-  op = good;
-  op.out.stride = 31;
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-  op = good;
-  op.block_size = 96;
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-  op = good;
-  op.scales.absmax_codes = codes.data();
-  op.scales.absmax_scale = absmax.data();
-  op.scales.offset = absmax.data();
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-  op.scales = {.absmax_codes = codes.data(), .absmax_scale = absmax.data()};
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-}
-
 TEST(QuantizeDynamicTest, TestVector) {
   const std::vector<std::pair<double, int>> expected = {
       {1.0, 255},  {-1.0, 0},     {0.9965, 255}, {0.99, 254},  {0.5, 219},
@@ -526,94 +459,6 @@ TEST(QuantizeInt8Test, FollowsTheFormula) {
             Result::kOk);
   EXPECT_EQ(back[0], 127.0f * 7.874015718698502e-3f);
   EXPECT_EQ(back[1], -64.0f * 7.874015718698502e-3f);
-}
-
-TEST(QuantizeInt8Test, RejectsBadArguments) {
-  std::vector<float> x(8), scale(2);
-  std::vector<int8_t> codes(8);
-  const auto result = [&](const View& view, int8_t* to, float* scales) {
-    return ReferenceBackend().Run(
-        {}, QuantizeInt8Rows{.x = view, .codes = to, .scale = scales});
-  };
-  const View good = FloatView(x.data(), 2, 4);
-  ASSERT_EQ(result(good, codes.data(), scale.data()), Result::kOk);
-  EXPECT_EQ(result(good, nullptr, scale.data()), Result::kInvalidArgument);
-  EXPECT_EQ(result(good, codes.data(), nullptr), Result::kInvalidArgument);
-  EXPECT_EQ(result(FloatView(nullptr, 2, 4), codes.data(), scale.data()),
-            Result::kInvalidArgument);
-  EXPECT_EQ(
-      result({x.data(), Dtype::kFloat32, 2, 4, 3}, codes.data(), scale.data()),
-      Result::kInvalidArgument);
-  EXPECT_EQ(ReferenceBackend().Run({}, DequantizeInt8Rows{.codes = codes.data(),
-                                                          .scale = nullptr,
-                                                          .out = good}),
-            Result::kInvalidArgument);
-}
-
-TEST(QuantizeDynamicTest, RejectsBadArguments) {
-  std::vector<float> x(64), scale(1);
-  std::vector<uint8_t> codes(64);
-  const auto result = [&](int64_t n, int block_size, float* scales) {
-    const BlockwiseShape shape{n, block_size};
-    const Result a =
-        ReferenceBackend().Run({}, QuantizeDynamic{.x = x.data(),
-                                                   .shape = shape,
-                                                   .codes = codes.data(),
-                                                   .scale = scales});
-    const Result b =
-        ReferenceBackend().Run({}, DequantizeDynamic{.codes = codes.data(),
-                                                     .scale = scales,
-                                                     .shape = shape,
-                                                     .out = x.data()});
-    EXPECT_EQ(a, b);
-    return a;
-  };
-  EXPECT_EQ(result(64, 64, scale.data()), Result::kOk);
-  EXPECT_EQ(result(0, 64, nullptr), Result::kOk);
-  EXPECT_EQ(result(64, 64, nullptr), Result::kInvalidArgument);
-  EXPECT_EQ(result(-1, 64, scale.data()), Result::kInvalidArgument);
-  for (const int block_size : {32, 96, 8192}) {
-    EXPECT_EQ(result(64, block_size, scale.data()), Result::kInvalidArgument);
-  }
-}
-
-TEST(BlockwiseTest, UnknownEnumeratorsAndMixedScales_AreRejected) {
-  alignas(64) float x[64] = {};
-  uint8_t codes[64] = {};
-  float absmax[1] = {};
-  const auto result = [](const auto& op) {
-    return ReferenceBackend().Run({}, op);
-  };
-  const Quantize good{
-      .x = x, .shape = {64, 64}, .codes = codes, .scales = {.absmax = absmax}};
-  const Dequantize back{.codes = codes,
-                        .scales = {.absmax = absmax},
-                        .rows = 1,
-                        .out = FloatView(x, 1, 64)};
-  EXPECT_EQ(result(good), Result::kOk);
-  EXPECT_EQ(result(back), Result::kOk);
-  for (const int unknown : {-1, 3}) {
-    Quantize op = good;
-    op.type = static_cast<FourBitType>(unknown);
-    EXPECT_EQ(result(op), Result::kInvalidArgument);
-    op = good;
-    op.dtype = static_cast<Dtype>(unknown);
-    EXPECT_EQ(result(op), Result::kInvalidArgument);
-    Dequantize other = back;
-    other.type = static_cast<FourBitType>(unknown);
-    EXPECT_EQ(result(other), Result::kInvalidArgument);
-    const auto map = static_cast<DynamicMap>(unknown);
-    EXPECT_EQ(result(QuantizeDynamic{map, x, {64, 64}, codes, absmax}),
-              Result::kInvalidArgument);
-    EXPECT_EQ(result(DequantizeDynamic{map, codes, absmax, {64, 64}, x}),
-              Result::kInvalidArgument);
-  }
-  Quantize op = good;
-  op.scales.offset = absmax;
-  EXPECT_EQ(result(op), Result::kInvalidArgument);
-  Dequantize other = back;
-  other.scales.absmax_codes = codes;
-  EXPECT_EQ(result(other), Result::kInvalidArgument);
 }
 
 TEST(QuantizeTest, WorkspaceOfBadArguments_IsNone) {
