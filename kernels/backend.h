@@ -29,8 +29,9 @@ class Backend {
   // then runs. A backend that lacks the op says kUnsupported.
   template <typename Op>
   Result Run(const Launch& launch, const Op& op) const {
-    if (!IsValid(op) || (ReadsHostMemory() && !AreIndicesValid(op)) ||
-        !HasRoom(launch, WorkspaceBytes(op, launch.threads))) {
+    if (!IsValid(op) || !HasRoom(launch, WorkspaceBytes(op, launch.threads)) ||
+        (ReadsHostMemory() &&
+         (launch.parallel_for == nullptr || !AreIndicesValid(op)))) {
       return Result::kInvalidArgument;
     }
     return Do(launch, op);
@@ -45,7 +46,8 @@ class Backend {
   }
 
  private:
-  // Then what buffers name (tokens, positions, targets) is checked too.
+  // Then what buffers name (tokens, positions, targets) is checked too, and
+  // parallel_for, which a device does without.
   virtual bool ReadsHostMemory() const { return true; }
 #define QLORA_LACKS_OP(Op)                            \
   virtual Result Do(const Launch&, const Op&) const { \

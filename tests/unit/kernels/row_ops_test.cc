@@ -513,6 +513,7 @@ TEST(RowOpsTest, BadArguments_AreRejected) {
   ExpectRejected(EmbeddingBackward{tokens.data(), 1, x, half});
   ExpectRejected(Convert{narrow, x});
   ExpectRejected(Add{x, half});
+  ExpectRejectedOnHost(Add{other.view(), x}, {.parallel_for = nullptr});
   ExpectRejected(ColumnSums{x, nullptr});
 }
 
