@@ -41,8 +41,8 @@ struct Attention {
   int dim = 0;
   AttentionMask mask = AttentionMask::kCausal;
   // Of the positions that a query sees, only the last `window` up to its own
-  // (and, bidirectional, the first `window` from its own on); 0: all; not
-  // below. A prefix is seen besides.
+  // (and, bidirectional, the first `window` from its own on); 0: all. A prefix
+  // is seen besides. At least 0.
   int64_t window = 0;
   // [documents], with kPrefix.
   const int32_t* prefix = nullptr;
