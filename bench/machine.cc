@@ -142,10 +142,4 @@ std::vector<Limit> MemoryLimits(int threads) {
           limit("machine/read", kBytes, {read})};
 }
 
-double GemmRate(kernels::Dtype dtype, int threads) {
-  Limit limit = GemmLimit(dtype, threads);
-  for (int i = 0; i < 10; ++i) limit.Measure();
-  return limit.best;
-}
-
 }  // namespace qlora::bench

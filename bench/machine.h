@@ -38,7 +38,4 @@ Limit GemmLimit(kernels::Dtype dtype, int threads);
 // an op that mostly writes gets no further than "machine/write".
 std::vector<Limit> MemoryLimits(int threads);
 
-// The best of several.
-double GemmRate(kernels::Dtype dtype, int threads);
-
 }  // namespace qlora::bench
