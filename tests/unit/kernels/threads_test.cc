@@ -89,10 +89,10 @@ TEST_P(ThreadsTest, EveryOp) {
     for (const bool rich : {false, true}) {
       const auto check = [&]<typename Op>(const char* op) {
         SCOPED_TRACE(op);
-        const Samples::Kind kind = {.rows = 1100, .dtype = dtype, .rich = rich};
+        const Samples::Kind kind = {.rows = 600, .dtype = dtype, .rich = rich};
         HostSamples want(kind);
         Run(Launch{}, SampleOf<Op>(want));
-        for (int i = 0; i < 3; ++i) {
+        for (int i = 0; i < 2; ++i) {
           HostSamples got(kind);
           Run(Threaded(), SampleOf<Op>(got));
           EXPECT_TRUE(got == want);
