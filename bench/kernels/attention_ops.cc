@@ -33,18 +33,6 @@ kernels::Launch WithRoom(const KernelBench& bench, const Op& op,
   return launch;
 }
 
-// Within `share` of the largest value.
-absl::Status CheckNear(const std::string& name, const at::Tensor& ours,
-                       const at::Tensor& theirs, double share) {
-  const at::Tensor want = theirs.to(at::kFloat);
-  const double size = want.abs().max().item<double>();
-  const double difference =
-      (ours.to(at::kFloat) - want).abs().max().item<double>();
-  if (difference <= share * size) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat(name, " differs by ", difference,
-                                          " from LibTorch's ", size));
-}
-
 double Share(at::ScalarType type) { return type == at::kFloat ? 1e-4 : 5e-2; }
 
 constexpr int64_t kDocuments = 4, kLength = 512;

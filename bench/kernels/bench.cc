@@ -5,6 +5,7 @@
 #include <thread>
 #include <utility>
 
+#include "ATen/ATen.h"
 #include "absl/strings/str_cat.h"
 #include "bench/kernels/cuda_rows.h"
 #include "bench/kernels/kernel_rows.h"
@@ -26,6 +27,17 @@ Turn Timed(std::function<void()> run) {
     const double first = Seconds(run);
     return std::min(first, Seconds(run));
   };
+}
+
+absl::Status CheckNear(const std::string& name, const at::Tensor& ours,
+                       const at::Tensor& theirs, double share) {
+  const at::Tensor want = theirs.to(at::kFloat);
+  const double size = want.abs().max().item<double>();
+  const double difference =
+      (ours.to(at::kFloat) - want).abs().max().item<double>();
+  if (difference <= share * size) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(name, " differs by ", difference,
+                                          " from LibTorch's ", size));
 }
 
 KernelBench::KernelBench(const Options& options)

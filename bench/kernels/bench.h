@@ -11,6 +11,10 @@
 #include "bench/rows.h"
 #include "kernels/backend.h"
 
+namespace at {
+class Tensor;
+}
+
 namespace qlora::bench {
 
 // A row "kernels/cpu/NAME" of the fastest CPU backend.
@@ -64,6 +68,11 @@ class KernelBench {
   std::vector<Limit> limits_[3];
   std::vector<Timing> timings_;
 };
+
+// Internal, naming what it is, unless ours is within `share` of the largest of
+// LibTorch's values; NaN is not.
+absl::Status CheckNear(const std::string& name, const at::Tensor& ours,
+                       const at::Tensor& theirs, double share);
 
 // One for each family of ops.
 absl::Status BenchAttentionOps(KernelBench* bench);

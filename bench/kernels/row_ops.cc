@@ -45,14 +45,8 @@ absl::Status Compete(const Contest& contest, KernelBench* bench) {
   contest.ours();
   contest.peers();
   for (const Output& output : contest.outputs) {
-    const double size = output.peers.abs().max().item<double>();
-    const double difference =
-        (output.ours - output.peers).abs().max().item<double>();
-    if (!(difference <= 1e-5 * size)) {
-      return absl::InternalError(absl::StrCat(contest.name, "'s ", output.name,
-                                              " differs by ", difference,
-                                              " from LibTorch's ", size));
-    }
+    RETURN_IF_ERROR(CheckNear(absl::StrCat(contest.name, "'s ", output.name),
+                              output.ours, output.peers, 1e-5));
   }
   return bench->Time({.name = contest.name, .bytes = 4 * contest.values},
                      Timed(contest.ours), Timed(contest.peers));
