@@ -5,15 +5,12 @@
 #include <string>
 #include <vector>
 
+#include "ATen/core/Tensor.h"
 #include "absl/status/statusor.h"
 #include "bench/machine.h"
 #include "bench/options.h"
 #include "bench/rows.h"
 #include "kernels/backend.h"
-
-namespace at {
-class Tensor;
-}
 
 namespace qlora::bench {
 
