@@ -11,9 +11,11 @@
 #endif
 
 #include "ATen/Parallel.h"
+#include "ATen/ops/empty.h"
 #include "ATen/ops/mm.h"
 #include "ATen/ops/randn.h"
 #include "absl/strings/str_cat.h"
+#include "bench/huge_pages.h"
 #include "worker/trainer/ops/parallel.h"
 
 namespace qlora::bench {
@@ -72,15 +74,11 @@ Pair Mix(const uint64_t* from, int64_t n) {
 }
 
 struct Buffers {
-  uint64_t* from;
-  uint64_t* to;
-  std::vector<uint64_t> storage = std::vector<uint64_t>(2 * kCount + 2 * kLine);
+  at::Tensor storage = InHugePages(at::empty({2 * kCount}, at::kLong));
+  uint64_t* from = static_cast<uint64_t*>(storage.data_ptr());
+  uint64_t* to = from + kCount;
 
   Buffers() {
-    void* start = storage.data();
-    size_t room = storage.size() * 8;
-    from = static_cast<uint64_t*>(std::align(64, 2 * kBytes, start, room));
-    to = from + kCount;
     std::mt19937_64 random(1);
     for (int64_t i = 0; i < 2 * kCount; ++i) from[i] = random();
   }
@@ -95,8 +93,11 @@ double Seconds(const std::function<void()>& run) {
       .count();
 }
 
-void Limit::Measure() {
-  for (const auto& way : ways) best = std::max(best, work / Seconds(way));
+double Limit::Measure() {
+  double now = 0;
+  for (const auto& way : ways) now = std::max(now, work / Seconds(way));
+  best = std::max(best, now);
+  return now;
 }
 
 Limit GemmLimit(kernels::Dtype dtype, int threads) {
@@ -104,12 +105,14 @@ Limit GemmLimit(kernels::Dtype dtype, int threads) {
   at::set_num_threads(threads);
   const bool bf16 = dtype == kernels::Dtype::kBfloat16;
   const auto type = bf16 ? at::kBFloat16 : at::kFloat;
-  const at::Tensor a = at::randn({kSize, kSize}).to(type);
-  const at::Tensor b = at::randn({kSize, kSize}).to(type);
+  const auto matrix = [&] {
+    return InHugePages(at::randn({kSize, kSize}).to(type));
+  };
+  const at::Tensor a = matrix(), b = matrix();
   return {.name = absl::StrCat("machine/gemm/", bf16 ? "bfloat16" : "float32"),
           .unit = "FLOP/s",
           .work = 2.0 * kSize * kSize * kSize,
-          .ways = {[=, c = at::mm(a, b)]() mutable { at::mm_out(c, a, b); }}};
+          .ways = {[=, c = matrix()]() mutable { at::mm_out(c, a, b); }}};
 }
 
 std::vector<Limit> MemoryLimits(int threads) {

@@ -22,10 +22,11 @@ struct Limit {
   double work = 0;
   // Ways to do it, of which the fastest counts.
   std::vector<std::function<void()>> ways;
-  // Units per second.
+  // Units per second, of all measurements.
   double best = 0;
 
-  void Measure();
+  // Units per second of this one.
+  double Measure();
 };
 
 // Products of 2048 x 2048 matrices by the library that the trainer uses.

@@ -7,6 +7,7 @@
 #include "ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h"
 #include "ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h"
 #include "absl/strings/str_cat.h"
+#include "bench/huge_pages.h"
 #include "bench/kernels/bench.h"
 #include "common/base/status_macros.h"
 #include "worker/trainer/ops/gemm.h"
@@ -28,7 +29,7 @@ kernels::Launch WithRoom(const KernelBench& bench, const Op& op,
                          at::Tensor* room) {
   kernels::Launch launch = bench.launch();
   launch.workspace_bytes = bench.backend().WorkspaceBytes(op, launch.threads);
-  *room = at::empty({launch.workspace_bytes}, at::kByte);
+  *room = InHugePages(at::empty({launch.workspace_bytes}, at::kByte));
   launch.workspace = room->data_ptr();
   return launch;
 }
@@ -98,8 +99,8 @@ absl::Status BenchAttention(const std::string& name, at::ScalarType type,
                             KernelBench* bench) {
   const AttentionInputs t(type);
   const AttentionOutputs mine = {
-      at::empty_like(t.q), at::empty({kHeads, t.q.size(0)}),
-      at::empty_like(t.q), at::empty_like(t.k), at::empty_like(t.v)};
+      InHugePages(t.q), at::empty({kHeads, t.q.size(0)}), InHugePages(t.q),
+      InHugePages(t.k), InHugePages(t.v)};
   std::vector<int32_t> offsets;
   for (int64_t d = 0; d <= kDocuments; ++d) {
     offsets.push_back(static_cast<int32_t>(d * kLength));
@@ -142,9 +143,10 @@ constexpr int64_t kTokens = 2048, kVocab = 49152, kHidden = 576;
 absl::Status BenchHeadLoss(const std::string& name, at::ScalarType type,
                            KernelBench* bench) {
   const at::Tensor x = at::randn({kTokens, kHidden}).to(type);
-  const at::Tensor weight = (at::randn({kVocab, kHidden}) * 0.05).to(type);
+  const at::Tensor weight =
+      InHugePages((at::randn({kVocab, kHidden}) * 0.05).to(type));
   const at::Tensor targets = at::randint(kVocab, {kTokens}, at::kInt);
-  const at::Tensor dx = at::empty_like(x),
+  const at::Tensor dx = InHugePages(x),
                    loss = at::empty({kTokens}, at::kDouble);
   const kernels::HeadLoss op = {.x = Wrap(x),
                                 .weight = Wrap(weight),

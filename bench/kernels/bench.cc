@@ -68,6 +68,7 @@ absl::Status KernelBench::Time(const KernelRow& row, const Turn& ours,
       row.bytes > 0 ? 0 : (row.dtype == kernels::Dtype::kFloat32 ? 1 : 2);
   std::vector<Limit>& limits = LimitsOf(kind);
   const double work = row.bytes + row.flops;
+  double limit = 0;
   Row timed{.name = kPrefix + row.name,
             .value = 0,
             .unit = limits.front().unit,
@@ -84,10 +85,12 @@ absl::Status KernelBench::Time(const KernelRow& row, const Turn& ours,
       timed.peer_value = std::max(timed.peer_value.value_or(0), work / peers);
       Settle();
     }
-    for (Limit& limit : limits) limit.Measure();
+    limit = std::max(limit, limits.front().Measure());
+    for (size_t k = 1; k < limits.size(); ++k) limits[k].Measure();
   }
+  timed.limit_share = timed.value / limit;
   if (timed.peer_value) timed.ratio = timed.value / *timed.peer_value;
-  timings_.push_back({std::move(timed), kind});
+  rows_.push_back(std::move(timed));
   return absl::OkStatus();
 }
 
@@ -103,10 +106,7 @@ std::vector<Row> KernelBench::Rows() const {
                       .limit_share = {}});
     }
   }
-  for (const auto& [row, kind] : timings_) {
-    rows.push_back(row);
-    rows.back().limit_share = row.value / limits_[kind].front().best;
-  }
+  rows.insert(rows.end(), rows_.begin(), rows_.end());
   return rows;
 }
 

@@ -43,18 +43,13 @@ class KernelBench {
 
   bool Wants(const std::string& name) const;
   // Times ours, the peer (null: there is none) and the machine's limits by
-  // turns, so that all meet the same machine, and keeps the fastest of each.
+  // turns, so that all meet the same machine, and keeps the fastest of each;
+  // the row's share is of the limit as it was then.
   absl::Status Time(const KernelRow& row, const Turn& ours, const Turn& peer);
-  // The limits as they have been measured, then the rows.
+  // The limits at their best, then the rows.
   std::vector<Row> Rows() const;
 
  private:
-  struct Timing {
-    Row row;
-    // Index of limits_.
-    size_t kind;
-  };
-
   std::vector<Limit>& LimitsOf(size_t kind);
 
   const Options& options_;
@@ -63,7 +58,7 @@ class KernelBench {
   // Of memory, and of products of either type; made when first needed. The
   // first of a kind is the one that rows are a share of.
   std::vector<Limit> limits_[3];
-  std::vector<Timing> timings_;
+  std::vector<Row> rows_;
 };
 
 // Internal, naming what it is, unless ours is within `share` of the largest of

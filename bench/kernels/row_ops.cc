@@ -6,6 +6,7 @@
 
 #include "ATen/ATen.h"
 #include "absl/strings/str_cat.h"
+#include "bench/huge_pages.h"
 #include "bench/kernels/bench.h"
 #include "common/base/status_macros.h"
 
@@ -23,7 +24,7 @@ View Wrap(const at::Tensor& t) {
           t.stride(0)};
 }
 
-at::Tensor Random() { return at::randn({kRows, kColumns}); }
+at::Tensor Random() { return InHugePages(at::randn({kRows, kColumns})); }
 
 // Where the first run of each leaves what it writes.
 struct Output {
@@ -55,7 +56,7 @@ absl::Status Compete(const Contest& contest, KernelBench* bench) {
 absl::Status BenchRmsNorm(KernelBench* bench) {
   const at::Tensor x = Random(), weight = at::randn({kColumns});
   const at::Tensor rstd = at::empty({kRows});
-  const at::Tensor out = at::empty_like(x);
+  const at::Tensor out = InHugePages(x);
   // The peer keeps its own to itself.
   const at::Tensor their_rstd = (x.square().mean(1) + 1e-5).rsqrt();
   at::Tensor theirs;
@@ -80,7 +81,8 @@ absl::Status BenchRmsNorm(KernelBench* bench) {
 
 absl::Status BenchGatedActivation(KernelBench* bench) {
   const at::Tensor gate = Random(), up = Random();
-  at::Tensor out = at::empty_like(gate), theirs = at::empty_like(gate);
+  const at::Tensor out = InHugePages(gate);
+  at::Tensor theirs = at::empty_like(gate);
   const auto ours = [&] {
     bench->backend().Run(bench->launch(), kernels::GatedActivation{
                                               kernels::Activation::kSilu,
@@ -99,7 +101,8 @@ absl::Status BenchRotary(KernelBench* bench) {
   constexpr int kDim = 128;
   constexpr int64_t kPositions = 2048;
   const at::Tensor start = Random();
-  at::Tensor x = start.clone(), theirs;
+  const at::Tensor x = InHugePages(start);
+  at::Tensor theirs;
   const at::Tensor angle = at::randn({kPositions, kDim / 2});
   const at::Tensor cos = angle.cos(), sin = angle.sin();
   const at::Tensor position =
@@ -141,11 +144,10 @@ struct Moments {
 
 absl::Status BenchAdamW(KernelBench* bench) {
   const at::Tensor param = Random(), grad = Random();
-  const auto make = [&] {
-    return Moments{param.clone(), grad.clone(), at::zeros_like(param),
-                   at::zeros_like(param)};
-  };
-  Moments a = make(), b = make();
+  const at::Tensor zeros = at::zeros_like(param);
+  const Moments a = {InHugePages(param), InHugePages(grad), InHugePages(zeros),
+                     InHugePages(zeros)};
+  const Moments b = {param.clone(), grad.clone(), zeros, zeros.clone()};
   const at::Tensor step = at::ones({1});
   const auto ours = [&] {
     kernels::AdamW op;

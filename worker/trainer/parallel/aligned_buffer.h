@@ -1,5 +1,8 @@
-// Uninitialized memory aligned for slabs. Movable, owned by one.
+// Uninitialized memory aligned for slabs, in huge pages where the system has
+// them. Movable, owned by one.
 #pragma once
+
+#include <sys/mman.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -15,20 +18,27 @@ namespace qlora::trainer {
 class AlignedBuffer {
  public:
   static constexpr int64_t kAlignment = 64;
+  // With small ones, streams through memory wait for translations of addresses.
+  static constexpr int64_t kHugePage = 2 << 20;
 
   AlignedBuffer() = default;
   // ResourceExhausted naming `what`.
   static absl::StatusOr<AlignedBuffer> Create(int64_t bytes,
                                               std::string_view what) {
-    AlignedBuffer buffer;
-    const int64_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    buffer.data_.reset(static_cast<uint8_t*>(
-        std::aligned_alloc(kAlignment, static_cast<size_t>(rounded))));
-    if (buffer.data_ == nullptr && bytes > 0) {
+    void* data = nullptr;
+    if (posix_memalign(&data, bytes < kHugePage ? kAlignment : kHugePage,
+                       static_cast<size_t>(bytes)) != 0) {
       return absl::ResourceExhaustedError(absl::StrCat(
           "no memory for ", std::string(what), " (", bytes, " bytes)"));
     }
+    AlignedBuffer buffer;
+    buffer.data_.reset(static_cast<uint8_t*>(data));
     buffer.size_ = bytes;
+#ifdef MADV_HUGEPAGE
+    // Whole ones only, so that none lies half outside. Refused, the memory is
+    // as good, only slower.
+    madvise(data, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
     return buffer;
   }
 
