@@ -7,12 +7,12 @@ import pathlib
 import re
 import socket
 import subprocess
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 
 import cluster
+import nodes
 
 PROMETHEUS = cluster.DEPS / "prometheus/usr/bin"
 CONFIGURATION = cluster.ROOT / "deploy/prometheus/prometheus.yml"
@@ -35,15 +35,10 @@ def get(url):
         return response.read().decode()
 
 
-def eventually(question, seconds, what):
-    """Asks until the answer is true; returns it."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            if answer := question():
-                return answer
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds} s: {what}")
+def is_ready(address):
+    with contextlib.suppress(urllib.error.URLError, ConnectionError):
+        return bool(get(f"http://{address}/-/ready"))
+    return False
 
 
 def free_port():
@@ -99,8 +94,7 @@ def prometheus(local, directory):
              f"--storage.tsdb.path={directory}/tsdb",
              f"--web.listen-address={address}"], stdout=log, stderr=log)
     try:
-        eventually(lambda: get(f"http://{address}/-/ready"), 30,
-                   "Prometheus is ready")
+        nodes.eventually(lambda: is_ready(address), 30, "Prometheus is ready")
         yield f"http://{address}"
     except BaseException:
         print(log_path.read_text(encoding="utf-8")[-4000:])
@@ -130,10 +124,10 @@ def main():
         local.write("rows.jsonl", DATA)
         local.run("scraped", JOB.format(model=models / "stories260K"))
         job = json.loads(local.ctl("get", "scraped", "-o", "json").stdout)
-        up = eventually(lambda: len(query(server, "up == 1")) == 2, 30,
-                        "both daemons are up")
+        up = nodes.eventually(lambda: len(query(server, "up == 1")) == 2, 30,
+                              "both daemons are up")
         assert up
-        [series] = eventually(
+        [series] = nodes.eventually(
             lambda: query(server,
                           f'qlora_train_loss{{job_id="{job["jobId"]}"}}'),
             30, "qlora_train_loss is scraped")

@@ -11,6 +11,7 @@
 #include "common/base/files.h"
 #include "common/formats/safetensors.h"
 #include "common/spec/memory_plan.h"
+#include "tests/shared_data.h"
 
 namespace qlora {
 namespace {
@@ -21,11 +22,6 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using Json = nlohmann::json;
-
-std::string SharedData() {
-  const char* set = std::getenv("QLORA_SHARED_DATA");
-  return set != nullptr ? set : QLORA_SOURCE_DIR "/../shared/data";
-}
 
 Json Llama() {
   return Json{{"architectures", {"LlamaForCausalLM"}},
@@ -49,8 +45,8 @@ absl::Status Error(const Json& config) {
 }
 
 TEST(ModelDescriptionTest, Parse_RealConfigs_GivesTheirShapes) {
+  SKIP_WITHOUT_SHARED_DATA();
   const std::string data = SharedData();
-  if (!fs::exists(data)) GTEST_SKIP() << "no shared data at " << data;
   const auto stories = ReadModelDescription(data + "/models/stories260K");
   ASSERT_TRUE(stories.ok()) << stories.status();
   EXPECT_EQ(stories->architecture, "llama");

@@ -13,6 +13,7 @@
 #include <nlohmann/json.hpp>
 
 #include "common/base/files.h"
+#include "tests/shared_data.h"
 
 namespace qlora {
 namespace {
@@ -20,11 +21,6 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-std::string SharedData() {
-  const char* set = std::getenv("QLORA_SHARED_DATA");
-  return set != nullptr ? set : QLORA_SOURCE_DIR "/../shared/data";
-}
 
 std::span<const uint8_t> Bytes(std::span<const float> values) {
   return {reinterpret_cast<const uint8_t*>(values.data()), values.size_bytes()};
@@ -380,8 +376,8 @@ TEST_F(SafetensorsTest, OpenModel_NoModel_SaysWhatIsMissing) {
 }
 
 TEST_F(SafetensorsTest, OpenModel_RealModel_HasItsTensors) {
+  SKIP_WITHOUT_SHARED_DATA();
   const std::string model = SharedData() + "/models/stories260K";
-  if (!fs::exists(model)) GTEST_SKIP() << "no shared data at " << model;
   const auto reader = SafetensorsReader::OpenModel(model);
   ASSERT_TRUE(reader.ok()) << reader.status();
   const TensorInfo* embedding = (*reader)->Find("model.embed_tokens.weight");

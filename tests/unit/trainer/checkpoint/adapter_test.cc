@@ -3,12 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "common/base/files.h"
+#include "tests/shared_data.h"
 #include "worker/trainer/checkpoint/job_output.h"
 
 namespace qlora::trainer {
@@ -18,11 +18,6 @@ namespace fs = std::filesystem;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using Json = nlohmann::json;
-
-std::string SharedData() {
-  const char* set = std::getenv("QLORA_SHARED_DATA");
-  return set != nullptr ? set : QLORA_SOURCE_DIR "/../shared/data";
-}
 
 ModelDescription TinyModel() {
   return *ParseModelConfig(R"({"architectures": ["LlamaForCausalLM"],
@@ -114,9 +109,9 @@ TEST_F(AdapterTest, Write_SomeLayersOnly_NamesTheModules) {
 }
 
 TEST_F(AdapterTest, Read_RealAdapter_FitsItsModel) {
+  SKIP_WITHOUT_SHARED_DATA();
   const std::string data = SharedData();
   const std::string directory = data + "/adapters/stories260K-shakespeare-lora";
-  if (!fs::exists(directory)) GTEST_SKIP() << "no shared data at " << data;
   const auto model = ReadModelDescription(data + "/models/stories260K");
   const auto adapter = OpenAdapter(directory);
   ASSERT_TRUE(adapter.ok()) << adapter.status();
@@ -333,8 +328,8 @@ TEST_F(JobOutputTest, Write_Adapter_IsCompleteAndVerifies) {
 }
 
 TEST_F(JobOutputTest, Write_FullModel_OpensAsAModel) {
+  SKIP_WITHOUT_SHARED_DATA();
   const std::string base = SharedData() + "/models/stories260K";
-  if (!fs::exists(base)) GTEST_SKIP() << "no shared data at " << base;
   const auto reader = *SafetensorsReader::OpenModel(base);
   const auto model = *ReadModelDescription(base);
   TrainableLayout layout;
