@@ -34,6 +34,8 @@ elseif(QLORA_SANITIZER STREQUAL "thread")
   target_compile_options(qlora_compiler INTERFACE
     -fsanitize=thread -U__SANITIZE_THREAD__ -D_GLIBCXX_TSAN=1 -D_GLIBCXX_ASSERTIONS)
   target_link_options(qlora_compiler INTERFACE -fsanitize=thread)
+elseif(QLORA_SANITIZER)
+  message(FATAL_ERROR "QLORA_SANITIZER is '${QLORA_SANITIZER}': address, thread or empty")
 endif()
 
 # A module: library `qlora_<name>` with alias qlora::<name>.

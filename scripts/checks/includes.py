@@ -114,4 +114,4 @@ def check_file(path):
 
 
 if __name__ == "__main__":
-    finish([p for f in tracked(".cc", ".h", ".cu", ".cuh") for p in check_file(f)])
+    finish([p for f in tracked(".cc", ".h", ".inc", ".cu", ".cuh") for p in check_file(f)])

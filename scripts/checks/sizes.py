@@ -11,6 +11,7 @@ from sources import ROOT, finish, tracked
 FILE_LINES = 800
 FUNCTION_LINES = 60
 KERNEL_FUNCTION_LINES = 120
+CODE = (".cc", ".h", ".inc", ".cu", ".cuh")
 RECORD = re.compile(r"\s*(template <|class|struct|enum|union|namespace|extern)\b")
 
 
@@ -45,7 +46,7 @@ def check_file(path):
         problems.append(
             f"{path}: {len(lines)} lines, at most {FILE_LINES}: split it")
     limit = KERNEL_FUNCTION_LINES if path.endswith(".cu") else FUNCTION_LINES
-    if not path.startswith("tests/") and path.endswith((".cc", ".h", ".cu", ".cuh")):
+    if not path.startswith("tests/") and path.endswith(CODE):
         for start, count in functions(lines):
             if count > limit:
                 problems.append(f"{path}:{start}: a function of {count} lines, "
@@ -54,5 +55,5 @@ def check_file(path):
 
 
 if __name__ == "__main__":
-    finish([p for f in tracked(".cc", ".h", ".cu", ".cuh", ".rs", ".py")
+    finish([p for f in tracked(*CODE, ".rs", ".py")
             for p in check_file(f)])
