@@ -1,4 +1,5 @@
 // Flags of the verbs for what jobs leave behind: adapters and text.
+#include "absl/strings/str_cat.h"
 #include "client/cli.h"
 #include "client/verbs.h"
 
@@ -8,10 +9,11 @@ namespace {
 constexpr char kJobHelp[] = "Id, unique prefix of it, name or @last";
 
 void AddPull(Cli& cli, CLI::App& parent, const std::string& help,
+             const std::string& what,
              absl::Status (*verb_function)(Session&, const PullOptions&)) {
   auto options = std::make_shared<PullOptions>();
   CLI::App* verb = parent.add_subcommand("pull", help);
-  verb->add_option("JOB", options->job, kJobHelp)->required();
+  verb->add_option("JOB", options->job, what)->required();
   verb->add_option("--to", options->to, "New directory for the files")
       ->required();
   verb->add_flag("--force", options->force, "Replace the directory");
@@ -26,7 +28,7 @@ void AddAdapter(Cli& cli) {
   cli.DoSimple(adapter->add_subcommand("list", "Adapters of finished jobs"),
                [](Session& s) { return AdapterList(s); });
   AddPull(cli, *adapter, "Download a job's adapter and check its digests",
-          AdapterPull);
+          kJobHelp, AdapterPull);
   auto job = std::make_shared<std::string>();
   CLI::App* verify = adapter->add_subcommand(
       "verify", "Load the adapter again, repeat its evaluation and compare");
@@ -79,8 +81,9 @@ void AddModel(Cli& cli) {
   cli.DoSimple(import, [import_options](Session& s) {
     return ModelImport(s, *import_options);
   });
-  AddPull(cli, *model, "Download the model that a job of method full made",
-          ModelPull);
+  AddPull(cli, *model,
+          "Download what a job of method full made, or an uploaded model",
+          absl::StrCat(kJobHelp, ", or an uploaded model's name"), ModelPull);
 }
 
 }  // namespace

@@ -30,7 +30,7 @@
 
 namespace qlora::server {
 
-// Every wait of the core. Defaults are those of docs/failure_model.md.
+// Every wait of the core (docs/failure_model.md, "Waits").
 struct Timings {
   // How often a worker shall renew its lease.
   absl::Duration heartbeat = absl::Seconds(5);
