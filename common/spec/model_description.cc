@@ -82,6 +82,9 @@ int64_t ReadKvHeads(const Json& json, JsonFields& config, const Family& family,
   return kv_heads;
 }
 
+// The largest head that attention is computed of (kernels/attention.h).
+constexpr int64_t kMaxHeadDim = 256;
+
 int64_t ReadHeadDim(JsonFields& config, int64_t hidden, int64_t heads) {
   if (!config.Has("head_dim") && hidden % heads != 0) {
     config.Fail("hidden_size",
@@ -99,6 +102,12 @@ int64_t ReadHeadDim(JsonFields& config, int64_t hidden, int64_t heads) {
     config.Fail("head_dim",
                 absl::StrCat("times num_attention_heads is ", heads * head_dim,
                              ", more than 1048576"));
+  }
+  if (head_dim > kMaxHeadDim) {
+    config.Refuse("head_dim", absl::StrCat("is ", head_dim,
+                                           "; supported is attention with "
+                                           "heads of up to ",
+                                           kMaxHeadDim));
   }
   return head_dim;
 }

@@ -147,6 +147,8 @@ TEST(ModelDescriptionTest, Parse_Unsupported_SaysWhyAndWhatIs) {
        "LlamaForSequenceClassification"},
       {{{"model_type", "qwen2"}}, "architectures"},
       {{{"hidden_act", "relu2"}}, "hidden_act"},
+      {{{"head_dim", 258}}, "head_dim is 258; supported"},
+      {{{"hidden_size", 4096}}, "head_dim is 512; supported"},
       {{{"rope_scaling", {{"type", "yarn"}, {"factor", 4.0}}}},
        "rope_scaling.type is \"yarn\"; supported are default, linear"},
       {{{"partial_rotary_factor", 0.5}}, "partial_rotary_factor"},
@@ -172,6 +174,13 @@ TEST(ModelDescriptionTest, Parse_Unsupported_SaysWhyAndWhatIs) {
     EXPECT_THAT(std::string(status.message()),
                 AllOf(HasSubstr("config.json"), HasSubstr(message)));
   }
+}
+
+TEST(ModelDescriptionTest, Parse_LargestHead_IsTaken) {
+  const auto model =
+      ParseModelConfig(With(Llama(), {{"head_dim", 256}}).dump());
+  ASSERT_TRUE(model.ok()) << model.status();
+  EXPECT_EQ(model->head_dim, 256);
 }
 
 TEST(ModelDescriptionTest, Parse_Hostile_NamesTheField) {
