@@ -176,6 +176,21 @@ TEST(ModelDescriptionTest, Parse_Unsupported_SaysWhyAndWhatIs) {
   }
 }
 
+TEST(ModelDescriptionTest, Parse_EveryActivation_IsTaken) {
+  const std::pair<const char*, Activation> cases[] = {
+      {"silu", Activation::kSilu},
+      {"swish", Activation::kSilu},
+      {"gelu", Activation::kGelu},
+      {"gelu_new", Activation::kGeluTanh},
+      {"gelu_pytorch_tanh", Activation::kGeluTanh}};
+  for (const auto& [name, activation] : cases) {
+    const auto model =
+        ParseModelConfig(With(Llama(), {{"hidden_act", name}}).dump());
+    ASSERT_TRUE(model.ok()) << model.status();
+    EXPECT_EQ(model->activation, activation) << name;
+  }
+}
+
 TEST(ModelDescriptionTest, Parse_LargestHead_IsTaken) {
   const auto model =
       ParseModelConfig(With(Llama(), {{"head_dim", 256}}).dump());

@@ -100,12 +100,12 @@ void MlpBackward(const BlockContext& c, const BlockArgs& a, const Views& v,
   const LinearCall down = Call(c, a, kDown);
   AdapterOutputGrad(down, a.state.xa[kDown], dy);
   if (!GoesBelow(reach, Reach::kDown)) {
-    SwiGlu(v.gate, v.up, v.act);
+    GatedActivation(c.activation, v.gate, v.up, v.act);
     WeightGrads(c, a, kDown, v.act, dy);
     return;
   }
   LinearInputGrad(down, dy, v.act, false);
-  SwiGluBackward(v.gate, v.up, v.act);
+  GatedActivationBackward(c.activation, v.gate, v.up, v.act);
   WeightGrads(c, a, kDown, v.act, dy);
 
   RmsNorm(v.x_mid, a.post_attention_norm, c.norm_eps, v.normed,
@@ -163,7 +163,7 @@ void GateUp(const BlockContext& c, const BlockArgs& a, const Views& v) {
 
 // Fills the activation, and the adapter's product of it.
 void Activation(const BlockContext& c, const BlockArgs& a, const Views& v) {
-  SwiGlu(v.gate, v.up, v.act);
+  GatedActivation(c.activation, v.gate, v.up, v.act);
   AdapterInputProduct(Call(c, a, kDown), v.act, a.state.xa[kDown]);
 }
 

@@ -48,6 +48,8 @@ struct BlockContext {
   int64_t hidden = 0;
   int64_t intermediate = 0;
   float norm_eps = 0;
+  // Of the MLP's gate.
+  kernels::Activation activation = kernels::Activation::kSilu;
   Dtype dtype = Dtype::kFloat32;
   RotaryTable rotary;
   BlockScratch scratch;

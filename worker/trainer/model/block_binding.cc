@@ -54,6 +54,18 @@ void BindFull(const BindOptions& o, const BlockPlaces& places,
   }
 }
 
+kernels::Activation KernelActivation(Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return kernels::Activation::kSilu;
+    case Activation::kGelu:
+      return kernels::Activation::kGelu;
+    case Activation::kGeluTanh:
+      break;
+  }
+  return kernels::Activation::kGeluTanh;
+}
+
 }  // namespace
 
 BlockArgs BindBlock(const BindOptions& o, int layer,
@@ -91,6 +103,7 @@ BlockContext MakeBlockContext(const ModelDescription& model, Dtype dtype,
   context.hidden = model.hidden_size;
   context.intermediate = model.intermediate_size;
   context.norm_eps = static_cast<float>(model.rms_norm_eps);
+  context.activation = KernelActivation(model.activation);
   context.dtype = dtype;
   context.rotary = workspace.rotary;
   context.scratch = workspace.block;

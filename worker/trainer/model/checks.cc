@@ -13,11 +13,6 @@ Dtype ComputeType(ComputeDtype dtype) {
 
 absl::Status CheckModelOptions(const ModelDescription& model,
                                const ModelOptions& options) {
-  if (model.activation != Activation::kSilu) {
-    return absl::UnimplementedError(
-        "the trainer computes gated SiLU activations only; the model's "
-        "config.json names another hidden_act");
-  }
   if (model.head_dim % 2 != 0 ||
       static_cast<int>(model.rope_inv_freq.size()) != model.head_dim / 2) {
     return absl::InvalidArgumentError(absl::StrCat(

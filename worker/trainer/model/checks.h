@@ -11,8 +11,7 @@ namespace qlora::trainer {
 // kAuto has been resolved by the memory plan; here it means float32.
 Dtype ComputeType(ComputeDtype dtype);
 
-// Unimplemented for an activation that no op computes; InvalidArgument for
-// options that contradict the model.
+// InvalidArgument for options that contradict the model.
 absl::Status CheckModelOptions(const ModelDescription& model,
                                const ModelOptions& options);
 

@@ -63,18 +63,16 @@ void Rotate(const RotaryTable& table, std::span<const int32_t> positions,
                       .inverse = inverse});
 }
 
-void SwiGlu(const View& gate, const View& up, const View& out) {
-  Run(kernels::GatedActivation{.activation = kernels::Activation::kSilu,
-                               .gate = gate,
-                               .up = up,
-                               .out = out});
+void GatedActivation(kernels::Activation activation, const View& gate,
+                     const View& up, const View& out) {
+  Run(kernels::GatedActivation{
+      .activation = activation, .gate = gate, .up = up, .out = out});
 }
 
-void SwiGluBackward(const View& gate, const View& up, const View& d) {
-  Run(kernels::GatedActivationBackward{.activation = kernels::Activation::kSilu,
-                                       .gate = gate,
-                                       .up = up,
-                                       .d = d});
+void GatedActivationBackward(kernels::Activation activation, const View& gate,
+                             const View& up, const View& d) {
+  Run(kernels::GatedActivationBackward{
+      .activation = activation, .gate = gate, .up = up, .d = d});
 }
 
 void AddTo(const View& y, const View& x) { Run(kernels::Add{y, x}); }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <span>
 
+#include "kernels/rows.h"
 #include "worker/trainer/ops/view.h"
 
 namespace qlora::trainer {
@@ -38,11 +39,13 @@ void FillRotaryTable(std::span<const float> inv_freq, int64_t positions,
 void Rotate(const RotaryTable& table, std::span<const int32_t> positions,
             bool inverse, const View& x);
 
-// out = silu(gate) * up.
-void SwiGlu(const View& gate, const View& up, const View& out);
+// out = activation(gate) * up.
+void GatedActivation(kernels::Activation activation, const View& gate,
+                     const View& up, const View& out);
 // In: d is the gradient of out. After: gate and up hold their gradients, d
 // holds out.
-void SwiGluBackward(const View& gate, const View& up, const View& d);
+void GatedActivationBackward(kernels::Activation activation, const View& gate,
+                             const View& up, const View& d);
 
 // x += y; x Float.
 void AddTo(const View& y, const View& x);

@@ -52,6 +52,11 @@ struct AutogradModel {
     return at::cat({a * cos - b * sin, b * cos + a * sin}, -1);
   }
 
+  at::Tensor Activate(const at::Tensor& x) const {
+    if (model.activation == Activation::kSilu) return at::silu(x);
+    return at::gelu(x, model.activation == Activation::kGelu ? "none" : "tanh");
+  }
+
   at::Tensor Attend(const std::string& prefix, const at::Tensor& x) const {
     const int64_t n = x.size(0), d = model.head_dim;
     const int64_t group = model.num_heads / model.num_kv_heads;
@@ -78,7 +83,7 @@ struct AutogradModel {
       const std::string p = "model.layers." + std::to_string(layer) + ".";
       x = x + Attend(p + "self_attn.", Norm(p + "input_layernorm", x));
       const at::Tensor y = Norm(p + "post_attention_layernorm", x);
-      const at::Tensor act = at::silu(Linear(p + "mlp.gate_proj", y)) *
+      const at::Tensor act = Activate(Linear(p + "mlp.gate_proj", y)) *
                              Linear(p + "mlp.up_proj", y);
       x = x + Linear(p + "mlp.down_proj", act);
     }

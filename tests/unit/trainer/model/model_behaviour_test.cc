@@ -431,10 +431,6 @@ TEST_F(ModelBehaviour, RefusesWhatDoesNotFit) {
   EXPECT_EQ(status(bad).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(status(RandomBatch(description_, {301}, 1)).code(),
             absl::StatusCode::kInvalidArgument);
-  description_.activation = Activation::kGelu;
-  EXPECT_EQ(Model::Create(description_, options_).status().code(),
-            absl::StatusCode::kUnimplemented);
-  description_.activation = Activation::kSilu;
   options_.lora.modules.clear();
   EXPECT_EQ(Model::Create(description_, options_).status().code(),
             absl::StatusCode::kInvalidArgument);

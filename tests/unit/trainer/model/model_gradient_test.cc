@@ -92,6 +92,17 @@ TEST(ModelGradient, UntiedWithBiases) {
   CheckLora(m, {}, {65, 64, 2});
 }
 
+TEST(ModelGradient, EveryActivation) {
+  ModelDescription m = SmallModel(true, false);
+  for (const Activation activation :
+       {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh}) {
+    m.activation = activation;
+    CheckLora(m, {}, {40, 3});
+    // The lowest layer's backward ends at the activation.
+    CheckLora(m, {"down_proj"}, {40});
+  }
+}
+
 TEST(ModelGradient, SomeLinears) {
   const ModelDescription m = SmallModel(true, true);
   CheckLora(m, {"q_proj", "v_proj"}, {40});

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cmath>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "kernels/backend.h"
@@ -109,17 +110,26 @@ TEST_F(OpsTest, RotateTurnsPairsAndBack) {
   ExpectNear(y, x, "back");
 }
 
-TEST_F(OpsTest, SwiGlu) {
+TEST_F(OpsTest, GatedActivation) {
+  using kernels::Activation;
   const at::Tensor gate = at::randn({7, 45}) * 4, up = at::randn({7, 45}),
                    dy = at::randn({7, 45});
   const at::Tensor g64 = Oracle(gate), u64 = Oracle(up);
-  const at::Tensor y = at::silu(g64) * u64;
-  const auto grads = Grads(y, dy, {g64, u64});
-  const at::Tensor g = gate.clone(), u = up.clone(), d = dy.clone();
-  SwiGluBackward(Wrap(g), Wrap(u), Wrap(d));
-  ExpectNear(d, y, "out");
-  ExpectNear(g, grads[0], "gate");
-  ExpectNear(u, grads[1], "up");
+  const std::pair<Activation, at::Tensor> oracles[] = {
+      {Activation::kSilu, at::silu(g64) * u64},
+      {Activation::kGelu, at::gelu(g64, "none") * u64},
+      {Activation::kGeluTanh, at::gelu(g64, "tanh") * u64}};
+  for (const auto& [activation, y] : oracles) {
+    const auto grads = Grads(y, dy, {g64, u64});
+    const at::Tensor g = gate.clone(), u = up.clone(), d = dy.clone();
+    const at::Tensor out = at::empty_like(d);
+    GatedActivation(activation, Wrap(g), Wrap(u), Wrap(out));
+    ExpectNear(out, y, "forward");
+    GatedActivationBackward(activation, Wrap(g), Wrap(u), Wrap(d));
+    ExpectNear(d, y, "out");
+    ExpectNear(g, grads[0], "gate");
+    ExpectNear(u, grads[1], "up");
+  }
 }
 
 // One document of the fused oracle: q [n, heads * dim] and so on.
