@@ -1,6 +1,7 @@
 #include "common/spec/model_files.h"
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -144,6 +145,16 @@ absl::Status CheckModelTensors(const ModelDescription& model,
   RETURN_IF_ERROR(check("model.norm.weight", {model.hidden_size}));
   if (model.tie_word_embeddings) return absl::OkStatus();
   return check("lm_head.weight", table);
+}
+
+absl::Status CheckFinite(std::span<const float> values, const std::string& name,
+                         const std::string& owner) {
+  if (std::ranges::all_of(values, [](float v) { return std::isfinite(v); })) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("tensor ", name, " of ", owner,
+                   " has values that are not finite; get its files again"));
 }
 
 absl::Status CheckTokenizer(std::string_view tokenizer_json,

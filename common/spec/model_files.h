@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -29,6 +30,11 @@ absl::Status CheckModelTensor(const TensorInfo* tensor, const std::string& name,
 // The same for every tensor that the model needs; the first that is wrong.
 absl::Status CheckModelTensors(const ModelDescription& model,
                                const FindTensor& find);
+
+// InvalidArgument naming the tensor and whose it is ("the model") if any of its
+// values is not finite.
+absl::Status CheckFinite(std::span<const float> values, const std::string& name,
+                         const std::string& owner);
 
 // InvalidArgument if the text is no tokenizer.json, or one whose vocabulary has
 // ids that the model has not. Tokens added to the vocabulary may lie beyond it,

@@ -516,13 +516,17 @@ TEST_F(ModesTest, WeightIsNaN_IsRefusedByEveryRank) {
   const std::string model = Path("model");
   std::filesystem::copy(SharedData() + "/models/stories260K", model);
   OverwriteEnd(model + "/model.safetensors", 1, std::nanf(""));
-  v1::TrainerTask task = Job("", "", 2);
-  task.set_model_directory(model);
-  const Run run = RunTask(task);
-  for (const RankOutcome& rank : run.ranks) {
-    EXPECT_EQ(rank.exit_code, 10);
-    EXPECT_THAT(rank.events.back().failure().message(),
-                HasSubstr("has values that are not finite"));
+  for (const char* method :
+       {"method: qlora\nlora: {rank: 4, alpha: 8}", "method: full"}) {
+    v1::TrainerTask task =
+        Job("method: qlora\nlora: {rank: 4, alpha: 8}", method, 2);
+    task.set_model_directory(model);
+    const Run run = RunTask(task);
+    for (const RankOutcome& rank : run.ranks) {
+      EXPECT_EQ(rank.exit_code, 10) << method;
+      EXPECT_THAT(rank.events.back().failure().message(),
+                  HasSubstr("has values that are not finite"));
+    }
   }
 }
 

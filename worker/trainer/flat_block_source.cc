@@ -16,8 +16,9 @@ absl::Status ReadTrainable(const SafetensorsReader& reader,
                            std::span<float> params) {
   for (const TrainableTensor& t : layout.tensors) {
     RETURN_IF_ERROR(CheckModelTensor(reader.Find(t.name), t.name, t.shape));
-    RETURN_IF_ERROR(
-        reader.ReadFloat32(t.name, params.subspan(t.offset, t.size)));
+    const std::span<float> values = params.subspan(t.offset, t.size);
+    RETURN_IF_ERROR(reader.ReadFloat32(t.name, values));
+    RETURN_IF_ERROR(CheckFinite(values, t.name, "the model"));
   }
   return absl::OkStatus();
 }

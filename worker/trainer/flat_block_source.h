@@ -12,7 +12,7 @@
 namespace qlora::trainer {
 
 // Reads the layout's tensors out of a model's files. InvalidArgument names the
-// tensor that is missing or wrong.
+// tensor that is missing, wrong or not finite.
 absl::Status ReadTrainable(const SafetensorsReader& reader,
                            const TrainableLayout& layout,
                            std::span<float> params);

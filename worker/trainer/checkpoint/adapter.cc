@@ -12,6 +12,7 @@
 #include "common/base/status_macros.h"
 #include "common/base/utf8.h"
 #include "common/formats/json_fields.h"
+#include "common/spec/model_files.h"
 
 namespace qlora::trainer {
 namespace {
@@ -327,8 +328,11 @@ absl::Status ReadAdapter(const Adapter& adapter, const TrainableLayout& layout,
   RETURN_IF_ERROR(CheckNothingLeft(
       adapter, known, "is of a module that lora.target_modules does not name"));
   for (const TrainableTensor& tensor : layout.tensors) {
-    RETURN_IF_ERROR(adapter.tensors->ReadFloat32(
-        kPrefix + tensor.name, params.subspan(tensor.offset, tensor.size)));
+    const std::string name = kPrefix + tensor.name;
+    const std::span<float> values = params.subspan(tensor.offset, tensor.size);
+    RETURN_IF_ERROR(adapter.tensors->ReadFloat32(name, values));
+    RETURN_IF_ERROR(
+        CheckFinite(values, name, absl::StrCat("adapter ", adapter.directory)));
   }
   return absl::OkStatus();
 }

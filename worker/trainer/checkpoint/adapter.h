@@ -55,7 +55,8 @@ absl::Status AdoptAdapter(const Adapter& adapter, const ModelDescription& model,
                           JobSpec::Lora& lora);
 
 // Fills params (layout.total) from F32, F16 or BF16 tensors. InvalidArgument
-// naming a tensor that is missing, left over, or has another shape.
+// naming a tensor that is missing, left over, has another shape, or a value
+// that is not finite.
 absl::Status ReadAdapter(const Adapter& adapter, const TrainableLayout& layout,
                          std::span<float> params);
 

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
+#include "common/spec/model_files.h"
 #include "worker/trainer/parallel/aligned_buffer.h"
 #include "worker/trainer/run_op.h"
 
@@ -207,12 +207,7 @@ absl::Status ReadIntoSlab(const SafetensorsReader& reader,
   std::vector<float> values(n);
   RETURN_IF_ERROR(reader.ReadFloat32(prefix + tensor.name, values));
   // Quantization would hide them: they do not count for a block's scale.
-  if (!std::ranges::all_of(values, [](float v) { return std::isfinite(v); })) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("tensor ", prefix, tensor.name,
-                     " of the model has values that are not finite; get the "
-                     "model's files again"));
-  }
+  RETURN_IF_ERROR(CheckFinite(values, prefix + tensor.name, "the model"));
   if (tensor.nf4_values) {
     RETURN_IF_ERROR(RoundToNf4(tensor, options, parallel_for, values));
   }

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
@@ -218,6 +219,17 @@ TEST_F(AdapterTest, Read_WrongTensors_SayWhich) {
   one_layer.num_layers = 1;
   EXPECT_THAT(LoraOptionsOf(adapter, one_layer).status().message(),
               HasSubstr("belongs to no linear layer of this model"));
+}
+
+TEST_F(AdapterTest, Read_ValueThatIsNotFinite_IsRefusedByName) {
+  params_[3] = std::nanf("");
+  Write();
+  std::vector<float> back(layout_.total);
+  const absl::Status status = ReadAdapter(*OpenAdapter(dir_), layout_, back);
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_THAT(status.message(),
+              HasSubstr("q_proj.lora_A.weight of adapter " + dir_ +
+                        " has values that are not finite"));
 }
 
 TEST_F(AdapterTest, AdoptAdapter_WhatTheJobStates_MustBeTheSame) {
