@@ -4,10 +4,40 @@
 
 #include "common/base/status_macros.h"
 #include "common/formats/safetensors.h"
-#include "worker/trainer/flat_block_source.h"
+#include "common/spec/model_files.h"
 #include "worker/trainer/ops/parallel.h"
 
 namespace qlora::trainer {
+namespace {
+
+// Of method full, whose weights are all trainable: a model takes those from its
+// parameters.
+class NoFrozenWeights : public BlockSource {
+ public:
+  absl::StatusOr<BlockWeights> Acquire(int) override { return Error(); }
+  absl::StatusOr<OuterWeights> AcquireOuter() override { return Error(); }
+
+ private:
+  static absl::Status Error() {
+    return absl::InternalError("method full has no frozen weights");
+  }
+};
+
+absl::Status ReadTrainable(const std::string& directory,
+                           const TrainableLayout& layout,
+                           std::span<float> params) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsReader> reader,
+                   SafetensorsReader::OpenModel(directory));
+  for (const TrainableTensor& t : layout.tensors) {
+    RETURN_IF_ERROR(CheckModelTensor(reader->Find(t.name), t.name, t.shape));
+    const std::span<float> values = params.subspan(t.offset, t.size);
+    RETURN_IF_ERROR(reader->ReadFloat32(t.name, values));
+    RETURN_IF_ERROR(CheckFinite(values, t.name, "the model"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 SlabOptions SlabOptionsFor(const JobSpec& spec, ComputeDtype compute_dtype) {
   SlabOptions options;
@@ -43,12 +73,9 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(
       InitializeTrainable(description, layout, spec.train.seed,
                           loaded->params_);
     } else {
-      ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsReader> reader,
-                       SafetensorsReader::OpenModel(directory));
-      RETURN_IF_ERROR(ReadTrainable(*reader, layout, loaded->params_));
+      RETURN_IF_ERROR(ReadTrainable(directory, layout, loaded->params_));
     }
-    loaded->weights_ =
-        std::make_unique<FlatBlockSource>(description, layout, loaded->params_);
+    loaded->weights_ = std::make_unique<NoFrozenWeights>();
     return loaded;
   }
   InitializeTrainable(description, layout, spec.train.seed, loaded->params_);

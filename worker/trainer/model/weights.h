@@ -50,7 +50,7 @@ class BlockSource {
  public:
   virtual ~BlockSource() = default;
   // A hint: the block will be acquired soon. Sources that gather override it
-  // and Release; to those that hold everything both are nothing.
+  // and Release; to others both are nothing.
   virtual void Prefetch(int /*layer*/) {}
   // Valid until Release(layer). Unavailable if a peer is gone.
   virtual absl::StatusOr<BlockWeights> Acquire(int layer) = 0;

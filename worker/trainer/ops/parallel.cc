@@ -2,8 +2,6 @@
 
 #include <ATen/Parallel.h>
 
-#include <atomic>
-
 namespace qlora::trainer {
 
 int NumThreads() { return at::get_num_threads(); }
@@ -11,17 +9,6 @@ int NumThreads() { return at::get_num_threads(); }
 void Parallel(int64_t n, int64_t grain,
               absl::FunctionRef<void(int64_t, int64_t)> body) {
   at::parallel_for(0, n, grain, body);
-}
-
-void ParallelTasks(int64_t tasks, absl::FunctionRef<void(int64_t, int)> body) {
-  std::atomic<int64_t> next{0};
-  Parallel(NumThreads(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      for (int64_t task = next++; task < tasks; task = next++) {
-        body(task, static_cast<int>(slot));
-      }
-    }
-  });
 }
 
 const kernels::ParallelFor& KernelParallelFor() {

@@ -15,11 +15,6 @@ int NumThreads();
 void Parallel(int64_t n, int64_t grain,
               absl::FunctionRef<void(int64_t begin, int64_t end)> body);
 
-// body(task, slot) for each task in [0, tasks), each once, handed out as
-// threads become free; slot < NumThreads() names the thread's own scratch.
-void ParallelTasks(int64_t tasks,
-                   absl::FunctionRef<void(int64_t task, int slot)> body);
-
 // The same pool for the kernel library; no workspace.
 const kernels::ParallelFor& KernelParallelFor();
 kernels::Launch KernelLaunch();

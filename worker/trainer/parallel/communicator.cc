@@ -37,7 +37,6 @@ class SingleCommunicator : public Communicator {
                        int) override {
     return Copy(in, out);
   }
-  absl::Status Barrier() override { return absl::OkStatus(); }
   void SetTimeout(absl::Duration) override {}
 
  private:

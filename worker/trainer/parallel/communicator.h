@@ -46,7 +46,6 @@ class Communicator {
   // receives its own.
   virtual absl::Status Scatter(std::span<const uint8_t> in,
                                std::span<uint8_t> out, int root) = 0;
-  virtual absl::Status Barrier() = 0;
   // For the calls that follow.
   virtual void SetTimeout(absl::Duration timeout) = 0;
 };

@@ -101,11 +101,6 @@ class GlooCommunicator : public Communicator {
     });
   }
 
-  absl::Status Barrier() override {
-    return TorchGuard("waiting for the other ranks",
-                      [&] { group_->barrier()->wait(); });
-  }
-
   void SetTimeout(absl::Duration timeout) override {
     group_->setTimeout(
         std::chrono::milliseconds(absl::ToInt64Milliseconds(timeout)));

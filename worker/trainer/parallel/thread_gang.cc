@@ -115,11 +115,6 @@ class ThreadCommunicator : public Communicator {
     });
   }
 
-  absl::Status Barrier() override {
-    return meeting_->Exchange(rank_, {},
-                              [](const auto&) { return absl::OkStatus(); });
-  }
-
   void SetTimeout(absl::Duration) override {}
 
  private:
