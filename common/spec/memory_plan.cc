@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/plural.h"
@@ -309,7 +310,8 @@ std::vector<int> RowChoices(const JobSpec& spec, int world_size) {
 }
 
 std::string AgainstBudget(const MemoryPlan& plan, int64_t budget) {
-  std::string text = absl::StrCat(", and may use ", budget >> 20, " MiB:");
+  std::string text =
+      budget > 0 ? absl::StrCat(", and may use ", budget >> 20, " MiB:") : ":";
   for (const MemoryItem& item : plan.items) {
     absl::StrAppend(&text, " ", item.what, " ", item.bytes >> 20, " MiB,");
   }
@@ -317,15 +319,23 @@ std::string AgainstBudget(const MemoryPlan& plan, int64_t budget) {
   return text;
 }
 
-absl::Status DoesNotFit(const MemoryPlan& plan, int64_t budget) {
+// Marks an error that no halving would change.
+constexpr char kLeastMemory[] = "qlora.spec/least_memory";
+
+absl::Status DoesNotFit(const MemoryPlan& plan, int64_t budget,
+                        const char* what = "a rank needs ") {
   const bool kept = plan.layers.back() == LayerMemory::kKeep;
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "a rank needs ", plan.total() >> 20, " MiB with ",
+  absl::Status status = absl::ResourceExhaustedError(absl::StrCat(
+      what, plan.total() >> 20, " MiB with ",
       kept ? "train.activation_memory: keep" : "every layer recomputed",
       " and ", Plural(plan.micro_batch_size, "row"), " per forward",
       AgainstBudget(plan, budget),
       kept ? " set train.activation_memory to auto," : "",
       " use a shorter data.max_seq_len, more devices or a smaller base"));
+  if (plan.micro_batch_size == 1) {
+    status.SetPayload(kLeastMemory, absl::Cord("1"));
+  }
+  return status;
 }
 
 absl::StatusOr<MemoryPlan> PlanEvaluation(const Job& job, int64_t budget) {
@@ -371,6 +381,35 @@ absl::StatusOr<MemoryPlan> ChoosePlan(const Job& job,
   return DoesNotFit(MakePlan(job, choices.back(), most_steps), budget);
 }
 
+// What recomputing saves of.
+int64_t LayersTotal(const Job& job, const MemoryPlan& plan) {
+  const int64_t tokens =
+      int64_t{plan.micro_batch_size} * job.spec.data.max_seq_len;
+  const LayerBytes sum = SumLayers(job, tokens, plan.layers);
+  return sum.kept + sum.shared;
+}
+
+// A plan that holds less than one that ran out of memory, or the same with
+// nothing_left.
+MemoryPlan Halve(const Job& job, MemoryPlan plan) {
+  int steps = StepsOf(plan.layers);
+  if (plan.micro_batch_size > 1) {
+    return MakePlan(job, plan.micro_batch_size / 2, steps);
+  }
+  const int most_steps =
+      job.spec.train.activation_memory == ActivationMemory::kAuto
+          ? 2 * job.model.num_layers
+          : steps;
+  while (steps < most_steps) {
+    steps += (most_steps - steps + 1) / 2;
+    MemoryPlan less = MakePlan(job, 1, steps);
+    // Layers below the first with an adapter hold nothing in either way.
+    if (LayersTotal(job, less) < LayersTotal(job, plan)) return less;
+  }
+  plan.nothing_left = true;
+  return plan;
+}
+
 }  // namespace
 
 ComputeDtype ChooseComputeDtype(ComputeDtype wanted, bool fast_bfloat16) {
@@ -389,15 +428,27 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input) {
   if (job.evaluation) return PlanEvaluation(job, input.budget);
   std::vector<int> choices = RowChoices(*input.spec, job.world_size);
   absl::StatusOr<MemoryPlan> plan = ChoosePlan(job, choices, input.budget);
-  if (input.micro_batch_halvings == 0) return plan;
-  const auto halved = [&](int rows) {
-    return std::max(1, rows >> std::min(input.micro_batch_halvings, 30));
-  };
-  if (plan.ok()) {
-    return MakePlan(job, halved(plan->micro_batch_size), StepsOf(plan->layers));
+  int halvings = input.micro_batch_halvings;
+  for (; !plan.ok() && !IsLeastMemory(plan.status()) && halvings > 0;
+       --halvings) {
+    for (int& rows : choices) rows = std::max(1, rows / 2);
+    plan = ChoosePlan(job, choices, input.budget);
   }
-  for (int& rows : choices) rows = halved(rows);
-  return ChoosePlan(job, choices, input.budget);
+  for (; plan.ok() && !plan->nothing_left && halvings > 0; --halvings) {
+    plan = Halve(job, *std::move(plan));
+  }
+  return plan;
+}
+
+absl::Status NothingLeftError(const MemoryPlanInput& input,
+                              const MemoryPlan& plan) {
+  return DoesNotFit(plan, input.budget,
+                    "out of memory, and nothing is left to save: a rank "
+                    "planned ");
+}
+
+bool IsLeastMemory(const absl::Status& status) {
+  return status.GetPayload(kLeastMemory).has_value();
 }
 
 }  // namespace qlora

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/spec/job_spec.h"
 #include "common/spec/model_description.h"
@@ -37,6 +38,9 @@ struct MemoryPlan {
   std::vector<LayerMemory> layers;
   // Rows of max_seq_len tokens per forward.
   int micro_batch_size = 1;
+  // The last of micro_batch_halvings found nothing left to save: this is the
+  // plan before it.
+  bool nothing_left = false;
   ComputeDtype compute_dtype = ComputeDtype::kFloat32;
   int64_t total() const {
     int64_t sum = 0;
@@ -61,8 +65,9 @@ struct MemoryPlanInput {
   // Forwards of one row at a time: no gradients, no optimizer, nothing is held
   // for a backward.
   bool evaluation = false;
-  // How often the rows per forward are halved, down to one, because the plan
-  // without it ran out of memory. No layer keeps what it recomputed there.
+  // How often a plan ran out of memory and the next one must hold less: half
+  // the rows per forward or, with one row and activation_memory: auto, half of
+  // what can still be recomputed. No layer keeps what it recomputed before.
   int micro_batch_halvings = 0;
 };
 
@@ -76,5 +81,12 @@ int64_t LossChunkTokens(const ModelDescription& model, int64_t max_tokens);
 // or the one row of an evaluation does not; the message says what needs how
 // much.
 absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input);
+
+// ResourceExhausted, for a plan of `input` with nothing_left.
+absl::Status NothingLeftError(const MemoryPlanInput& input,
+                              const MemoryPlan& plan);
+
+// Whether an error of these two stays with any more halvings.
+bool IsLeastMemory(const absl::Status& status);
 
 }  // namespace qlora

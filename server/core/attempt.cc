@@ -150,10 +150,15 @@ bool FailAtRestartLimit(Draft& draft, Job& job, const AttemptRecord& attempt) {
   return true;
 }
 
-// OOM: again with half the rows per forward. Each try differs from the one
-// before, so that none counts as one without progress.
+// OOM: again with half of what a forward holds. Each try holds less than the
+// one before, so that none counts as one without progress; where the ranks say
+// that there is nothing less, none is made.
 void HalveOrHold(Draft& draft, Job& job, const AttemptRecord& attempt) {
   qlora::v1::Job& view = job.mutable_job();
+  if (std::any_of(attempt.parts().begin(), attempt.parts().end(),
+                  [](const auto& p) { return p.least_memory(); })) {
+    return Hold(draft, job, attempt.failure_class(), attempt.message());
+  }
   const int halvings = view.micro_batch_halvings() + 1;
   if (halvings > kMaxHalvings) {
     return Hold(draft, job, attempt.failure_class(),
@@ -164,8 +169,9 @@ void HalveOrHold(Draft& draft, Job& job, const AttemptRecord& attempt) {
   view.set_micro_batch_halvings(halvings);
   draft.Tell(view.job_id(), "MicroBatchHalved",
              absl::StrCat(halvings, " of at most ", kMaxHalvings,
-                          " times: half the rows per forward, twice as many "
-                          "accumulated; the results stay the same"),
+                          " times: half the rows per forward and twice as "
+                          "many accumulated or, with one row, more of its "
+                          "layers recomputed; the results stay the same"),
              attempt.attempt());
   Retry(draft, job, attempt);
 }

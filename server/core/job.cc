@@ -124,6 +124,7 @@ void OnEnded(Draft& draft, AttemptRecord& attempt, AttemptPart& part,
   part.set_failure_class(ended.failure_class());
   part.set_message(ended.message());
   part.set_checkpoint_unusable(ended.checkpoint_unusable());
+  part.set_least_memory(ended.least_memory());
   if (ended.complete()) return;
   const bool saved = SavedAndLeft(ended);
   const bool known =

@@ -317,6 +317,12 @@ TEST_F(ModesTest, OutOfMemory_HalvedMicroBatchesGiveTheSameLosses) {
     EXPECT_NEAR(halved.metrics[i].loss() / whole.metrics[i].loss(), 1,
                 i == 0 ? 1e-6 : 1e-5);
   }
+  EXPECT_FALSE(refused.failure.least_memory());
+  task.set_micro_batch_halvings(2);
+  const Run least = RunTask(task);
+  for (const RankOutcome& rank : least.ranks) EXPECT_EQ(rank.exit_code, 12);
+  EXPECT_TRUE(least.failure.least_memory());
+  EXPECT_THAT(least.failure.message(), HasSubstr("nothing is left to save"));
 }
 
 // What an agent judges a gang by.

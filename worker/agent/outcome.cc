@@ -133,6 +133,9 @@ v1::AttemptEnded DecideOutcome(const std::vector<RankEnd>& ends,
     if (end.failure.has_value() && end.failure->checkpoint_unusable()) {
       ended.set_checkpoint_unusable(true);
     }
+    if (end.failure.has_value() && end.failure->least_memory()) {
+      ended.set_least_memory(true);
+    }
     all_well &= well;
     stopped |= end.result.has_value() && end.result->stopped();
   }

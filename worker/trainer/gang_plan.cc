@@ -1,7 +1,9 @@
 #include "worker/trainer/gang_plan.h"
 
+#include <array>
 #include <string>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status_macros.h"
 #include "worker/trainer/parallel/agreement.h"
@@ -13,7 +15,7 @@ namespace {
 absl::Status OfRank(const absl::Status& status, bool had_bfloat16, bool agreed,
                     const Communicator& communicator) {
   if (status.ok() || communicator.size() == 1) return status;
-  return absl::Status(
+  absl::Status named(
       status.code(),
       absl::StrCat("rank ", communicator.rank(), ": ",
                    std::string(status.message()),
@@ -21,6 +23,10 @@ absl::Status OfRank(const absl::Status& status, bool had_bfloat16, bool agreed,
                        ? "; another rank has no fast bfloat16, so that auto is "
                          "float32: train.compute_dtype: bfloat16 takes half"
                        : ""));
+  status.ForEachPayload([&](absl::string_view url, const absl::Cord& value) {
+    named.SetPayload(url, value);
+  });
+  return named;
 }
 
 }  // namespace
@@ -35,9 +41,11 @@ absl::StatusOr<MemoryPlan> PlanTogether(MemoryPlanInput input,
   RETURN_IF_ERROR(
       AgreeOn(communicator,
               OfRank(plan.status(), fast, input.fast_bfloat16, communicator)));
-  int64_t fewest = -plan->micro_batch_size;
-  RETURN_IF_ERROR(communicator.AllReduceMax({&fewest, 1}));
-  plan->micro_batch_size = static_cast<int>(-fewest);
+  std::array<int64_t, 2> most = {-plan->micro_batch_size,
+                                 plan->nothing_left ? 0 : 1};
+  RETURN_IF_ERROR(communicator.AllReduceMax(most));
+  if (most[1] == 0) return NothingLeftError(input, *plan);
+  plan->micro_batch_size = static_cast<int>(-most[0]);
   return plan;
 }
 

@@ -14,7 +14,8 @@ namespace qlora::trainer {
 // is kept or recomputed is each rank's own affair; with fewer rows the plan's
 // memory is an upper bound.
 //
-// All ranks fail together: ResourceExhausted names the rank that has no room.
+// All ranks fail together: ResourceExhausted names the rank that has no room,
+// or says that no rank has anything left to save after earlier attempts.
 absl::StatusOr<MemoryPlan> PlanTogether(MemoryPlanInput input,
                                         Communicator& communicator);
 

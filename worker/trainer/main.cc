@@ -12,6 +12,7 @@
 #include "common/base/log.h"
 #include "common/base/status_macros.h"
 #include "common/base/utf8.h"
+#include "common/spec/memory_plan.h"
 #include "worker/frames/rank_start.h"
 #include "worker/trainer/agent_link.h"
 #include "worker/trainer/device.h"
@@ -66,6 +67,7 @@ int RunRank(AgentLink& link) {
   event.mutable_failure()->set_checkpoint_unusable(
       absl::IsDataLoss(status) && task.ok() &&
       !task->resume_directory().empty());
+  event.mutable_failure()->set_least_memory(IsLeastMemory(status));
   link.Send(event);
   return failure.exit_code;
 }

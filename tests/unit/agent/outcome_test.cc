@@ -55,5 +55,14 @@ TEST(DecideOutcome, PlacesInSourceFiles_AreLeftToTheLog) {
   EXPECT_EQ(ended.ranks(0).message(), "rank 0: sum: closed");
 }
 
+TEST(DecideOutcome, LeastMemoryOfARank_IsTheAttempts) {
+  RankEnd least = Failed(1, v1::FAILURE_CLASS_OOM, "nothing is left");
+  EXPECT_FALSE(DecideOutcome({least}, std::nullopt).least_memory());
+  least.failure->set_least_memory(true);
+  EXPECT_TRUE(DecideOutcome({Failed(0, v1::FAILURE_CLASS_INFRA, "gone"), least},
+                            std::nullopt)
+                  .least_memory());
+}
+
 }  // namespace
 }  // namespace qlora::agent

@@ -309,6 +309,24 @@ TEST(Job, OutOfMemory_HalvesTheMicroBatchThreeTimesThenIsHeld) {
   EXPECT_THAT(core.job(id).hint(), HasSubstr("after giving the node more"));
 }
 
+TEST(Job, OutOfMemoryWithNothingLeftToSave_IsHeldAtOnce) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  FailAndRestart(core, id, FAILURE_CLASS_OOM);
+  core.Event("n1", id, [](auto& e) {
+    e.mutable_ended()->set_failure_class(FAILURE_CLASS_OOM);
+    e.mutable_ended()->set_message("nothing is left to save");
+    e.mutable_ended()->set_least_memory(true);
+  });
+  EXPECT_EQ(core.job(id).state(), kHeld);
+  EXPECT_EQ(core.job(id).reason(), "nothing is left to save");
+  EXPECT_EQ(core.job(id).micro_batch_halvings(), 1);
+  EXPECT_THAT(core.job(id).hint(), HasSubstr("after giving the node more"));
+  core.Do([&](Draft& draft) { EXPECT_TRUE(ResumeJob(draft, id).ok()); });
+  EXPECT_EQ(SentHalvings(core), 0);
+}
+
 TEST(Job, Resume_AfterOutOfMemoryTriesWholeMicroBatchesAgain) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());

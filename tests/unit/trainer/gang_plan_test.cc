@@ -34,7 +34,8 @@ class GangPlanTest : public ::testing::Test {
             .world_size = ranks,
             .budget = device.budget,
             .fast_bfloat16 = device.fast_bfloat16,
-            .threads = 1};
+            .threads = 1,
+            .micro_batch_halvings = halvings_};
   }
 
   // What each rank gets when all plan at once.
@@ -68,6 +69,7 @@ class GangPlanTest : public ::testing::Test {
 
   const ModelDescription model_ = SmallModel(true, false);
   JobSpec spec_;
+  int halvings_ = 0;
 };
 
 TEST_F(GangPlanTest, UnlikeBudgets_FewestRowsForAll) {
@@ -119,6 +121,23 @@ TEST_F(GangPlanTest, RankWithoutRoom_FailsAllAndIsNamed) {
     const std::string message(plan.status().message());
     EXPECT_THAT(message, HasSubstr("rank 1: a rank needs"));
     EXPECT_THAT(message, HasSubstr("train.compute_dtype: bfloat16"));
+    EXPECT_TRUE(IsLeastMemory(plan.status()));
+  }
+}
+
+TEST_F(GangPlanTest, NothingLeftToSaveOnAnyRank_IsSaidAtOnce) {
+  spec_.train.micro_batch_size = 1;
+  const Device tight{.budget = BudgetFor(1, 2)};
+  halvings_ = 1;
+  // One rank recomputes everything, the other still can.
+  for (const auto& plan : Plan({tight, Device{}})) {
+    EXPECT_TRUE(plan.ok()) << plan.status();
+  }
+  for (const auto& plan : Plan({tight, tight})) {
+    EXPECT_EQ(plan.status().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_TRUE(IsLeastMemory(plan.status()));
+    EXPECT_THAT(std::string(plan.status().message()),
+                HasSubstr("nothing is left to save"));
   }
 }
 

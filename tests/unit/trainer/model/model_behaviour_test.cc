@@ -360,6 +360,65 @@ TEST_F(ModelBehaviour, HalvedPlan_TakesLessAndKeepsNoMore) {
   EXPECT_EQ(PlanMemory(input).value().micro_batch_size, 1);
 }
 
+// Rows of the default 2048 tokens: one is all that is planned.
+TEST_F(ModelBehaviour, HalvedPlanOfOneRow_RecomputesMoreUntilNothingIsLeft) {
+  JobSpec spec = PlanSpec(Method::kQlora);
+  spec.data = {};
+  spec.train = {};
+  MemoryPlanInput input;
+  input.model = &description_;
+  input.spec = &spec;
+  MemoryPlan before = PlanMemory(input).value();
+  EXPECT_EQ(before.micro_batch_size, 1);
+  EXPECT_EQ(std::ranges::count(before.layers, LayerMemory::kKeep), 5);
+  using enum LayerMemory;
+  for (const auto& layers : {std::vector(5, kRecomputeMlp),
+                             std::vector{kRecompute, kRecompute, kRecompute,
+                                         kRecomputeMlp, kRecomputeMlp},
+                             std::vector{kRecompute, kRecompute, kRecompute,
+                                         kRecompute, kRecomputeMlp},
+                             std::vector(5, kRecompute)}) {
+    ++input.micro_batch_halvings;
+    const MemoryPlan plan = PlanMemory(input).value();
+    EXPECT_EQ(plan.layers, layers);
+    EXPECT_FALSE(plan.nothing_left);
+    EXPECT_LT(plan.total(), before.total());
+    before = plan;
+  }
+  ++input.micro_batch_halvings;
+  EXPECT_TRUE(PlanMemory(input)->nothing_left);
+  EXPECT_EQ(PlanMemory(input)->layers, before.layers);
+
+  // What the user has decided is not for a halving to change.
+  input.micro_batch_halvings = 1;
+  for (const auto wish :
+       {ActivationMemory::kKeep, ActivationMemory::kRecompute}) {
+    spec.train.activation_memory = wish;
+    EXPECT_TRUE(PlanMemory(input)->nothing_left);
+    spec.train.micro_batch_size = 2;
+    EXPECT_FALSE(PlanMemory(input)->nothing_left);
+    spec.train.micro_batch_size = 0;
+  }
+}
+
+// Recomputing the layers below the first adapter would save nothing.
+TEST_F(ModelBehaviour, HalvedPlanOfUpperLayers_SavesEachTime) {
+  JobSpec spec = PlanSpec(Method::kQlora);
+  spec.train.micro_batch_size = 1;
+  spec.lora.target_modules = {"model.layers.3.mlp.down_proj"};
+  MemoryPlanInput input;
+  input.model = &description_;
+  input.spec = &spec;
+  const int64_t whole = PlanMemory(input)->total();
+  input.micro_batch_halvings = 1;
+  const int64_t once = PlanMemory(input)->total();
+  EXPECT_LT(once, whole);
+  input.micro_batch_halvings = 2;
+  EXPECT_LT(PlanMemory(input)->total(), once);
+  input.micro_batch_halvings = 3;
+  EXPECT_TRUE(PlanMemory(input)->nothing_left);
+}
+
 TEST_F(ModelBehaviour, HalvedPlan_FitsWhereTheChosenMicroBatchDoesNot) {
   JobSpec spec = PlanSpec(Method::kQlora);
   spec.train.global_batch_size = 64;
