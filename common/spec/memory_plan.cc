@@ -12,11 +12,6 @@
 namespace qlora {
 namespace {
 
-// The tensor library, its thread pool and buffers of its products. Measured as
-// peak resident memory less the other items, on x86-64 with 2 threads: 118 MiB
-// with the library loaded and no model, 138 MiB in steps of 135 M parameters in
-// float32, 147 MiB in bfloat16. The rest is for machines with more threads.
-constexpr int64_t kRuntimeBytes = int64_t{200} << 20;
 // Enough tokens for the products to run near their best; where each forward
 // gathers the base, enough to hide that.
 constexpr int64_t kGoodTokens = 1024;
@@ -309,16 +304,6 @@ std::vector<int> RowChoices(const JobSpec& spec, int world_size) {
   return rows;
 }
 
-std::string AgainstBudget(const MemoryPlan& plan, int64_t budget) {
-  std::string text =
-      budget > 0 ? absl::StrCat(", and may use ", budget >> 20, " MiB:") : ":";
-  for (const MemoryItem& item : plan.items) {
-    absl::StrAppend(&text, " ", item.what, " ", item.bytes >> 20, " MiB,");
-  }
-  text.back() = ';';
-  return text;
-}
-
 // Marks an error that no halving would change.
 constexpr char kLeastMemory[] = "qlora.spec/least_memory";
 
@@ -438,6 +423,16 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input) {
     plan = Halve(job, *std::move(plan));
   }
   return plan;
+}
+
+std::string AgainstBudget(const MemoryPlan& plan, int64_t budget) {
+  std::string text =
+      budget > 0 ? absl::StrCat(", and may use ", budget >> 20, " MiB:") : ":";
+  for (const MemoryItem& item : plan.items) {
+    absl::StrAppend(&text, " ", item.what, " ", item.bytes >> 20, " MiB,");
+  }
+  text.back() = ';';
+  return text;
 }
 
 absl::Status NothingLeftError(const MemoryPlanInput& input,

@@ -393,6 +393,15 @@ TEST_F(ModesTest, GenerateForAJob_QuantizesTheBaseAsTheJobDid) {
   EXPECT_NE(Generate(request, "", kJob), dense);
 }
 
+TEST_F(ModesTest, GenerateWithoutRoom_IsRefusedWithTheFigures) {
+  v1::TrainerTask task = Task(kJob, 1);
+  task.set_mode(v1::TRAINER_MODE_GENERATE);
+  task.set_memory_bytes(64 << 20);
+  const Run run = RunTask(task);
+  EXPECT_EQ(run.ranks[0].exit_code, 12);
+  EXPECT_THAT(run.failure.message(), HasSubstr("and may use 64 MiB: base"));
+}
+
 TEST_F(ModesTest, GenerateFromMessagesWithoutTemplate_IsRefused) {
   v1::TrainerTask task = Task("", 1);
   task.set_mode(v1::TRAINER_MODE_GENERATE);

@@ -12,6 +12,7 @@
 #include "worker/text/text.h"
 #include "worker/trainer/checkpoint/adapter.h"
 #include "worker/trainer/device.h"
+#include "worker/trainer/generation_plan.h"
 #include "worker/trainer/job_setup.h"
 #include "worker/trainer/loaded_model.h"
 #include "worker/trainer/model/parameters.h"
@@ -157,16 +158,22 @@ absl::Status Generator::LoadWeights(const JobSpec& spec) {
   if (!task_.adapter_directory().empty()) {
     RETURN_IF_ERROR(LoadAdapter(&options));
   }
-  SlabOptions slabs = SlabOptionsFor(spec, options.compute_dtype);
-  slabs.nf4_values = slabs.linear == WeightFormat::kNf4;
-  slabs.linear = slabs.dense;
+  const int64_t positions = std::min<int64_t>(model_.max_position_embeddings,
+                                              longest_ + max_new_tokens_);
+  ASSIGN_OR_RETURN(
+      const SlabOptions slabs,
+      PlanGeneration(
+          {.model = &model_,
+           .slabs = SlabOptionsFor(spec, options.compute_dtype),
+           .positions = positions,
+           .adapter_bytes = std::ssize(params_) * int64_t{sizeof(float)},
+           .workspace_bytes =
+               Decoder::WorkspaceBytes(model_, options, positions),
+           .budget = task_.memory_bytes()}));
   communicator_ = MakeSingleCommunicator();
   ASSIGN_OR_RETURN(weights_, LoadFrozen(task_.model_directory(), model_, slabs,
                                         *communicator_));
-  ASSIGN_OR_RETURN(decoder_, Decoder::Create(model_, options,
-                                             std::min<int64_t>(
-                                                 model_.max_position_embeddings,
-                                                 longest_ + max_new_tokens_)));
+  ASSIGN_OR_RETURN(decoder_, Decoder::Create(model_, options, positions));
   return absl::OkStatus();
 }
 

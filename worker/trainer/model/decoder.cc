@@ -153,15 +153,8 @@ absl::StatusOr<std::span<const float>> CachedDecoder::Append(
   return std::span<const float>(logits_);
 }
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
-    const ModelDescription& description, const ModelOptions& options,
-    int64_t max_length) {
-  RETURN_IF_ERROR(CheckModelOptions(description, options));
-  if (max_length <= 0) {
-    return absl::InvalidArgumentError("a decoder needs at least one position");
-  }
+WorkspaceOptions SpaceFor(const ModelDescription& description,
+                          const ModelOptions& options, int64_t max_length) {
   WorkspaceOptions space;
   space.model = &description;
   space.dtype = ComputeType(options.compute_dtype);
@@ -171,7 +164,26 @@ absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
   space.decode = true;
   space.max_positions = max_length;
   space.threads = NumThreads();
-  ASSIGN_OR_RETURN(Workspace workspace, Workspace::Create(space));
+  return space;
+}
+
+}  // namespace
+
+int64_t Decoder::WorkspaceBytes(const ModelDescription& description,
+                                const ModelOptions& options,
+                                int64_t max_length) {
+  return Workspace::BytesOf(SpaceFor(description, options, max_length));
+}
+
+absl::StatusOr<std::unique_ptr<Decoder>> Decoder::Create(
+    const ModelDescription& description, const ModelOptions& options,
+    int64_t max_length) {
+  RETURN_IF_ERROR(CheckModelOptions(description, options));
+  if (max_length <= 0) {
+    return absl::InvalidArgumentError("a decoder needs at least one position");
+  }
+  ASSIGN_OR_RETURN(Workspace workspace, Workspace::Create(SpaceFor(
+                                            description, options, max_length)));
   return std::make_unique<CachedDecoder>(description, options, max_length,
                                          std::move(workspace));
 }

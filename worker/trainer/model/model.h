@@ -118,6 +118,10 @@ class Decoder {
       const ModelDescription& description, const ModelOptions& options,
       int64_t max_length);
   virtual ~Decoder() = default;
+  // Of the workspace, with the cache, that Create allocates for the same.
+  static int64_t WorkspaceBytes(const ModelDescription& description,
+                                const ModelOptions& options,
+                                int64_t max_length);
   virtual void Reset() = 0;
   // Appends tokens and gives the logits [vocab] after the last, float32, valid
   // until the next call. params may be empty: the base alone. OutOfRange past

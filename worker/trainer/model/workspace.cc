@@ -181,12 +181,17 @@ void Workspace::Cut(const WorkspaceOptions& o, Cutter& cut) {
   }
 }
 
-absl::StatusOr<Workspace> Workspace::Create(const WorkspaceOptions& options) {
+int64_t Workspace::BytesOf(const WorkspaceOptions& options) {
   Workspace workspace;
   Cutter counter(nullptr);
   workspace.Cut(options, counter);
+  return counter.used();
+}
+
+absl::StatusOr<Workspace> Workspace::Create(const WorkspaceOptions& options) {
+  Workspace workspace;
   ASSIGN_OR_RETURN(workspace.memory_,
-                   AlignedBuffer::Create(counter.used(), "the workspace"));
+                   AlignedBuffer::Create(BytesOf(options), "the workspace"));
   Cutter cutter(workspace.memory_.bytes().data());
   workspace.Cut(options, cutter);
   FillRotaryTable(options.model->rope_inv_freq, options.max_positions,

@@ -37,6 +37,9 @@ class Workspace {
   // ResourceExhausted without memory.
   static absl::StatusOr<Workspace> Create(const WorkspaceOptions& options);
 
+  // What Create would allocate.
+  static int64_t BytesOf(const WorkspaceOptions& options);
+
   int64_t bytes() const { return static_cast<int64_t>(memory_.bytes().size()); }
 
   // One per layer from `first` on, whole. Only x is everyone's own: the rest is

@@ -30,8 +30,8 @@ struct SlabOptions {
   int block_size = 64;
   // Nested scales; of NF4 only.
   bool double_quant = true;
-  // The linear layers are dense, with the values that NF4 keeps: for decoding,
-  // which would dequantize every weight for each token.
+  // The linear layers are dense, with the values that NF4 keeps: for decoding
+  // (worker/trainer/generation_plan.h).
   bool nf4_values = false;
 };
 

@@ -470,6 +470,28 @@ TEST_F(ModelBehaviour, DecoderEqualsTheFullForward) {
       decoder->Append({batch.tokens.data(), 1}, *loaded_->source, {}).ok());
 }
 
+// As generating holds a base in NF4: with its values, or packed.
+TEST_F(ModelBehaviour, DecoderOfAPackedBase_GivesTheSameLogits) {
+  const MicroBatch batch = RandomBatch(description_, {40}, 8);
+  for (const auto dtype : {ComputeDtype::kFloat32, ComputeDtype::kBfloat16}) {
+    options_.compute_dtype = dtype;
+    SlabOptions slabs;
+    if (dtype == ComputeDtype::kBfloat16) slabs.dense = WeightFormat::kBfloat16;
+    std::vector<std::vector<float>> logits;
+    for (const bool packed : {false, true}) {
+      slabs.nf4_values = !packed;
+      slabs.linear = packed ? WeightFormat::kNf4 : slabs.dense;
+      const auto loaded =
+          LoadTensors(description_, StrongTensors(description_), slabs);
+      const auto decoder = Decoder::Create(description_, options_, 40).value();
+      const auto last =
+          decoder->Append(batch.tokens, *loaded->source, {}).value();
+      logits.emplace_back(last.begin(), last.end());
+    }
+    EXPECT_EQ(logits[0], logits[1]);
+  }
+}
+
 TEST_F(ModelBehaviour, RefusesWhatDoesNotFit) {
   auto model = Make();
   const auto params = RandomParams(model->layout().total, 5, 0.2f);
