@@ -59,11 +59,20 @@ def rank_killed(local, job_file, reference):
     local.wait_for_step("rank-killed", 20)
     ranks = local.ranks()
     assert len(ranks) == 2, ranks
+    tokens = token_files(local)
+    assert len(tokens) == 2, tokens
     os.kill(ranks[-1], signal.SIGKILL)
     nodes.eventually(lambda: not set(local.ranks()) & set(ranks), 5,
                      "the other rank is gone")
     assert attempts(local.wait_for_success("rank-killed")) == 2
+    assert token_files(local) == tokens, "the data was tokenized again"
     check_output(local.output("rank-killed"), reference)
+
+
+def token_files(local):
+    """Those that the worker keeps: one that is made anew is another."""
+    files = local.workers["one"].data.glob("cache/tokens/*.tokens")
+    return sorted((file.name, file.stat().st_ino) for file in files)
 
 
 def worker_killed(local, job_file, reference):

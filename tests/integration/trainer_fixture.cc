@@ -65,6 +65,7 @@ v1::TrainerTask TrainerFixture::Task(const std::string& job, int ranks) {
   task.set_job_file(job);
   task.set_model_directory(SharedData() + "/models/stories260K");
   task.set_work_directory(Path(absl::StrCat("work", ++tasks_)));
+  task.set_token_cache_directory(Path("tokens"));
   task.set_world_size(ranks);
   task.set_threads(1);
   task.set_device("cpu:0");

@@ -273,6 +273,7 @@ void Attempt::SendTask(RankProcess& rank,
   task.set_model_directory(inputs_.model_directory);
   for (const v1::LocalInput& input : inputs_.inputs) *task.add_inputs() = input;
   task.set_work_directory(WorkDirectory());
+  task.set_token_cache_directory(environment_.token_cache);
   task.set_rank(assignment.rank());
   task.set_world_size(command_.world_size());
   task.set_threads(1);

@@ -108,6 +108,11 @@ void ContentCache::Release(const std::string& sha256) {
   EvictLocked(0);
 }
 
+void ContentCache::Trim() {
+  MutexLock lock(&mu_);
+  EvictLocked(0);
+}
+
 absl::Status ContentCache::Place(const v1::ArtifactFile& file, Check check,
                                  const std::string& destination,
                                  ArtifactClient& client,

@@ -1,7 +1,9 @@
 // Files by the SHA-256 of their content: <directory>/<first two>/<digest>.
 // Holds what was downloaded and what was uploaded, so that a restarted attempt
 // finds its inputs and its checkpoint here. Only whole, verified files bear
-// their digest as name; parts of downloads end in ".part". Thread-safe.
+// their digest as name; parts of downloads end in ".part". Ranks keep the
+// tokens of their jobs in <directory>/tokens: these files count and go like the
+// others. Thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +29,13 @@ class ContentCache {
   // What a file that is here already is checked for before it is used; one
   // that fails is downloaded anew. kDigest reads it whole.
   enum class Check { kSize, kDigest };
+
+  // For TrainerTask.token_cache_directory; need not exist.
+  std::string token_directory() const { return directory_ + "/tokens"; }
+
+  // Keeps the limits, also after ranks have written: files that nothing uses
+  // go.
+  void Trim();
 
   // Makes `destination` (which must not exist) that file, downloading what is
   // missing. Blocks, also while another thread works on the same digest.

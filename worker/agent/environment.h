@@ -46,6 +46,8 @@ struct Environment {
   std::string trainer;
   // Work directories lie below it.
   std::string directory;
+  // For TrainerTask.token_cache_directory.
+  std::string token_cache;
   // Address that the collectives use.
   std::string data_plane_host;
   std::vector<v1::Device> devices;

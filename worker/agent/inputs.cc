@@ -34,6 +34,7 @@ bool IsCheckpointUnusable(const absl::Status& status) {
 absl::StatusOr<LocalInputs> InputFetcher::Fetch(const InputRequest& request,
                                                 const std::string& directory,
                                                 Cancellation& cancellation) {
+  cache_.Trim();
   LocalInputs local;
   ASSIGN_OR_RETURN(
       local.model_directory,

@@ -46,7 +46,8 @@ class InputFetcher {
                std::vector<std::string> model_roots)
       : cache_(cache), client_(client), model_roots_(std::move(model_roots)) {}
 
-  // Puts fetched files below `directory`, which must exist. NotFound,
+  // Puts fetched files below `directory`, which must exist, and keeps the
+  // cache's limits even if there are none. NotFound,
   // InvalidArgument and PermissionDenied: the job names something that is not
   // there or not allowed; DataLoss: the checkpoint cannot be had from the
   // store; else as ContentCache::Place.

@@ -88,8 +88,8 @@ void AddOptions(CLI::App& app, WorkerOptions& o) {
       ->envname(env("FIRST_STEP_TIMEOUT"));
   AddBytesOption(app, "--cache-limit", &o.cache_bytes,
                  "Beyond this, and where the disk has less than 1 GiB left, "
-                 "cached inputs and checkpoints that nothing uses go, oldest "
-                 "first")
+                 "cached inputs, tokens and checkpoints that nothing uses go, "
+                 "oldest first")
       ->envname(env("CACHE_LIMIT"));
   app.add_option("--log-format", o.log_format, "text or json")
       ->envname(env("LOG_FORMAT"))

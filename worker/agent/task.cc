@@ -105,6 +105,10 @@ void Task::Spawn() {
   for (const v1::LocalInput& input : inputs_.inputs) *task.add_inputs() = input;
   task.set_adapter_directory(inputs_.adapter_directory);
   task.set_work_directory(directory_ + "/work");
+  // What depends on the present makes tokens that are of use once.
+  if (task.has_job_create_time()) {
+    task.set_token_cache_directory(environment_.token_cache);
+  }
   task.set_rank(0);
   task.set_world_size(std::max(1, task.world_size()));
   task.set_threads(threads);

@@ -117,6 +117,7 @@ class Worker {
                             },
                         .trainer = options.trainer,
                         .directory = options.data_dir,
+                        .token_cache = storage_.cache->token_directory(),
                         .data_plane_host = std::move(host),
                         .devices = node.devices,
                         .timeouts = {.first_step = options.first_step_timeout,

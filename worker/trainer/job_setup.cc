@@ -182,7 +182,7 @@ absl::StatusOr<LoadedData> LoadJobData(const v1::TrainerTask& task,
                     ? absl::FromUnixSeconds(task.job_create_time().seconds())
                     : absl::Now();
   options.threads = std::max(1, task.threads());
-  options.cache_directory = absl::StrCat(task.work_directory(), "/cache");
+  options.cache_directory = task.token_cache_directory();
   if (!NeedsTokenizer(options)) return LoadData(options, nullptr);
   ASSIGN_OR_RETURN(const text::ModelText text, LoadJobText(task, spec));
   return LoadData(options, &text);

@@ -233,5 +233,26 @@ TEST_F(StoredFilesTest, BeyondItsLimit_DropsWhatNothingUses) {
   EXPECT_TRUE(fs::exists(CachedPath(used)));
 }
 
+TEST_F(StoredFilesTest, TokensOfRanks_CountAndGoWithTheRest) {
+  const v1::ArtifactFile file = Stored(std::string(500'000, 'f'));
+  EXPECT_EQ(Place(file, Check::kSize).size(), 500'000u);
+  fs::remove(directory_ + "/placed-1");
+  const std::string tokens = cache_->token_directory() + "/";
+  fs::create_directories(tokens);
+  std::ofstream(tokens + "a.tokens") << std::string(400'000, 'a');
+  std::ofstream(tokens + "b.tokens") << std::string(400'000, 'b');
+  // a was used before the file, b after it.
+  const auto now = fs::last_write_time(CachedPath(file));
+  fs::last_write_time(tokens + "a.tokens", now - std::chrono::hours(1));
+  fs::last_write_time(tokens + "b.tokens", now + std::chrono::hours(1));
+  cache_->Trim();
+  EXPECT_FALSE(fs::exists(tokens + "a.tokens"));
+  EXPECT_TRUE(fs::exists(tokens + "b.tokens"));
+  std::ofstream(tokens + "c.tokens") << std::string(400'000, 'c');
+  cache_->Trim();
+  EXPECT_FALSE(fs::exists(CachedPath(file)));
+  EXPECT_TRUE(fs::exists(tokens + "b.tokens"));
+}
+
 }  // namespace
 }  // namespace qlora::agent

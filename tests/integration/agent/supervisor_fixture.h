@@ -77,6 +77,7 @@ class SupervisorTest : public ::testing::Test {
           .emit = [this](v1::WorkerEvent event) { Keep(std::move(event)); },
           .trainer = std::string(QLORA_BINARY_DIR) + "/bin/fake_rank",
           .directory = directory_,
+          .token_cache = cache_->token_directory(),
           .data_plane_host = "127.0.0.1",
           .devices = {device, second},
           .timeouts = timeouts});

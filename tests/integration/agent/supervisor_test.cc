@@ -495,25 +495,31 @@ TEST_F(SupervisorTest, Inputs_ComeAsLinksAndAttemptLeavesNothing) {
   const std::string task = store_->Get(final.staged().output(0).sha256());
   EXPECT_THAT(task, HasSubstr("/inputs/0/train.jsonl\"\n"));
   EXPECT_THAT(task, HasSubstr("job_create_time {\n  seconds: 1234567\n}"));
+  // The next attempt gets the same directory.
+  EXPECT_THAT(task, HasSubstr("token_cache_directory: \"" + directory_ +
+                              "/cache/tokens\"\n"));
   WaitUntilGone(directory_ + "/attempts/j-test-1");
 }
 
-TEST_F(SupervisorTest, EvalTask_HasTheMemoryOfTheNode) {
+TEST_F(SupervisorTest, EvalTask_HasTheMemoryOfTheNodeAndTheJobsTokens) {
   for (const auto& [mode, memory] :
        {std::pair(v1::TRAINER_MODE_PLAN, "memory_bytes: 1000\n"),
         std::pair(v1::TRAINER_MODE_EVAL, "memory_bytes: 2000\n")}) {
+    const bool eval = mode == v1::TRAINER_MODE_EVAL;
     v1::WorkerCommand command;
     v1::RunTask& run = *command.mutable_run_task();
     run.set_task_id(v1::TrainerMode_Name(mode));
     run.mutable_task()->set_mode(mode);
+    if (eval) run.mutable_task()->mutable_job_create_time()->set_seconds(1);
     run.mutable_model()->set_directory(directory_ + "/root/model");
     supervisor_->Handle(command);
     const auto said = WaitFor([&](const v1::WorkerEvent& e) {
       return e.task_output().task_id() == run.task_id() &&
              e.task_output().has_event();
     });
-    EXPECT_THAT(said.task_output().event().generated().text(),
-                HasSubstr(memory));
+    const std::string task = said.task_output().event().generated().text();
+    EXPECT_THAT(task, HasSubstr(memory));
+    EXPECT_EQ(task.find("/cache/tokens") != task.npos, eval);
   }
 }
 

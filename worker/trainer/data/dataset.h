@@ -41,7 +41,9 @@ struct DataOptions {
   // Threads that tokenize.
   int threads = 1;
   // Keeps the tokenized data here under a name made of its content, for
-  // restarts and for the other ranks of the node; empty: no cache.
+  // restarts and for the other ranks of the node, which may all use it at once;
+  // empty: no cache. Whoever owns the directory bounds it, by the time of the
+  // last use (mtime); files may go at any time.
   std::string cache_directory;
 };
 

@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -150,21 +151,26 @@ absl::StatusOr<Tokenized> Load(const std::string& path) {
 }
 
 // Held while one process of the node tokenizes; the kernel lets go of it when
-// that process ends, however it does.
+// that process ends, however it does. The file goes with it: whoever waits for
+// it then still has it, and another who makes it anew does work twice at worst.
 class FileLock {
  public:
-  explicit FileLock(const std::string& path)
-      : fd_(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)) {
+  explicit FileLock(std::string path)
+      : path_(std::move(path)),
+        fd_(open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600)) {
     while (fd_ >= 0 && flock(fd_, LOCK_EX) != 0 && errno == EINTR) {
     }
   }
   FileLock(const FileLock&) = delete;
   FileLock& operator=(const FileLock&) = delete;
   ~FileLock() {
-    if (fd_ >= 0) close(fd_);
+    if (fd_ < 0) return;
+    unlink(path_.c_str());
+    close(fd_);
   }
 
  private:
+  const std::string path_;
   const int fd_;
 };
 
@@ -182,7 +188,10 @@ absl::StatusOr<Tokenized> TokenizeCached(const std::vector<DataFile>& files,
       absl::StrCat(options.cache_directory, "/", *key, ".tokens");
   const FileLock lock(path + ".lock");
   absl::StatusOr<Tokenized> cached = Load(path);
-  if (cached.ok()) return cached;
+  if (cached.ok()) {
+    utimensat(AT_FDCWD, path.c_str(), nullptr, 0);
+    return cached;
+  }
   ASSIGN_OR_RETURN(Tokenized data, Tokenize(files, options, text));
   const absl::Status written = made.ok() ? Store(path, data) : made;
   if (!written.ok()) {

@@ -671,9 +671,13 @@ TEST_F(DatasetTest, Cache_GivesTheSameRowsAndSurvivesDamage) {
     return out;
   };
   ASSERT_EQ(caches().size(), 1);
-  check(Load(options));
-  // Damage: a flipped byte, then a cut.
   const std::string path = caches()[0];
+  // What is used lately is kept longest.
+  const auto old = fs::last_write_time(path) - std::chrono::hours(1);
+  fs::last_write_time(path, old);
+  check(Load(options));
+  EXPECT_GT(fs::last_write_time(path), old + std::chrono::minutes(59));
+  // Damage: a flipped byte, then a cut.
   std::string content = *ReadFile(path);
   content[content.size() / 2] ^= 1;
   std::ofstream(path, std::ios::binary) << content;
@@ -722,6 +726,10 @@ TEST_F(DatasetTest, RanksAndThreadsAtOnce_GetTheSameRows) {
       }
     });
   }
+  ranks.clear();
+  // No lock stays behind.
+  EXPECT_THAT(*ListFilesRecursively(options.cache_directory),
+              ElementsAre(EndsWith(".tokens")));
 }
 
 TEST_F(DatasetTest, CacheThatCannotBeWritten_IsDoneWithout) {
