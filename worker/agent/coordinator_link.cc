@@ -4,7 +4,6 @@
 #include <chrono>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/clock.h"
 #include "common/base/log.h"
@@ -55,7 +54,6 @@ CoordinatorLink::CoordinatorLink(std::shared_ptr<grpc::Channel> channel,
       callbacks_(std::move(callbacks)),
       state_(state),
       outbox_(outbox),
-      status_(absl::UnavailableError("not registered yet")),
       thread_([this] { Run(); }) {}
 
 CoordinatorLink::~CoordinatorLink() {
@@ -78,11 +76,6 @@ void CoordinatorLink::SetDraining() {
   draining_ = true;
   heartbeat_due_ = true;
   changed_.SignalAll();
-}
-
-absl::Status CoordinatorLink::status() const {
-  MutexLock lock(&mu_);
-  return status_;
 }
 
 bool CoordinatorLink::WaitUntilSent(absl::Time deadline) {
@@ -123,13 +116,10 @@ void CoordinatorLink::KeepConnected() {
       return callbacks_.on_refused(ended);
     }
     MutexLock lock(&mu_);
-    if (status_.ok()) {
+    if (std::exchange(registered_, false)) {
       backoff.Reset();
       last_logged = absl::OkStatus();
     }
-    status_ = absl::UnavailableError(
-        absl::StrCat("not registered with the coordinator at ",
-                     options_.coordinator, ": ", ended.message()));
     if (stopping_ || leaving_) return;
     if (ended != last_logged) {
       LogWarning("no stream to the coordinator; trying again",
@@ -174,7 +164,7 @@ absl::Status CoordinatorLink::Session() {
   const std::unique_ptr<Stream> stream = stub->Connect(&context);
   absl::Status status = Register(*stream);
   if (status.ok()) {
-    SetStatus(absl::OkStatus());
+    registered_ = true;
     callbacks_.on_connected(true);
     std::thread reader([&] { ReadLoop(*stream); });
     WriteLoop(*stream);
@@ -351,11 +341,6 @@ absl::Status CoordinatorLink::OnCommand(v1::WorkerCommand command) {
   command_to_ack_ = std::max(command_to_ack_, number);
   changed_.SignalAll();
   return absl::OkStatus();
-}
-
-void CoordinatorLink::SetStatus(absl::Status status) {
-  MutexLock lock(&mu_);
-  status_ = std::move(status);
 }
 
 }  // namespace qlora::agent

@@ -60,8 +60,6 @@ class CoordinatorLink {
   void Wake();
   // Heartbeats say from now on that the node shuts down.
   void SetDraining();
-  // OK while registered; else Unavailable with the reason.
-  absl::Status status() const;
   // False if the outbox still holds something at `deadline` (SteadyNow).
   bool WaitUntilSent(absl::Time deadline);
   // Takes leave: a last heartbeat says that the node shuts down, then the
@@ -87,7 +85,6 @@ class CoordinatorLink {
   void SayGoodbye(Stream& stream);
   void ReadLoop(Stream& stream);
   absl::Status OnCommand(v1::WorkerCommand command);
-  void SetStatus(absl::Status status);
 
   const std::shared_ptr<grpc::Channel> channel_;
   const LinkOptions options_;
@@ -96,13 +93,13 @@ class CoordinatorLink {
   Outbox& outbox_;
 
   // Of the open stream; the writing thread's.
+  bool registered_ = false;
   uint64_t next_event_ = 1;
   absl::Duration heartbeat_interval_;
   absl::Duration lease_;
 
-  mutable Mutex mu_;
+  Mutex mu_;
   CondVar changed_;
-  absl::Status status_ ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool leaving_ ABSL_GUARDED_BY(mu_) = false;

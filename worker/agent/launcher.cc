@@ -1,7 +1,6 @@
 #include "worker/agent/launcher.h"
 
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 

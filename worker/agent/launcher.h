@@ -15,8 +15,6 @@
 
 #include <sys/types.h>
 
-#include <optional>
-
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "worker/agent/launcher_wire.h"
