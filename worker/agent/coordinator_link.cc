@@ -312,7 +312,7 @@ void CoordinatorLink::ReadLoop(Stream& stream) {
         status = OnCommand(std::move(*response.mutable_command()));
         break;
       case v1::ConnectResponse::kEventAck:
-        status = outbox_.Acknowledge(response.event_ack());
+        outbox_.Acknowledge(response.event_ack());
         Wake();
         break;
       default:

@@ -65,14 +65,14 @@ absl::StatusOr<v1::WorkerEvent> Outbox::Read(uint64_t number) const {
   return event;
 }
 
-absl::Status Outbox::Acknowledge(uint64_t number) {
+void Outbox::Acknowledge(uint64_t number) {
   MutexLock lock(&mu_);
   ends_.erase(ends_.begin(), ends_.upper_bound(number));
-  return spool_->Acknowledge(number);
+  spool_->Acknowledge(number);
 }
 
 absl::StatusOr<uint64_t> Outbox::ResendFrom(uint64_t number) {
-  if (number > 1) RETURN_IF_ERROR(Acknowledge(number - 1));
+  if (number > 1) Acknowledge(number - 1);
   RETURN_IF_ERROR(spool_->SkipTo(number));
   return spool_->first();
 }

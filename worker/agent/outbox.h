@@ -42,7 +42,7 @@ class Outbox {
   // The event of that number, empty but for it if it was dropped. OutOfRange
   // beyond the newest.
   absl::StatusOr<v1::WorkerEvent> Read(uint64_t number) const;
-  absl::Status Acknowledge(uint64_t number);
+  void Acknowledge(uint64_t number);
   // The coordinator's Welcome.resend_from: everything before is stored there.
   // Returns the number to send first.
   absl::StatusOr<uint64_t> ResendFrom(uint64_t number);

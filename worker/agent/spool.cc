@@ -70,6 +70,17 @@ absl::Status WriteAt(int fd, std::string_view bytes, int64_t offset,
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::string> ReadAt(int fd, size_t size, int64_t offset,
+                                   const std::string& path) {
+  std::string bytes(size, '\0');
+  const ssize_t n = ::pread(fd, bytes.data(), size, offset);
+  if (n < 0) return ErrnoToStatus(errno, path);
+  if (static_cast<size_t>(n) != size) {
+    return absl::DataLossError(absl::StrCat(path, ": cut off"));
+  }
+  return bytes;
+}
+
 }  // namespace
 
 struct Spool::Segment {
@@ -82,9 +93,13 @@ struct Spool::Segment {
   Segment& operator=(const Segment&) = delete;
 
   uint64_t end() const { return first + entries.size(); }
+  // Again: the file that bears its name now. After an error it has what it had.
   absl::Status Open() {
-    fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    return fd < 0 ? ErrnoToStatus(errno, path) : absl::OkStatus();
+    const int opened = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (opened < 0) return ErrnoToStatus(errno, path);
+    if (fd >= 0) ::close(fd);
+    fd = opened;
+    return absl::OkStatus();
   }
   // Opens the file and fills entries from it, up to the last whole record.
   absl::Status Load() {
@@ -261,19 +276,14 @@ absl::StatusOr<Spool::Record> Spool::Read(uint64_t number) const {
   if (it == segments_.rend() || number >= (*it)->end()) return Record{};
   const Segment& segment = **it;
   const Entry& entry = segment.entries[number - segment.first];
-  Record record{.kind = entry.kind,
-                .payload = std::string(entry.length - kNumberBytes, '\0')};
-  const int64_t at = entry.offset + kHeaderBytes + kNumberBytes;
-  const ssize_t n =
-      ::pread(segment.fd, record.payload.data(), record.payload.size(), at);
-  if (n < 0) return ErrnoToStatus(errno, segment.path);
-  if (static_cast<size_t>(n) != record.payload.size()) {
-    return absl::DataLossError(absl::StrCat(segment.path, ": cut off"));
-  }
-  return record;
+  ASSIGN_OR_RETURN(
+      std::string payload,
+      ReadAt(segment.fd, entry.length - kNumberBytes,
+             entry.offset + kHeaderBytes + kNumberBytes, segment.path));
+  return Record{.kind = entry.kind, .payload = std::move(payload)};
 }
 
-absl::Status Spool::Acknowledge(uint64_t number) {
+void Spool::Acknowledge(uint64_t number) {
   MutexLock lock(&mu_);
   const uint64_t last = segments_.back()->end() - 1;
   acknowledged_ = std::max(acknowledged_, std::min(number, last));
@@ -285,12 +295,14 @@ absl::Status Spool::Acknowledge(uint64_t number) {
   // An idle node must not carry its last segment along for ever.
   if (segments_.size() == 1 && acknowledged_ == last &&
       segments_.back()->size > options_.segment_bytes / 4) {
-    RETURN_IF_ERROR(RotateLocked(last + 1));
-    ::unlink(segments_.front()->path.c_str());
-    segments_.pop_front();
+    if (const absl::Status rotated = RotateLocked(last + 1); rotated.ok()) {
+      ::unlink(segments_.front()->path.c_str());
+      segments_.pop_front();
+    } else {
+      LogWarning("spool segment cannot be replaced", {{"error", rotated}});
+    }
   }
   ReserveLocked();
-  return absl::OkStatus();
 }
 
 absl::Status Spool::SkipTo(uint64_t next) {
@@ -322,25 +334,24 @@ absl::Status Spool::DropPayloadsLocked(Segment& segment) {
   const auto count =
       std::count_if(segment.entries.begin(), segment.entries.end(), droppable);
   if (count == 0) return absl::OkStatus();
-  ASSIGN_OR_RETURN(const std::string content, ReadFile(segment.path));
   std::string shortened;
   std::vector<Entry> entries = segment.entries;
   for (size_t i = 0; i < entries.size(); ++i) {
     Entry& entry = entries[i];
-    const std::string record =
-        droppable(entry) ? EncodeRecord(static_cast<uint8_t>(Kind::kDropped),
-                                        segment.first + i, "")
-                         : content.substr(static_cast<size_t>(entry.offset),
-                                          kHeaderBytes + entry.length);
+    std::string record;
     if (droppable(entry)) {
+      record = EncodeRecord(static_cast<uint8_t>(Kind::kDropped),
+                            segment.first + i, "");
       entry.kind = Kind::kDropped;
       entry.length = kNumberBytes;
+    } else {
+      ASSIGN_OR_RETURN(record, ReadAt(segment.fd, kHeaderBytes + entry.length,
+                                      entry.offset, segment.path));
     }
     entry.offset = static_cast<int64_t>(shortened.size());
     shortened += record;
   }
   RETURN_IF_ERROR(WriteFileAtomically(segment.path, shortened));
-  ::close(segment.fd);
   RETURN_IF_ERROR(segment.Open());
   segment.size = static_cast<int64_t>(shortened.size());
   segment.entries = std::move(entries);

@@ -69,7 +69,8 @@ class Spool {
   absl::StatusOr<Record> Read(uint64_t number) const;
 
   // Forgets records up to and including `number`; more than there are is fine.
-  absl::Status Acknowledge(uint64_t number);
+  // Disk space that cannot be given back now is given back later.
+  void Acknowledge(uint64_t number);
 
   // Makes the next number at least `next`: the reader knows records that a
   // crash of this machine lost.

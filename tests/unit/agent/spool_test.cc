@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -66,7 +67,7 @@ TEST_F(SpoolTest, Reopened_KeepsRecordsAndNumbers) {
     const auto spool = Open();
     EXPECT_EQ(spool->Read(1)->payload, "one");
     EXPECT_EQ(*spool->Append(Kind::kState, "two"), 2u);
-    EXPECT_TRUE(spool->Acknowledge(2).ok());
+    spool->Acknowledge(2);
   }
   const auto spool = Open();
   EXPECT_EQ(*spool->Append(Kind::kState, "three"), 3u);
@@ -89,7 +90,7 @@ TEST_F(SpoolTest, AckedAndRotated_NumbersSurviveAnEmptySpool) {
     for (int i = 0; i < 20; ++i) {
       ASSERT_TRUE(spool->Append(Kind::kState, "payload").ok());
     }
-    ASSERT_TRUE(spool->Acknowledge(20).ok());
+    spool->Acknowledge(20);
     EXPECT_EQ(spool->first(), 21u);
     EXPECT_EQ(Segments().size(), 1u);
   }
@@ -216,6 +217,68 @@ TEST_F(SpoolTest, FullDisk_DropsMetricsAndFailsStateForGood) {
   EXPECT_EQ(Open()->Read(1)->payload, "before");
 }
 
+// The stream on which the acknowledgement came goes on.
+TEST_F(SpoolTest, NoNewSegment_AcknowledgedEventsGoLater) {
+  options_.segment_bytes = 4096;
+  const auto spool = Open();
+  const std::string payload(2000, 'x');
+  ASSERT_TRUE(spool->Append(Kind::kState, payload).ok());
+  const std::string old = Segments().at(0);
+  const std::string next =
+      options_.directory + "/events-" + std::string(19, '0') + "2.log";
+  fs::create_directory(next);
+  spool->Acknowledge(1);
+  EXPECT_EQ(spool->first(), 2u);
+  EXPECT_TRUE(fs::exists(old));
+  ASSERT_TRUE(spool->Append(Kind::kState, payload).ok());
+  EXPECT_EQ(spool->Read(2)->payload, payload);
+  spool->Acknowledge(2);
+  EXPECT_FALSE(fs::exists(old));
+  EXPECT_EQ(*spool->Append(Kind::kState, "after"), 3u);
+}
+
+// A rewritten segment is opened under its old name; whatever comes of that, its
+// events can be read.
+TEST_F(SpoolTest, NoDescriptorLeftWhileSegmentsAreShortened_StateStays) {
+  constexpr uint64_t kRecords = 600;
+  options_.segment_bytes = 100;
+  {
+    const auto spool = Open();
+    for (uint64_t i = 1; i <= kRecords; ++i) {
+      const Kind kind = i % 2 == 0 ? Kind::kState : Kind::kDroppable;
+      ASSERT_TRUE(spool->Append(kind, "payload " + std::to_string(i)).ok());
+    }
+  }
+  options_.max_bytes = 1;
+  options_.segment_bytes = 1 << 20;
+  const auto spool = Open();
+  rlimit old;
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &old), 0);
+  const int free = ::open("/dev/null", O_RDONLY);
+  ::close(free);
+  rlimit one = old;
+  one.rlim_cur = static_cast<rlim_t>(free) + 1;
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &one), 0);
+  std::atomic<bool> done = false;
+  std::thread other([&] {
+    while (!done) {
+      if (const int fd = ::open("/dev/null", O_RDONLY); fd >= 0) ::close(fd);
+    }
+  });
+  for (int i = 0; i < 1000; ++i) {
+    EXPECT_TRUE(spool->Append(Kind::kDroppable, "").ok());
+  }
+  done = true;
+  other.join();
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &old), 0);
+  EXPECT_GT(spool->dropped(), 0u);
+  for (uint64_t i = 2; i <= kRecords; i += 2) {
+    const auto record = spool->Read(i);
+    ASSERT_TRUE(record.ok()) << record.status();
+    EXPECT_EQ(record->payload, "payload " + std::to_string(i));
+  }
+}
+
 TEST_F(SpoolTest, WritersReaderAndAcks_AtOnce) {
   options_.segment_bytes = 4096;
   const auto spool = Open();
@@ -233,13 +296,11 @@ TEST_F(SpoolTest, WritersReaderAndAcks_AtOnce) {
     const auto record = spool->Read(next);
     if (!record.ok()) continue;
     ASSERT_EQ(record->payload, "payload");
-    if (next % 100 == 0) {
-      ASSERT_TRUE(spool->Acknowledge(next).ok());
-    }
+    if (next % 100 == 0) spool->Acknowledge(next);
     ++next;
   }
   for (std::thread& writer : writers) writer.join();
-  EXPECT_TRUE(spool->Acknowledge(next - 1).ok());
+  spool->Acknowledge(next - 1);
   EXPECT_EQ(spool->first(), spool->next());
 }
 
