@@ -192,6 +192,7 @@ absl::StatusOr<LoadedData> LoadJobDataTogether(const v1::TrainerTask& task,
                                                const JobSpec& spec,
                                                const ModelDescription& model,
                                                Communicator& communicator) {
+  communicator.SetTimeout(absl::Hours(24));
   absl::StatusOr<LoadedData> data = absl::UnknownError("not loaded");
   for (const bool turn : {true, false}) {
     absl::Status status;

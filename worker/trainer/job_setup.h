@@ -57,7 +57,10 @@ absl::StatusOr<LoadedData> LoadJobData(const v1::TrainerTask& task,
                                        const ModelDescription& model);
 
 // The same on every rank, the first of a node doing the work: rank 0 fills the
-// cache before the others look. Collective; all ranks fail together.
+// cache before the others look. Collective; all ranks fail together. From here
+// on, until the communicator gets another timeout, ranks wait for each other
+// however long it takes: tokenizing and loading have no bound of their own, the
+// agent watches over rank 0.
 absl::StatusOr<LoadedData> LoadJobDataTogether(const v1::TrainerTask& task,
                                                const JobSpec& spec,
                                                const ModelDescription& model,

@@ -15,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "common/base/sha256.h"
 #include "gtest/gtest.h"
+#include "worker/trainer/job_setup.h"
 #include "worker/trainer/parallel/agreement.h"
 #include "worker/trainer/parallel/communicator.h"
 
@@ -170,6 +171,23 @@ std::string WaitForTheLead(Communicator& c) {
 
 TEST(Gloo, LeadThatWorksForLong_IsWaitedForThatOnce) {
   EXPECT_EQ(RunProcesses(2, WaitForTheLead)[1], "DEADLINE_EXCEEDED");
+}
+
+// Rank 0 tokenizes three times as long as a collective may take. What it comes
+// to is that its file was not delivered.
+std::string LoadLate(Communicator& c) {
+  c.SetTimeout(absl::Milliseconds(500));
+  JobSpec spec;
+  spec.data.train = {{.path = "absent.jsonl", .format = DataFormat::kTokens}};
+  if (c.rank() == 0) absl::SleepFor(absl::Milliseconds(1500));
+  const auto data = LoadJobDataTogether(v1::TrainerTask(), spec, {}, c);
+  return absl::StatusCodeToString(data.status().code());
+}
+
+TEST(Gloo, DataThatTakesLong_IsWaitedFor) {
+  for (const std::string& result : RunProcesses(2, LoadLate)) {
+    EXPECT_EQ(result, "NOT_FOUND");
+  }
 }
 
 TEST(Gloo, MissingPeer_IsDeadlineExceeded) {
