@@ -25,7 +25,10 @@ enum {
   QLORA_ERROR = 1,
   // qlora_chat_template_render: the template was stopped at its bound of
   // memory, time or depth, now or in an earlier rendering.
-  QLORA_STOPPED = 2
+  QLORA_STOPPED = 2,
+  // qlora_chat_template_*: the system gives no thread now. The same call may
+  // succeed later.
+  QLORA_UNAVAILABLE = 3
 };
 
 typedef struct {

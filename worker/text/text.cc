@@ -21,8 +21,17 @@ std::string Take(QloraString* s) {
   return out;
 }
 
-absl::Status Invalid(QloraString* error) {
-  return absl::InvalidArgumentError(Take(error));
+absl::Status ToStatus(int code, QloraString* error) {
+  switch (code) {
+    case QLORA_OK:
+      return absl::OkStatus();
+    case QLORA_STOPPED:
+      return absl::FailedPreconditionError(Take(error));
+    case QLORA_UNAVAILABLE:
+      return absl::UnavailableError(Take(error));
+    default:
+      return absl::InvalidArgumentError(Take(error));
+  }
 }
 
 // A special token is a string or {"content": string}.
@@ -75,9 +84,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Open(
   RETURN_IF_ERROR(ReadFile(path).status());
   QloraTokenizer* handle = nullptr;
   QloraString error = {};
-  if (qlora_tokenizer_open(path.data(), path.size(), &handle, &error) != 0) {
-    return Invalid(&error);
-  }
+  RETURN_IF_ERROR(ToStatus(
+      qlora_tokenizer_open(path.data(), path.size(), &handle, &error), &error));
   return std::unique_ptr<Tokenizer>(new Tokenizer(directory, handle));
 }
 
@@ -100,10 +108,10 @@ absl::StatusOr<Encoding> Tokenizer::Encode(std::string_view text,
                                            bool add_special_tokens) const {
   QloraEncoding raw = {};
   QloraString error = {};
-  if (qlora_tokenizer_encode(handle_.get(), text.data(), text.size(),
-                             add_special_tokens ? 1 : 0, &raw, &error) != 0) {
-    return Invalid(&error);
-  }
+  RETURN_IF_ERROR(
+      ToStatus(qlora_tokenizer_encode(handle_.get(), text.data(), text.size(),
+                                      add_special_tokens ? 1 : 0, &raw, &error),
+               &error));
   Encoding out;
   out.ids.assign(raw.ids, raw.ids + raw.size);
   out.starts.assign(raw.starts, raw.starts + raw.size);
@@ -117,10 +125,10 @@ absl::StatusOr<std::string> Tokenizer::Decode(std::span<const int32_t> ids,
   const std::vector<uint32_t> raw(ids.begin(), ids.end());
   QloraString out = {};
   QloraString error = {};
-  if (qlora_tokenizer_decode(handle_.get(), raw.data(), raw.size(),
-                             skip_special_tokens ? 1 : 0, &out, &error) != 0) {
-    return Invalid(&error);
-  }
+  RETURN_IF_ERROR(ToStatus(
+      qlora_tokenizer_decode(handle_.get(), raw.data(), raw.size(),
+                             skip_special_tokens ? 1 : 0, &out, &error),
+      &error));
   return Take(&out);
 }
 
@@ -128,11 +136,11 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Compile(
     std::string_view source, std::string_view tokenizer_config) {
   QloraChatTemplate* handle = nullptr;
   QloraString error = {};
-  if (qlora_chat_template_compile(
-          source.data(), source.size(), tokenizer_config.data(),
-          tokenizer_config.size(), &handle, &error) != 0) {
-    return Invalid(&error);
-  }
+  RETURN_IF_ERROR(ToStatus(
+      qlora_chat_template_compile(source.data(), source.size(),
+                                  tokenizer_config.data(),
+                                  tokenizer_config.size(), &handle, &error),
+      &error));
   return std::unique_ptr<ChatTemplate>(new ChatTemplate(handle));
 }
 
@@ -143,13 +151,10 @@ absl::StatusOr<Rendered> ChatTemplate::Render(std::string_view input, Mask mask,
   const int which = mask == Mask::kNone        ? QLORA_MASK_NONE
                     : mask == Mask::kAssistant ? QLORA_MASK_ASSISTANT
                                                : QLORA_MASK_LAST;
-  const int code =
+  RETURN_IF_ERROR(ToStatus(
       qlora_chat_template_render(handle_.get(), input.data(), input.size(),
-                                 absl::ToUnixSeconds(now), which, &raw, &error);
-  if (code == QLORA_STOPPED) {
-    return absl::FailedPreconditionError(Take(&error));
-  }
-  if (code != QLORA_OK) return Invalid(&error);
+                                 absl::ToUnixSeconds(now), which, &raw, &error),
+      &error));
   Rendered out;
   out.text.assign(raw.rendered.data, raw.rendered.size);
   for (size_t i = 0; i < raw.num_spans; ++i) {

@@ -79,15 +79,17 @@ struct Rendered {
 class ChatTemplate {
  public:
   // source: Jinja; tokenizer_config: the text of tokenizer_config.json, or
-  // empty. InvalidArgument if one of them cannot be parsed.
+  // empty. InvalidArgument if one of them cannot be parsed; Unavailable if the
+  // system gives no thread for it.
   static absl::StatusOr<std::unique_ptr<ChatTemplate>> Compile(
       std::string_view source, std::string_view tokenizer_config);
 
   // input: a JSON object with "messages" and further variables of the
   // template; now: what strftime_now goes by, in UTC. InvalidArgument if the
   // template refuses or fails; FailedPrecondition if it takes more memory or
-  // time than it may, and from then on always. That there is no mask is not an
-  // error but has_mask == false.
+  // time than it may, and from then on always; Unavailable if the system gives
+  // no thread for it now. That there is no mask is not an error but
+  // has_mask == false.
   absl::StatusOr<Rendered> Render(std::string_view input, Mask mask,
                                   absl::Time now) const;
 

@@ -1,3 +1,8 @@
+#include <pthread.h>
+#include <sys/resource.h>
+
+#include <latch>
+
 #include "common/base/files.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -404,6 +409,62 @@ TEST(ChatTemplate, TemplatesThatGrowValues_AreStoppedAndStayStopped) {
   EXPECT_THAT(render(60).status().message(), HasSubstr("256 MiB"));
   EXPECT_TRUE(absl::IsFailedPrecondition(render(2).status()));
   EXPECT_THAT(render(2).status().message(), HasSubstr("stopped at another"));
+}
+
+// Until it goes, no further thread gets a stack of half a gigabyte.
+class NoStacks {
+ public:
+  NoStacks() {
+    // Pages that are mapped; the stack takes 131072 more.
+    const auto pages = std::stoull(*ReadFile("/proc/self/statm"));
+    ::getrlimit(RLIMIT_AS, &old_);
+    rlimit small = old_;
+    small.rlim_cur = (pages + 65536) * 4096;
+    ::setrlimit(RLIMIT_AS, &small);
+    // The C library keeps stacks of threads that have ended.
+    pthread_attr_t attributes;
+    ::pthread_attr_init(&attributes);
+    ::pthread_attr_setstacksize(&attributes, 512 << 20);
+    const auto wait = [](void* end) -> void* {
+      static_cast<std::latch*>(end)->wait();
+      return nullptr;
+    };
+    pthread_t thread;
+    while (::pthread_create(&thread, &attributes, wait, &end_) == 0) {
+      threads_.push_back(thread);
+    }
+    ::pthread_attr_destroy(&attributes);
+  }
+  ~NoStacks() {
+    end_.count_down();
+    for (const pthread_t thread : threads_) ::pthread_join(thread, nullptr);
+    ::setrlimit(RLIMIT_AS, &old_);
+  }
+
+ private:
+  rlimit old_;
+  std::latch end_{1};
+  std::vector<pthread_t> threads_;
+};
+
+// The template is not to blame.
+TEST(ChatTemplate, NoThread_IsUnavailableOnlyAsLongAsThereIsNone) {
+  const std::string input = Chat({{"user", "a"}}).dump();
+  const auto compiled = ChatTemplate::Compile("{{ messages[0].content }}", "");
+  ASSERT_TRUE(compiled.ok());
+  const auto render = [&] {
+    return (*compiled)->Render(input, Mask::kNone, absl::UnixEpoch());
+  };
+  EXPECT_EQ(render()->text, "a");
+  {
+    const NoStacks no_stacks;
+    const absl::Status status = render().status();
+    EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+    EXPECT_THAT(status.message(), HasSubstr("gives no thread of 512 MiB"));
+    EXPECT_THAT(status.message(), HasSubstr("ulimit -u"));
+    EXPECT_TRUE(absl::IsUnavailable(ChatTemplate::Compile("a", "").status()));
+  }
+  EXPECT_EQ(render()->text, "a");
 }
 
 TEST(ChatTemplate, DeepValues_DoNotOverflowTheStack) {

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 /// Address space, of which only what is used costs memory. Printing, comparing
 /// or dropping a value recurses as deep as a template can nest one in its steps.
-const STACK: usize = 512 << 20;
+pub const STACK: usize = 512 << 20;
 /// Of it, for what recurses without an allocation.
 const STACK_LEFT: usize = 64 << 20;
 const CHECK_EVERY: Duration = Duration::from_millis(50);
@@ -94,12 +94,20 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What `work` gives; panics if it does. Or why it was stopped.
+/// Why there is no result.
+pub enum Error {
+    /// The work was left behind, for this reason.
+    Stopped(String),
+    /// It was not begun: the system gives no thread.
+    NoThread(std::io::Error),
+}
+
+/// What `work` gives; panics if it does.
 pub fn run<T: Send + 'static>(
     memory: usize,
     time: Duration,
     work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, String> {
+) -> Result<T, Error> {
     let left = Arc::new(AtomicI64::new(memory as i64));
     let (sender, receiver) = sync_channel(1);
     let of_thread = left.clone();
@@ -112,25 +120,28 @@ pub fn run<T: Send + 'static>(
             LEFT.set(null());
             let _ = sender.send(result);
         })
-        .map_err(|e| format!("cannot start a thread: {e}"))?;
+        .map_err(Error::NoThread)?;
+    let stopped = |why: String| Err(Error::Stopped(why));
     let deadline = Instant::now() + time;
     loop {
         match receiver.recv_timeout(CHECK_EVERY) {
             Ok(Ok(result)) => return Ok(result),
             Ok(Err(panic)) => resume_unwind(panic),
-            Err(RecvTimeoutError::Disconnected) => return Err("its thread is gone".to_string()),
+            Err(RecvTimeoutError::Disconnected) => {
+                return stopped("its thread is gone".to_string())
+            }
             Err(RecvTimeoutError::Timeout) => {}
         }
         let rest = left.load(Relaxed);
         if rest == TOO_DEEP {
-            return Err("its values are nested too deep or hold themselves".to_string());
+            return stopped("its values are nested too deep or hold themselves".to_string());
         }
         if rest < 0 {
-            return Err(format!("it needs more than {} MiB of memory", memory >> 20));
+            return stopped(format!("it needs more than {} MiB of memory", memory >> 20));
         }
         if Instant::now() > deadline {
             left.store(NOTHING, Relaxed);
-            return Err(format!("it takes longer than {} s", time.as_secs()));
+            return stopped(format!("it takes longer than {} s", time.as_secs()));
         }
     }
 }

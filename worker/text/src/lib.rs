@@ -59,6 +59,11 @@ impl Failure {
     pub fn stopped(message: String) -> Self {
         Self { code: 2, message }
     }
+
+    /// QLORA_UNAVAILABLE.
+    pub fn unavailable(message: String) -> Self {
+        Self { code: 3, message }
+    }
 }
 
 /// QLORA_ERROR.

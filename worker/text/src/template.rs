@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bounded;
+use crate::bounded::{self, Error};
 use crate::conversation::{any_string, Conversation, Part};
 use crate::jinja::{split_sentinels, Compiled, Span, CLOSE, OPEN};
 use crate::mask::{find_spans, Mask};
@@ -31,17 +31,23 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    pub fn compile(source: &str, tokenizer_config: &str) -> Result<Self, String> {
+    pub fn compile(source: &str, tokenizer_config: &str) -> Result<Self, Failure> {
         if source.len() > MAX_SOURCE {
-            return Err(format!(
+            let message = format!(
                 "the chat template has {} bytes; at most {MAX_SOURCE} are read",
                 source.len()
-            ));
+            );
+            return Err(message.into());
         }
         let (source, config) = (source.to_string(), tokenizer_config.to_string());
         let memory = MEMORY + config.len().saturating_mul(16);
         let compiled = bounded::run(memory, TIME, move || Compiled::new(&source, &config))
-            .map_err(|why| format!("the chat template cannot be compiled: {why}"))??;
+            .map_err(|error| match error {
+                Error::Stopped(why) => {
+                    format!("the chat template cannot be compiled: {why}").into()
+                }
+                Error::NoThread(why) => no_thread(&why),
+            })??;
         Ok(Self {
             compiled: Arc::new(compiled),
             stopped: AtomicBool::new(false),
@@ -57,14 +63,25 @@ impl ChatTemplate {
         let input = input.to_string();
         let memory = MEMORY + input.len().saturating_mul(16);
         let rendered = bounded::run(memory, TIME, move || render(&compiled, &input, now, mask));
-        Ok(rendered.map_err(|why| {
-            self.stopped.store(true, Relaxed);
-            Failure::stopped(format!(
-                "the chat template was stopped: {why}; use a simpler one \
-                 (data.chat_template), or leave this conversation out"
-            ))
+        Ok(rendered.map_err(|error| match error {
+            Error::Stopped(why) => {
+                self.stopped.store(true, Relaxed);
+                Failure::stopped(format!(
+                    "the chat template was stopped: {why}; use a simpler one \
+                     (data.chat_template), or leave this conversation out"
+                ))
+            }
+            Error::NoThread(why) => no_thread(&why),
         })??)
     }
+}
+
+fn no_thread(why: &std::io::Error) -> Failure {
+    Failure::unavailable(format!(
+        "the system gives no thread of {} MiB of address space to the chat template: {why}; \
+         run less on this machine, or raise its limits (ulimit -u and -v, pids.max, TasksMax)",
+        bounded::STACK >> 20
+    ))
 }
 
 fn render(compiled: &Compiled, input: &str, now: i64, mask: Mask) -> Result<Rendered, String> {

@@ -127,7 +127,7 @@ std::string RecordsText(const DatasetStats& stats);
 // Errors: NotFound (a data file), InvalidArgument (bad records with
 // on_bad_record: fail, with file, line and count; nothing to train on),
 // FailedPrecondition (a tokenizer that does not fit the vocabulary, a chat
-// template that was stopped), ResourceExhausted (cache directory full).
+// template that was stopped), Unavailable (no thread for a template).
 // Messages name file and line and say what to do.
 absl::StatusOr<LoadedData> LoadData(const DataOptions& options,
                                     const text::ModelText* text);
