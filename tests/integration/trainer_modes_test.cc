@@ -420,6 +420,28 @@ TEST_F(ModesTest, GenerateFromAnEmptyRendering_IsRefused) {
   EXPECT_THAT(Refusal(task), HasSubstr("empty prompt"));
 }
 
+// A template that would list tools where there are none, and does not in
+// training, must not when it is asked.
+TEST_F(ModesTest, GenerateFromMessages_TemplateSeesWhatItSeesInTraining) {
+  const std::string model = Path("model");
+  std::filesystem::copy(SharedData() + "/models/stories260K", model);
+  Write("model/chat_template.jinja",
+        "{% if tools is not none or documents is not none %}"
+        "{{ raise_exception('there are no tools') }}{% endif %}"
+        "{% if not add_generation_prompt %}"
+        "{{ raise_exception('there is no prompt') }}{% endif %}"
+        "{{ messages[0].content }}");
+  v1::TrainerTask task = Task("", 1);
+  task.set_mode(v1::TRAINER_MODE_GENERATE);
+  task.set_model_directory(model);
+  task.mutable_generate()->set_max_new_tokens(1);
+  v1::ChatMessage& message = *task.mutable_generate()->add_messages();
+  message.set_role("user");
+  message.set_content("Once upon a time");
+  const Run run = RunTask(task);
+  EXPECT_TRUE(run.has_result) << run.failure.message();
+}
+
 TEST_F(ModesTest, Plan_CountsTokensAndSteps) {
   v1::TrainerTask task = Job();
   task.set_mode(v1::TRAINER_MODE_PLAN);

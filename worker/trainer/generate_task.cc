@@ -8,9 +8,9 @@
 #include "absl/time/clock.h"
 #include "common/base/plural.h"
 #include "common/base/status_macros.h"
-#include "nlohmann/json.hpp"
 #include "worker/text/text.h"
 #include "worker/trainer/checkpoint/adapter.h"
+#include "worker/trainer/data/encoder.h"
 #include "worker/trainer/device.h"
 #include "worker/trainer/generation_plan.h"
 #include "worker/trainer/job_setup.h"
@@ -33,16 +33,17 @@ absl::StatusOr<Tokens> EncodeChat(const v1::GenerateRequest& request,
     return absl::InvalidArgumentError(
         "the model has no chat template: give a plain prompt");
   }
-  nlohmann::json input = {{"messages", nlohmann::json::array()},
-                          {"add_generation_prompt", true}};
+  RecordJson record = {{"messages", RecordJson::array()}};
   for (const v1::ChatMessage& message : request.messages()) {
-    input["messages"].push_back(
+    record["messages"].push_back(
         {{"role", message.role()}, {"content", message.content()}});
   }
+  RecordJson input = TemplateInput(record);
+  input["add_generation_prompt"] = true;
   ASSIGN_OR_RETURN(
       const text::Rendered rendered,
       text.chat_template->Render(
-          input.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace),
+          input.dump(-1, ' ', false, RecordJson::error_handler_t::replace),
           text::Mask::kNone, absl::Now()));
   ASSIGN_OR_RETURN(text::Encoding encoding,
                    text.tokenizer->Encode(rendered.text, false));

@@ -57,17 +57,6 @@ absl::Status CheckRoles(const Json& messages, std::string_view chat_template) {
   return absl::OkStatus();
 }
 
-// What transformers gives a template, which may ask whether tools is none.
-Json TemplateInput(const Json& record) {
-  Json input = {{"tools", nullptr}, {"documents", nullptr}};
-  for (const char* key : {"messages", "tools", "documents"}) {
-    if (record.contains(key)) input[key] = record[key];
-  }
-  const auto more = record.find("chat_template_kwargs");
-  if (more != record.end() && more->is_object()) input.update(*more);
-  return input;
-}
-
 // Labels of the tokens that begin inside a span.
 std::vector<int32_t> LabelsInside(const text::Encoding& encoding,
                                   const std::vector<Span>& spans) {
@@ -121,6 +110,17 @@ std::string AlpacaPrompt(const std::string& instruction,
 }
 
 }  // namespace
+
+// What transformers gives a template, which may ask whether tools is none.
+RecordJson TemplateInput(const RecordJson& record) {
+  RecordJson input = {{"tools", nullptr}, {"documents", nullptr}};
+  for (const char* key : {"messages", "tools", "documents"}) {
+    if (record.contains(key)) input[key] = record[key];
+  }
+  const auto more = record.find("chat_template_kwargs");
+  if (more != record.end() && more->is_object()) input.update(*more);
+  return input;
+}
 
 bool HasTrainedToken(const int32_t* labels, int64_t length) {
   for (int64_t i = 1; i < length; ++i) {

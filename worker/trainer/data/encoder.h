@@ -15,6 +15,9 @@
 
 namespace qlora::trainer {
 
+// What a chat template is given, of a record of format chat.
+RecordJson TemplateInput(const RecordJson& record);
+
 struct EncodedRecord {
   std::vector<int32_t> tokens;
   // Aligned with tokens.
@@ -46,7 +49,8 @@ class RecordEncoder {
   //
   // InvalidArgument: the record is bad (the message does not name it).
   // FailedPrecondition: the tokenizer does not fit the model, or the chat
-  // template was stopped; no record will do better.
+  // template was stopped; no record will do better. Unavailable: no thread for
+  // the template.
   absl::StatusOr<EncodedRecord> Encode(const Record& record,
                                        DataFormat format) const;
 
