@@ -118,7 +118,7 @@ void AddCancel(Cli& cli) {
   CLI::App* verb = cli.app().add_subcommand("cancel", "Stop jobs");
   verb->add_option("JOB", options->jobs, kJobHelp)->required();
   verb->add_option("--reason", options->reason, "Noted with the job");
-  cli.DoSimple(verb, [options](Session& s) {
+  cli.Do(verb, [options](Session& s) {
     return Cancel(s, options->jobs, options->reason);
   });
 }
@@ -128,7 +128,7 @@ void AddResume(Cli& cli) {
   CLI::App* verb = cli.app().add_subcommand(
       "resume", "Queue HELD jobs again, from their last checkpoint");
   verb->add_option("JOB", *jobs, kJobHelp)->required();
-  cli.DoSimple(verb, [jobs](Session& s) { return Resume(s, *jobs); });
+  cli.Do(verb, [jobs](Session& s) { return Resume(s, *jobs); });
 }
 
 void AddDelete(Cli& cli) {
@@ -136,7 +136,7 @@ void AddDelete(Cli& cli) {
   CLI::App* verb = cli.app().add_subcommand(
       "delete", "Remove jobs with their checkpoints, metrics and logs");
   verb->add_option("JOB", *jobs, kJobHelp)->required();
-  cli.DoSimple(verb, [jobs](Session& s) { return DeleteJobs(s, *jobs); });
+  cli.Do(verb, [jobs](Session& s) { return DeleteJobs(s, *jobs); });
 }
 
 void AddWait(Cli& cli) {

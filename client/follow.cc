@@ -99,7 +99,6 @@ class FollowView {
     std::cerr << text << std::endl;
   }
 
-  const std::optional<v1::Job>& job() const { return job_; }
   double first_loss() const { return first_loss_.value_or(0); }
   size_t warnings() const { return warnings_.size(); }
 
@@ -258,34 +257,35 @@ std::string ProgressText(const v1::Job& job,
   return text;
 }
 
-absl::StatusOr<int> FollowJob(Session& session, const std::string& job,
+absl::StatusOr<int> FollowJob(Session& session, v1::Job job,
                               const FollowOptions& options) {
   const absl::Time end = absl::Now() + options.timeout;
+  const std::string id = job.job_id();
   InterruptScope interrupt;
   FollowView view(session.output, options.metrics);
-  JobFollower follower(session.connection(), job, session.project);
+  JobFollower follower(session.connection(), id, session.project);
   while (true) {
     const JobFollower::Update update = follower.Next(kTick);
     view.Show(update);
+    if (update.job) job = *update.job;
     if (!update.error.ok() && update.done) {
-      return WithWhat(update.error, absl::StrCat("cannot follow job ", job));
+      return WithWhat(update.error, absl::StrCat("cannot follow job ", id));
     }
-    if (update.done || (view.job() && Rests(*view.job()) &&
-                        !IsTerminal(view.job()->state()))) {
-      break;
-    }
+    if (update.done || job.state() == v1::JOB_STATE_HELD) break;
     if (InterruptScope::Interrupted() || absl::Now() >= end) {
+      // Only the last of its metrics are still on their way.
+      if (IsTerminal(job.state())) break;
       view.Detach();
-      NoteDetached(job, InterruptScope::Interrupted() ? "Ctrl-C" : "--timeout");
+      NoteDetached(id, InterruptScope::Interrupted() ? "Ctrl-C" : "--timeout");
       return kExitJobNotFinished;
     }
   }
   // The last ones may still be on their way in the stream.
   const absl::StatusOr<std::vector<v1::JobEvent>> events =
-      FetchEvents(session, job);
+      FetchEvents(session, id);
   if (events.ok()) view.ShowWarnings(*events);
-  view.Line(OutcomeText(*view.job(), view.first_loss(), view.warnings()));
-  return OutcomeExitCode(*view.job());
+  view.Line(OutcomeText(job, view.first_loss(), view.warnings()));
+  return OutcomeExitCode(job);
 }
 
 }  // namespace qlora::client

@@ -19,8 +19,9 @@ struct FollowOptions {
 };
 
 // Follows until the job ends, the timeout passes or Ctrl-C, which detaches and
-// leaves the job alone. Returns the exit code 0, 100, 101 or 103.
-absl::StatusOr<int> FollowJob(Session& session, const std::string& job,
+// leaves the job alone. `job` is what is known of it: one that has ended is not
+// waited for. Returns the exit code 0, 100, 101 or 103.
+absl::StatusOr<int> FollowJob(Session& session, v1::Job job,
                               const FollowOptions& options);
 
 // 0, 100 or 103 for an ended job, 101 for another.

@@ -72,6 +72,19 @@ absl::Status JobError(absl::Status status, const std::string& what) {
   return WithWhat(std::move(status), what);
 }
 
+int ForEachJob(const std::vector<std::string>& jobs,
+               const std::function<absl::Status(const std::string& job)>& act) {
+  int code = kExitOk;
+  for (const std::string& job : jobs) {
+    const absl::Status status = act(job);
+    if (status.ok()) continue;
+    std::cerr << FormatError(status) << std::flush;
+    if (code == kExitOk) code = ExitCodeFor(status);
+    if (absl::IsUnavailable(status)) break;
+  }
+  return code;
+}
+
 absl::Status WithRemedy(Session& session, absl::Status status,
                         const std::vector<std::string>& paths) {
   const std::string message(status.message());

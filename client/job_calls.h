@@ -1,6 +1,7 @@
 // Calls that several verbs need.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,12 @@ void NoteDetached(const std::string& job_id, const std::string& why);
 // read one of the paths, else what explains the key.
 absl::Status WithRemedy(Session& session, absl::Status status,
                         const std::vector<std::string>& paths);
+
+// Lets `act` have one job after another. An error is printed and keeps none
+// behind it from its turn, unless the coordinator is not reachable. The exit
+// code of the first error.
+int ForEachJob(const std::vector<std::string>& jobs,
+               const std::function<absl::Status(const std::string& job)>& act);
 
 // Adds what could not be done, and a hint for a job that does not exist.
 absl::Status JobError(absl::Status status, const std::string& what);

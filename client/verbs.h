@@ -70,10 +70,12 @@ struct PlotOptions {
 };
 absl::Status Plot(Session& session, const PlotOptions& options);
 
-absl::Status Cancel(Session& session, const std::vector<std::string>& jobs,
-                    const std::string& reason);
-absl::Status Resume(Session& session, const std::vector<std::string>& jobs);
-absl::Status DeleteJobs(Session& session, const std::vector<std::string>& jobs);
+// Each job gets its turn, whatever came of the others. They print their errors
+// and return the first one's exit code.
+int Cancel(Session& session, const std::vector<std::string>& jobs,
+           const std::string& reason);
+int Resume(Session& session, const std::vector<std::string>& jobs);
+int DeleteJobs(Session& session, const std::vector<std::string>& jobs);
 
 // timeout: infinite to wait until the end.
 absl::StatusOr<int> Wait(Session& session, const std::string& job,

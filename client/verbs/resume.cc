@@ -5,25 +5,30 @@
 #include "common/base/status_macros.h"
 
 namespace qlora::client {
+namespace {
 
-absl::Status Resume(Session& session, const std::vector<std::string>& jobs) {
-  for (const std::string& name : jobs) {
-    // Resolved once: with a retried call "@last" could mean another job.
-    ASSIGN_OR_RETURN(const v1::Job job, FetchJob(session, name));
-    v1::ResumeJobRequest request;
-    request.set_request_id(NewRequestId());
-    request.set_job(job.job_id());
-    request.set_project(session.project);
-    const absl::StatusOr<v1::Job> resumed = session.connection().Call(
-        session.connection().jobs(), &v1::JobService::Stub::ResumeJob, request);
-    if (!resumed.ok()) {
-      return JobError(resumed.status(),
-                      absl::StrCat("cannot resume job ", name));
-    }
-    *session.output.out << resumed->job_id() << " "
-                        << StateName(resumed->state()) << std::endl;
+absl::Status ResumeOne(Session& session, const std::string& name) {
+  // Resolved once: with a retried call "@last" could mean another job.
+  ASSIGN_OR_RETURN(const v1::Job job, FetchJob(session, name));
+  v1::ResumeJobRequest request;
+  request.set_request_id(NewRequestId());
+  request.set_job(job.job_id());
+  request.set_project(session.project);
+  const absl::StatusOr<v1::Job> resumed = session.connection().Call(
+      session.connection().jobs(), &v1::JobService::Stub::ResumeJob, request);
+  if (!resumed.ok()) {
+    return JobError(resumed.status(), absl::StrCat("cannot resume job ", name));
   }
+  *session.output.out << resumed->job_id() << " " << StateName(resumed->state())
+                      << std::endl;
   return absl::OkStatus();
+}
+
+}  // namespace
+
+int Resume(Session& session, const std::vector<std::string>& jobs) {
+  return ForEachJob(
+      jobs, [&](const std::string& job) { return ResumeOne(session, job); });
 }
 
 }  // namespace qlora::client

@@ -53,7 +53,7 @@ absl::StatusOr<int> Submit(Session& session, const SubmitOptions& options) {
                 << std::endl;
   }
   if (options.follow) {
-    return FollowJob(session, job.job_id(), {.timeout = options.timeout});
+    return FollowJob(session, job, {.timeout = options.timeout});
   }
   if (output.format == OutputFormat::kTable && output.terminal.out) {
     *output.out << "next: qloractl wait " << job.job_id() << "\n";

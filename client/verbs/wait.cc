@@ -11,7 +11,7 @@ absl::StatusOr<int> Wait(Session& session, const std::string& job,
   FollowOptions options;
   options.metrics = false;
   options.timeout = timeout;
-  return FollowJob(session, found.job_id(), options);
+  return FollowJob(session, found, options);
 }
 
 }  // namespace qlora::client

@@ -117,6 +117,9 @@ class FakeJobs final : public v1::JobService::Service {
   grpc::Status CancelJob(grpc::ServerContext*,
                          const v1::CancelJobRequest* request,
                          v1::Job* response) override {
+    if (request->job() == "j-none") {
+      return {grpc::StatusCode::NOT_FOUND, "no job j-none"};
+    }
     MutexLock lock(&mu_);
     request_ids_.push_back(request->request_id());
     if (lose_responses_ > 0) {
@@ -125,6 +128,19 @@ class FakeJobs final : public v1::JobService::Service {
     }
     response->set_job_id("j-1");
     response->set_state(v1::JOB_STATE_CANCELLING);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status ResumeJob(grpc::ServerContext*,
+                         const v1::ResumeJobRequest* request,
+                         v1::Job* response) override {
+    response->set_job_id(request->job());
+    response->set_state(v1::JOB_STATE_QUEUED);
+    return grpc::Status::OK;
+  }
+
+  grpc::Status DeleteJob(grpc::ServerContext*, const v1::DeleteJobRequest*,
+                         v1::DeleteJobResponse*) override {
     return grpc::Status::OK;
   }
 
@@ -137,7 +153,7 @@ class FakeJobs final : public v1::JobService::Service {
       return {grpc::StatusCode::UNAVAILABLE, "restarting"};
     }
     response->set_job_id("j-1");
-    response->set_state(v1::JOB_STATE_RUNNING);
+    response->set_state(state);
     return grpc::Status::OK;
   }
 
@@ -205,6 +221,8 @@ class FakeJobs final : public v1::JobService::Service {
     last.set_state(v1::JOB_STATE_SUCCEEDED);
   }
 
+  // What GetJob says.
+  v1::JobState state = v1::JOB_STATE_RUNNING;
   int64_t points = 5;
   // A second attempt counts the points behind this one from 1 again.
   int64_t attempt_ends_at = 1'000'000'000;

@@ -31,6 +31,12 @@ class Follow : public testing::Test {
     EXPECT_TRUE(code.ok()) << code.status();
     return code.value_or(-1);
   }
+  static v1::Job Running() {
+    v1::Job job;
+    job.set_job_id("j-1");
+    job.set_state(v1::JOB_STATE_RUNNING);
+    return job;
+  }
   std::string Lines(const std::string& what) const {
     std::string lines;
     std::istringstream text(out_.str());
@@ -92,7 +98,7 @@ TEST_F(Follow, JobHeld_EndsWithReasonAndWhatToType) {
   server_.jobs.last.set_hint("qloractl resume j-1");
   server_.jobs.last.set_failure_class(v1::FAILURE_CLASS_NUMERICAL);
   server_.jobs.last.set_reason("the loss of step 3 is not finite");
-  EXPECT_EQ(Run([&] { return FollowJob(session_, "j-1", {}); }),
+  EXPECT_EQ(Run([&] { return FollowJob(session_, Running(), {}); }),
             kExitJobNotFinished);
   EXPECT_THAT(out_.str(),
               HasSubstr("HELD j-1 (NUMERICAL): the loss of step 3 is not "
@@ -108,7 +114,7 @@ TEST_F(Follow, Warnings_EachOnceAndCountedAtTheEnd) {
   server_.jobs.warnings = {
       {1, "no GPU"}, {2, "slow disk\nfull soon"}, {4, "no GPU"}};
   server_.jobs.record_breaks = 3;
-  EXPECT_EQ(Run([&] { return FollowJob(session_, "j-1", {}); }), kExitOk);
+  EXPECT_EQ(Run([&] { return FollowJob(session_, Running(), {}); }), kExitOk);
   EXPECT_EQ(Lines("warning: "), "no GPUslow disk");
   EXPECT_THAT(out_.str(),
               HasSubstr("warning: slow disk\n         full soon\n"));
@@ -117,7 +123,7 @@ TEST_F(Follow, Warnings_EachOnceAndCountedAtTheEnd) {
 
 TEST_F(Follow, AnotherAttempt_IsSaidBeforeItsSteps) {
   server_.jobs.attempt_ends_at = 3;
-  EXPECT_EQ(Run([&] { return FollowJob(session_, "j-1", {}); }), kExitOk);
+  EXPECT_EQ(Run([&] { return FollowJob(session_, Running(), {}); }), kExitOk);
   EXPECT_EQ(Lines("attempt "), "2 starts from the beginning");
   EXPECT_THAT(out_.str(), testing::ContainsRegex(
                               "step 3/.*\nattempt 2 .*\nstep 1/.*\nstep 2/"));
@@ -127,13 +133,62 @@ TEST_F(Follow, Timeout_DetachesAndTheJobGoesOn) {
   server_.jobs.watch_breaks = 1'000'000;
   FollowOptions options;
   options.timeout = absl::Milliseconds(200);
-  EXPECT_EQ(Run([&] { return FollowJob(session_, "j-1", options); }),
+  EXPECT_EQ(Run([&] { return FollowJob(session_, Running(), options); }),
             kExitJobNotFinished);
   // The state was printed as a result; in a pipe it is not said again.
   EXPECT_THAT(out_.str(), HasSubstr("RUNNING\n"));
   EXPECT_THAT(err_, Not(HasSubstr("RUNNING")));
   EXPECT_THAT(err_, HasSubstr("detached (--timeout); the job goes on\n"
                               "next: qloractl wait j-1\n"));
+}
+
+TEST_F(Follow, Timeout_OfAJobThatHasEnded_IsItsEnd) {
+  server_.jobs.state = v1::JOB_STATE_CANCELLED;
+  server_.jobs.watch_breaks = 1'000'000;
+  EXPECT_EQ(Run([&] { return Wait(session_, "j-1", absl::ZeroDuration()); }),
+            kExitJobCancelled);
+  EXPECT_THAT(out_.str(), HasSubstr("CANCELLED j-1\n"));
+  EXPECT_THAT(err_, Not(HasSubstr("the job goes on")));
+}
+
+TEST_F(Follow, Timeout_WhileTheLastMetricsComeIn_IsTheJobsEnd) {
+  server_.jobs.points = 1'000'000;
+  server_.jobs.record_breaks = 1'000'000;
+  FollowOptions options;
+  options.timeout = absl::Seconds(1);
+  EXPECT_EQ(Run([&] { return FollowJob(session_, Running(), options); }),
+            kExitOk);
+  EXPECT_THAT(out_.str(), HasSubstr("SUCCEEDED j-1"));
+  EXPECT_THAT(err_, Not(HasSubstr("the job goes on")));
+}
+
+TEST_F(Follow, SeveralJobs_OneRefusalKeepsNoneFromItsTurn) {
+  const std::vector<std::string> jobs = {"j-none", "j-1", "j-none"};
+  const struct {
+    std::string verb;
+    std::function<int()> run;
+    std::string says;
+  } cases[] = {
+      {"cancel", [&] { return Cancel(session_, jobs, ""); }, "CANCELLING"},
+      {"resume", [&] { return Resume(session_, jobs); }, "QUEUED"},
+      {"delete", [&] { return DeleteJobs(session_, jobs); }, "deleted"},
+  };
+  for (const auto& c : cases) {
+    out_.str("");
+    EXPECT_EQ(Run(c.run), kExitNotFound) << c.verb;
+    EXPECT_EQ(out_.str(), "j-1 " + c.says + "\n");
+    EXPECT_THAT(err_, testing::ContainsRegex("error: cannot .* job j-none\n"
+                                             "(.*\n)*error: cannot "));
+  }
+}
+
+TEST_F(Follow, SeveralJobs_NoCoordinator_IsSaidOnce) {
+  session_.endpoint = "127.0.0.1:1";
+  EXPECT_EQ(Run([&] {
+              return DeleteJobs(session_, {"a", "b"});
+            }),
+            kExitUnavailable);
+  EXPECT_EQ(err_.find("error: "), err_.rfind("error: "));
 }
 
 TEST_F(Follow, Version_ServerThatDoesNotSay_IsNoError) {
