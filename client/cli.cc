@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <iostream>
 #include <limits>
 
@@ -42,6 +43,16 @@ absl::StatusOr<int> RunChosen(const Cli& cli) {
     return absl::ResourceExhaustedError("cannot write to standard output");
   }
   return code;
+}
+
+// What the standard library throws, for instance in a working directory that
+// was deleted, is an error like any other.
+absl::StatusOr<int> RunGuarded(const Cli& cli) {
+  try {
+    return RunChosen(cli);
+  } catch (const std::exception& e) {
+    return absl::InternalError(e.what());
+  }
 }
 
 // A number that is not within the bounds, or none at all.
@@ -209,7 +220,7 @@ int RunCli(int argc, char** argv) {
     std::cerr << FormatError(WrongLine(cli.app(), e));
     return kExitUsage;
   }
-  const absl::StatusOr<int> code = RunChosen(cli);
+  const absl::StatusOr<int> code = RunGuarded(cli);
   if (code.ok()) return *code;
   absl::Status status = code.status();
   const int exit_code = ExitCodeFor(status);

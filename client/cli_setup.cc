@@ -71,7 +71,8 @@ void AddLocalStart(Cli& cli, CLI::App& local) {
                    "default: the current directory")
       ->allow_extra_args(false);
   verb->add_flag("--foreground", options->foreground,
-                 "Stay, log to standard error, end both on Ctrl-C");
+                 "Stay, log to standard error, end both on Ctrl-C, "
+                 "SIGTERM or SIGHUP");
   cli.DoSimple(verb, [options](Session& s) { return LocalStart(s, *options); });
 }
 

@@ -1,25 +1,29 @@
 #include "client/interrupt.h"
 
-#include <csignal>
-
 namespace qlora::client {
 namespace {
 
 volatile std::sig_atomic_t interrupted = 0;
 
-void OnInterrupt(int) {
+void OnInterrupt(int signal) {
   interrupted = 1;
-  std::signal(SIGINT, SIG_DFL);
+  std::signal(signal, SIG_DFL);
 }
 
 }  // namespace
 
-InterruptScope::InterruptScope() {
+InterruptScope::InterruptScope(std::initializer_list<int> signals) {
   interrupted = 0;
-  std::signal(SIGINT, OnInterrupt);
+  for (const int signal : signals) {
+    const auto before = std::signal(signal, OnInterrupt);
+    if (signal == SIGHUP && before == SIG_IGN) std::signal(signal, SIG_IGN);
+    before_.push_back({signal, before});
+  }
 }
 
-InterruptScope::~InterruptScope() { std::signal(SIGINT, SIG_DFL); }
+InterruptScope::~InterruptScope() {
+  for (const auto& [signal, before] : before_) std::signal(signal, before);
+}
 
 bool InterruptScope::Interrupted() { return interrupted != 0; }
 

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <optional>
@@ -19,7 +18,6 @@
 #include "common/base/files.h"
 
 namespace qlora::client {
-namespace fs = std::filesystem;
 namespace {
 
 constexpr absl::Duration kPoll = absl::Milliseconds(20);
@@ -29,7 +27,6 @@ constexpr absl::Duration kKillWait = absl::Seconds(5);
 // What /proc/PID/stat says.
 struct ProcessState {
   char state = 0;
-  pid_t session = 0;
   uint64_t start_time = 0;
 };
 
@@ -41,33 +38,16 @@ std::optional<ProcessState> ReadState(pid_t pid) {
   if (name_end == std::string::npos) return std::nullopt;
   const std::vector<std::string> fields =
       absl::StrSplit(text.substr(name_end + 2), ' ');
-  // Counted from field 3 of proc(5): state; 6 is the session, 22 the start.
+  // Counted from field 3 of proc(5): state; 22 is the start.
   if (fields.size() < 20 || fields[0].empty()) return std::nullopt;
   ProcessState state;
   state.state = fields[0][0];
-  if (!absl::SimpleAtoi(fields[3], &state.session) ||
-      !absl::SimpleAtoi(fields[19], &state.start_time)) {
-    return std::nullopt;
-  }
+  if (!absl::SimpleAtoi(fields[19], &state.start_time)) return std::nullopt;
   return state;
 }
 
 bool IsRunning(const ProcessState& state) {
   return state.state != 'Z' && state.state != 'X';
-}
-
-std::vector<pid_t> SessionMembers(pid_t session) {
-  std::vector<pid_t> members;
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator("/proc", error)) {
-    pid_t pid = 0;
-    if (!absl::SimpleAtoi(entry.path().filename().string(), &pid)) continue;
-    const std::optional<ProcessState> state = ReadState(pid);
-    if (state && state->session == session && IsRunning(*state)) {
-      members.push_back(pid);
-    }
-  }
-  return members;
 }
 
 bool WaitUntilGone(const ProcessId& process, absl::Duration limit) {
@@ -78,19 +58,6 @@ bool WaitUntilGone(const ProcessId& process, absl::Duration limit) {
     absl::SleepFor(kPoll);
   }
   return true;
-}
-
-bool KillSession(pid_t session) {
-  bool killed = false;
-  const absl::Time end = absl::Now() + kKillWait;
-  while (absl::Now() < end) {
-    const std::vector<pid_t> members = SessionMembers(session);
-    if (members.empty()) break;
-    for (const pid_t pid : members) ::kill(pid, SIGKILL);
-    killed = true;
-    absl::SleepFor(kPoll);
-  }
-  return killed;
 }
 
 // Runs in the child: only what is safe after a fork.
@@ -106,6 +73,9 @@ bool KillSession(pid_t session) {
     ::dup2(log, STDOUT_FILENO);
     ::dup2(log, STDERR_FILENO);
   }
+  // What the caller has open is none of the program's: it would keep locks and
+  // pipes alive.
+  ::close_range(3, ~0U, CLOSE_RANGE_CLOEXEC);
   sigset_t none;
   ::sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
@@ -153,9 +123,7 @@ bool ReapIfEnded(const ProcessId& child) {
 }
 
 bool StopProcess(const ProcessId& process, absl::Duration grace) {
-  // Never started. 0 is also the session of all that came into a container
-  // from outside: nobody's to end.
-  if (process.pid <= 1) return true;
+  if (process.pid <= 0) return true;  // Never started.
   bool clean = true;
   if (IsAlive(process)) {
     ::kill(process.pid, SIGTERM);
@@ -166,11 +134,7 @@ bool StopProcess(const ProcessId& process, absl::Duration grace) {
     }
   }
   ReapIfEnded(process);
-  // A session's id is not given out again while it has members: what carries
-  // it was started by this process. Unless the pid itself is another's now.
-  const std::optional<ProcessState> now = ReadState(process.pid);
-  if (now && now->start_time != process.start_time) return clean;
-  return !KillSession(process.pid) && clean;
+  return clean;
 }
 
 }  // namespace qlora::client

@@ -32,8 +32,9 @@ struct SpawnOptions {
   bool die_with_parent = false;
 };
 
-// Starts a program in a session of its own with standard input from /dev/null.
-// NotFound if it cannot be executed.
+// Starts a program in a session of its own with standard input from /dev/null;
+// it inherits no other descriptor than standard output and error. NotFound if
+// it cannot be executed.
 absl::StatusOr<ProcessId> Spawn(const SpawnOptions& options);
 
 // Running, and the same process. One that only waits to be reaped is not.
@@ -42,9 +43,9 @@ bool IsAlive(const ProcessId& process);
 // Reaps a child of this process that ended; true if it did.
 bool ReapIfEnded(const ProcessId& child);
 
-// SIGTERM, then SIGKILL after `grace`, to the process; then SIGKILL to what is
-// left of its session. Returns when nothing is left. True if nothing had to be
-// killed. A process that is gone is fine.
+// SIGTERM, then SIGKILL after `grace`, to the process alone; returns when it is
+// gone. True if it had not to be killed. One that was gone before is fine: what
+// else may have its pid by now is left alone.
 bool StopProcess(const ProcessId& process, absl::Duration grace);
 
 }  // namespace qlora::client

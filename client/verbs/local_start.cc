@@ -1,3 +1,4 @@
+#include <csignal>
 #include <filesystem>
 #include <iostream>
 
@@ -11,12 +12,26 @@
 #include "client/verbs.h"
 #include "common/base/files.h"
 #include "common/base/status_macros.h"
+#include "common/base/utf8.h"
 
 namespace qlora::client {
 namespace fs = std::filesystem;
 namespace {
 
 constexpr absl::Duration kGrace = absl::Seconds(30);
+
+constexpr char kCannotStart[] = "cannot start a local coordinator";
+
+// local.json, the configuration and the protocol hold paths as UTF-8.
+absl::Status CheckText(const std::string& what, const std::string& path) {
+  const std::string valid = ToValidUtf8(path);
+  if (valid == path) return absl::OkStatus();
+  return WithWhat(
+      UsageError(absl::StrCat(what, " ", valid,
+                              ": its name is not UTF-8; rename it, or give "
+                              "another directory")),
+      kCannotStart);
+}
 
 absl::StatusOr<std::vector<std::string>> AbsoluteRoots(
     const std::vector<std::string>& roots) {
@@ -27,11 +42,14 @@ absl::StatusOr<std::vector<std::string>> AbsoluteRoots(
     if (error || !fs::is_directory(path, error)) {
       return WithWhat(absl::NotFoundError(absl::StrCat("--model-root ", root,
                                                        ": no such directory")),
-                      "cannot start a local coordinator");
+                      kCannotStart);
     }
     absolute.push_back(path.string());
   }
   if (absolute.empty()) absolute.push_back(fs::current_path().string());
+  for (const std::string& root : absolute) {
+    RETURN_IF_ERROR(CheckText("model root", root));
+  }
   return absolute;
 }
 
@@ -113,10 +131,11 @@ std::string NextStep(Session& session, const LocalInstance& instance) {
   return jobs.ok() && jobs->jobs_size() > 0 ? "qloractl list" : "qloractl init";
 }
 
-// Waits for Ctrl-C or the end of either daemon.
+// Waits for Ctrl-C, a service manager's SIGTERM, the terminal's end, or the end
+// of either daemon.
 absl::Status Supervise(const std::string& data_dir,
                        const LocalInstance& instance) {
-  InterruptScope interrupt;
+  InterruptScope interrupt({SIGINT, SIGTERM, SIGHUP});
   while (!InterruptScope::Interrupted() && instance.both_alive()) {
     absl::SleepFor(absl::Milliseconds(100));
   }
@@ -140,6 +159,7 @@ absl::StatusOr<LocalInstance> FindOrLaunch(const LocalStartOptions& options,
                                            bool* started) {
   ASSIGN_OR_RETURN(const std::vector<std::string> roots,
                    AbsoluteRoots(options.model_roots));
+  RETURN_IF_ERROR(CheckText("data directory", data_dir));
   RETURN_IF_ERROR(CreateDirectories(data_dir));
   // One start at a time.
   const absl::StatusOr<DirectoryLock> lock = DirectoryLock::Acquire(data_dir);
@@ -159,9 +179,7 @@ absl::StatusOr<LocalInstance> FindOrLaunch(const LocalStartOptions& options,
                         .model_roots = old->model_roots,
                         .remains = old});
   }
-  // Ranks may have outlived both. What died comes back as it was, but for what
-  // the flags say.
-  if (old) RETURN_IF_ERROR(StopInstance(data_dir, *old, kGrace).status());
+  // What died comes back as it was, but for what the flags say.
   const bool keep_ranks = old && options.cpu_ranks == 0;
   const bool keep_roots = old && options.model_roots.empty();
   return LaunchLocal(

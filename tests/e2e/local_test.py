@@ -307,7 +307,13 @@ class LocalTest(unittest.TestCase):
         self.assertIn("no such directory",
                       self.start("--model-root", "/no/such/place", code=3))
 
-    def test_foreground_ends_both_on_interrupt(self):
+    def test_foreground_ends_both_on_each_signal(self):
+        """Ctrl-C, a service manager's, and the one of a terminal that goes."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            with self.subTest(number):
+                self.foreground_ends_both_on(number)
+
+    def foreground_ends_both_on(self, number):
         process = subprocess.Popen(
             [cluster.program("qloractl"), "local", "start", "--foreground",
              "--cpu-ranks", "1", "--data-dir", str(self.data)],
@@ -317,10 +323,11 @@ class LocalTest(unittest.TestCase):
             self.assertIsNone(process.poll())
         self.assertEqual(self.ctl("local", "status", "--data-dir",
                                   str(self.data)).count("running"), 2)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         self.assertEqual(process.wait(timeout=60), 0)
         process.stdout.close()
         self.assertEqual(processes_of(self.directory), [])
+        self.assertNotIn("local", self.ctl("context", "list"))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <utility>
 
 #include "absl/time/time.h"
@@ -83,6 +86,23 @@ TEST(AddTimeout, PlainSecondsAndUnits) {
   }
 }
 
+struct Ran {
+  int code;
+  std::string out;
+  std::string err;
+};
+Ran RunLine(const std::vector<const char*>& line) {
+  std::vector<char*> argv;
+  for (const char* word : line) argv.push_back(const_cast<char*>(word));
+  testing::internal::CaptureStdout();
+  testing::internal::CaptureStderr();
+  Ran ran;
+  ran.code = RunCli(static_cast<int>(argv.size()), argv.data());
+  ran.err = testing::internal::GetCapturedStderr();
+  ran.out = testing::internal::GetCapturedStdout();
+  return ran;
+}
+
 TEST(RunCli, WrongWords_AreAnsweredWithTheNearest) {
   const struct {
     std::vector<const char*> line;
@@ -102,12 +122,46 @@ TEST(RunCli, WrongWords_AreAnsweredWithTheNearest) {
       {{"qloractl", "node"}, "error: give a command: list, remove\n"},
   };
   for (const auto& [line, says] : cases) {
-    std::vector<char*> argv;
-    for (const char* word : line) argv.push_back(const_cast<char*>(word));
-    testing::internal::CaptureStderr();
-    EXPECT_EQ(RunCli(static_cast<int>(argv.size()), argv.data()), kExitUsage);
-    EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr(says));
+    const Ran ran = RunLine(line);
+    EXPECT_EQ(ran.code, kExitUsage);
+    EXPECT_THAT(ran.err, HasSubstr(says));
   }
+}
+
+TEST(RunCli, WorkingDirectoryIsGone_IsAnError) {
+  const std::string before = std::filesystem::current_path().string();
+  std::string gone = testing::TempDir() + "/gone-XXXXXX";
+  ASSERT_NE(::mkdtemp(gone.data()), nullptr);
+  ASSERT_EQ(::chdir(gone.c_str()), 0);
+  ASSERT_EQ(::rmdir(gone.c_str()), 0);
+  const Ran ran = RunLine({"qloractl", "local", "start", "--data-dir", "/tmp"});
+  ASSERT_EQ(::chdir(before.c_str()), 0);
+  EXPECT_EQ(ran.code, kExitError);
+  EXPECT_THAT(ran.err, HasSubstr("error: filesystem error: cannot get current "
+                                 "path: No such file or directory"));
+}
+
+TEST(RunCli, LocalStart_PathThatIsNotUtf8_IsRefusedBeforeAnythingStarts) {
+  std::string root = testing::TempDir() + "/root-\xff-XXXXXX";
+  ASSERT_NE(::mkdtemp(root.data()), nullptr);
+  const std::string data = root + "/data";
+  const std::string plain = testing::TempDir() + "/never-made";
+  for (const auto& [flags, says] :
+       {std::pair(std::vector<const char*>{"--model-root", root.c_str(),
+                                           "--data-dir", plain.c_str()},
+                  "cause: model root "),
+        {{"--data-dir", data.c_str()}, "cause: data directory "}}) {
+    std::vector<const char*> line = {"qloractl", "local", "start"};
+    line.insert(line.end(), flags.begin(), flags.end());
+    const Ran ran = RunLine(line);
+    EXPECT_EQ(ran.code, kExitUsage);
+    EXPECT_THAT(ran.err, HasSubstr("error: cannot start a local coordinator"));
+    EXPECT_THAT(ran.err, HasSubstr(says));
+    EXPECT_THAT(ran.err, HasSubstr("?-"));
+  }
+  EXPECT_FALSE(std::filesystem::exists(plain));
+  EXPECT_FALSE(std::filesystem::exists(data));
+  ::rmdir(root.c_str());
 }
 
 int Parse(const std::string& line, bool* has_action) {
