@@ -23,13 +23,12 @@ absl::StatusOr<Session> MakeSession(const GlobalFlags& flags) {
   session.output.out = &std::cout;
   session.output.terminal = DetectTerminal();
   ASSIGN_OR_RETURN(session.output.format, ParseOutputFormat(flags.output));
-  ASSIGN_OR_RETURN(session.config_path, ConfigPath());
-  ASSIGN_OR_RETURN(session.config, LoadConfig(session.config_path));
-  const char* environment = std::getenv("QLORA_ENDPOINT");
-  ASSIGN_OR_RETURN(session.endpoint,
-                   ResolveEndpoint({flags.endpoint, flags.context,
-                                    environment == nullptr ? "" : environment},
-                                   session.config));
+  ASSIGN_OR_RETURN(session.config, LoadConfig());
+  // Who names one means no other, not even of those that `local stop` finds.
+  if (!flags.context.empty() &&
+      !session.config.contexts.contains(flags.context)) {
+    return NoSuchContext(flags.context);
+  }
   session.context =
       flags.context.empty() ? session.config.current : flags.context;
   session.project = flags.project;
@@ -43,6 +42,13 @@ absl::StatusOr<int> RunChosen(const Cli& cli) {
     return absl::ResourceExhaustedError("cannot write to standard output");
   }
   return code;
+}
+
+Cli::Action WithoutCode(std::function<absl::Status(Session&)> action) {
+  return [action = std::move(action)](Session& session) -> absl::StatusOr<int> {
+    RETURN_IF_ERROR(action(session));
+    return kExitOk;
+  };
 }
 
 // What the standard library throws, for instance in a working directory that
@@ -197,17 +203,28 @@ Cli::Cli() : app_("Fine-tunes models on your own machines.", "qloractl") {
 }
 
 void Cli::Do(CLI::App* verb, Action action) {
-  verb->final_callback(
-      [this, action = std::move(action)] { chosen_ = action; });
+  const auto online = [this, action = std::move(action)](
+                          Session& session) -> absl::StatusOr<int> {
+    const char* environment = std::getenv("QLORA_ENDPOINT");
+    ASSIGN_OR_RETURN(
+        session.endpoint,
+        ResolveEndpoint({flags_.endpoint, flags_.context,
+                         environment == nullptr ? "" : environment},
+                        session.config));
+    return action(session);
+  };
+  verb->final_callback([this, online] { chosen_ = online; });
 }
 
 void Cli::DoSimple(CLI::App* verb,
                    std::function<absl::Status(Session&)> action) {
-  Do(verb,
-     [action = std::move(action)](Session& session) -> absl::StatusOr<int> {
-       RETURN_IF_ERROR(action(session));
-       return kExitOk;
-     });
+  Do(verb, WithoutCode(std::move(action)));
+}
+
+void Cli::DoOffline(CLI::App* verb,
+                    std::function<absl::Status(Session&)> action) {
+  verb->final_callback(
+      [this, simple = WithoutCode(std::move(action))] { chosen_ = simple; });
 }
 
 int RunCli(int argc, char** argv) {

@@ -30,10 +30,13 @@ class Cli {
 
   using Action = std::function<absl::StatusOr<int>(Session&)>;
 
-  // Makes `verb` do `action` when it is chosen.
+  // Makes `verb` do `action` when it is chosen, with the coordinator that
+  // flags, environment and file say; an error if they name none.
   void Do(CLI::App* verb, Action action);
   // The same for a verb whose success is exit code 0.
   void DoSimple(CLI::App* verb, std::function<absl::Status(Session&)> action);
+  // DoSimple for a verb that works whatever coordinator is named.
+  void DoOffline(CLI::App* verb, std::function<absl::Status(Session&)> action);
 
   // What the chosen verb does; null before a successful parse.
   const Action& chosen() const { return chosen_; }

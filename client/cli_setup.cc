@@ -15,7 +15,7 @@ void AddExplain(Cli& cli) {
   CLI::App* verb = cli.app().add_subcommand(
       "explain", "What a key of the job file means; without one, all keys");
   verb->add_option("KEY", *key, "For instance train.learning_rate");
-  cli.DoSimple(verb, [key](Session& s) { return Explain(s, *key); });
+  cli.DoOffline(verb, [key](Session& s) { return Explain(s, *key); });
 }
 
 void AddInit(Cli& cli) {
@@ -30,29 +30,29 @@ void AddInit(Cli& cli) {
                    "File to train on (a .txt is text, others are chats), or "
                    "dataset:NAME");
   verb->add_flag("--force", options->force, "Overwrite the file");
-  cli.DoSimple(verb, [options](Session& s) { return Init(s, *options); });
+  cli.DoOffline(verb, [options](Session& s) { return Init(s, *options); });
 }
 
 void AddContext(Cli& cli) {
   CLI::App* context =
       cli.app().add_subcommand("context", "Coordinators by name");
   context->require_subcommand(1);
-  cli.DoSimple(context->add_subcommand("list", "All contexts"),
-               [](Session& s) { return ContextList(s); });
+  cli.DoOffline(context->add_subcommand("list", "All contexts"),
+                [](Session& s) { return ContextList(s); });
   auto name = std::make_shared<std::string>();
   CLI::App* use = context->add_subcommand("use", "Make one the current one");
   use->add_option("NAME", *name, "Context")->required();
-  cli.DoSimple(use, [name](Session& s) { return ContextUse(s, *name); });
+  cli.DoOffline(use, [name](Session& s) { return ContextUse(s, *name); });
   auto endpoint = std::make_shared<std::string>();
   CLI::App* set = context->add_subcommand("set", "Name a coordinator");
   set->add_option("NAME", *name, "Context")->required();
   set->add_option("ADDRESS", *endpoint, "host:port")->required();
-  cli.DoSimple(set, [name, endpoint](Session& s) {
+  cli.DoOffline(set, [name, endpoint](Session& s) {
     return ContextSet(s, *name, *endpoint);
   });
   CLI::App* remove = context->add_subcommand("delete", "Forget a context");
   remove->add_option("NAME", *name, "Context")->required();
-  cli.DoSimple(remove, [name](Session& s) { return ContextDelete(s, *name); });
+  cli.DoOffline(remove, [name](Session& s) { return ContextDelete(s, *name); });
 }
 
 void AddLocalStart(Cli& cli, CLI::App& local) {
@@ -73,7 +73,8 @@ void AddLocalStart(Cli& cli, CLI::App& local) {
   verb->add_flag("--foreground", options->foreground,
                  "Stay, log to standard error, end both on Ctrl-C, "
                  "SIGTERM or SIGHUP");
-  cli.DoSimple(verb, [options](Session& s) { return LocalStart(s, *options); });
+  cli.DoOffline(verb,
+                [options](Session& s) { return LocalStart(s, *options); });
 }
 
 void AddLocal(Cli& cli) {
@@ -89,7 +90,7 @@ void AddLocal(Cli& cli) {
   auto options = std::make_shared<Options>();
   CLI::App* status = local->add_subcommand("status", "What runs");
   status->add_option("--data-dir", options->data_dir, kDataDirHelp);
-  cli.DoSimple(status, [options](Session& s) {
+  cli.DoOffline(status, [options](Session& s) {
     return LocalStatus(s, options->data_dir);
   });
   CLI::App* stop = local->add_subcommand(
@@ -98,13 +99,13 @@ void AddLocal(Cli& cli) {
       "next start");
   stop->add_option("--data-dir", options->data_dir, kDataDirHelp);
   AddTimeout(stop, &options->timeout, "Until a daemon is killed; default: 30s");
-  cli.DoSimple(stop, [options](Session& s) {
+  cli.DoOffline(stop, [options](Session& s) {
     return LocalStop(s, options->data_dir, options->timeout);
   });
   CLI::App* logs = local->add_subcommand("logs", "What the daemons logged");
   logs->add_option("--data-dir", options->data_dir, kDataDirHelp);
   logs->add_flag("-f,--follow", options->follow, "Stay until Ctrl-C");
-  cli.DoSimple(logs, [options](Session& s) {
+  cli.DoOffline(logs, [options](Session& s) {
     return LocalLogs(s, options->data_dir, options->follow);
   });
 }
@@ -119,7 +120,7 @@ void AddCompletion(Cli& cli) {
       ->required()
       ->check(CLI::IsMember({"bash", "zsh", "fish"}));
   // The option writes into shell, so the action keeps it alive.
-  cli.DoSimple(verb, [&cli, shell](Session& s) {
+  cli.DoOffline(verb, [&cli, shell](Session& s) {
     *s.output.out << Completion(cli.app(), *shell);
     return absl::OkStatus();
   });

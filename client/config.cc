@@ -83,11 +83,6 @@ absl::StatusOr<Context> ParseContext(const YamlNode& node,
   return context;
 }
 
-absl::Status NoSuchContext(const std::string& name) {
-  return WithHint(absl::NotFoundError(absl::StrCat("no context ", name)),
-                  "qloractl context list");
-}
-
 }  // namespace
 
 absl::StatusOr<std::string> ConfigPath() {
@@ -130,11 +125,13 @@ absl::StatusOr<Config> ParseConfig(const std::string& yaml,
   return config;
 }
 
-absl::StatusOr<Config> LoadConfig(const std::string& path) {
-  const absl::StatusOr<std::string> text = ReadFile(path);
+absl::StatusOr<Config> LoadConfig() {
+  const absl::StatusOr<std::string> path = ConfigPath();
+  if (!path.ok()) return Config{};
+  const absl::StatusOr<std::string> text = ReadFile(*path);
   if (absl::IsNotFound(text.status())) return Config{};
   RETURN_IF_ERROR(text.status());
-  return ParseConfig(*text, path);
+  return ParseConfig(*text, *path);
 }
 
 std::string FormatConfig(const Config& config) {
@@ -161,7 +158,8 @@ std::string FormatConfig(const Config& config) {
   return absl::StrCat(out.c_str(), "\n");
 }
 
-absl::Status SaveConfig(const std::string& path, const Config& config) {
+absl::Status SaveConfig(const Config& config) {
+  ASSIGN_OR_RETURN(const std::string path, ConfigPath());
   RETURN_IF_ERROR(
       CreateDirectories(std::filesystem::path(path).parent_path().string()));
   return WriteFileAtomically(path, FormatConfig(config));
@@ -190,6 +188,11 @@ absl::StatusOr<std::string> ParseEndpoint(const std::string& text,
     return refuse("must be HOST:PORT, for instance 127.0.0.1:7070");
   }
   return std::string(address);
+}
+
+absl::Status NoSuchContext(const std::string& name) {
+  return WithHint(absl::NotFoundError(absl::StrCat("no context ", name)),
+                  "qloractl context list");
 }
 
 absl::StatusOr<std::string> ResolveEndpoint(const EndpointChoice& choice,

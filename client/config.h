@@ -45,13 +45,14 @@ absl::StatusOr<std::string> ConfigPath();
 // $XDG_STATE_HOME/qlora/local (default ~/.local/state/qlora/local).
 absl::StatusOr<std::string> DefaultLocalDirectory();
 
-// An absent file is an empty configuration. InvalidArgument names the file, the
-// line and what is wrong there.
-absl::StatusOr<Config> LoadConfig(const std::string& path);
+// What lies at ConfigPath; empty without a file, or without such a path.
+// InvalidArgument names the file, the line and what is wrong there.
+absl::StatusOr<Config> LoadConfig();
 absl::StatusOr<Config> ParseConfig(const std::string& yaml,
                                    const std::string& source_name);
 
-absl::Status SaveConfig(const std::string& path, const Config& config);
+// To ConfigPath, whose errors it has.
+absl::Status SaveConfig(const Config& config);
 std::string FormatConfig(const Config& config);
 
 struct EndpointChoice {
@@ -67,7 +68,10 @@ struct EndpointChoice {
 absl::StatusOr<std::string> ParseEndpoint(const std::string& text,
                                           const std::string& where);
 
-// NotFound if a named context does not exist; ParseEndpoint's errors.
+// NotFound: the hint lists those that there are.
+absl::Status NoSuchContext(const std::string& name);
+
+// NoSuchContext's and ParseEndpoint's errors.
 absl::StatusOr<std::string> ResolveEndpoint(const EndpointChoice& choice,
                                             const Config& config);
 

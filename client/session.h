@@ -14,11 +14,11 @@ namespace qlora::client {
 
 struct Session {
   Output output;
-  std::string config_path;
   Config config;
   // --context, or the current one; may be empty.
   std::string context;
-  // host:port after flag, environment and file.
+  // host:port after flag, environment and file; empty for a verb that talks to
+  // no coordinator.
   std::string endpoint;
   // Empty: the server's default.
   std::string project;

@@ -63,7 +63,7 @@ absl::Status UseLocal(Session& session, const std::string& endpoint,
   }
   const std::string before = config.current;
   const std::string name = UseLocalContext(config, endpoint, data_dir);
-  RETURN_IF_ERROR(SaveConfig(session.config_path, config));
+  RETURN_IF_ERROR(SaveConfig(config));
   *session.output.out << "now talking to " << name << " at " << endpoint;
   if (!before.empty() && before != name) {
     *session.output.out << " (before: " << before << ")";
@@ -76,7 +76,7 @@ absl::Status ForgetLocal(Session& session, const std::string& data_dir) {
   Config& config = session.config;
   const std::string before = config.current;
   if (DropLocalContext(config, data_dir).empty()) return absl::OkStatus();
-  RETURN_IF_ERROR(SaveConfig(session.config_path, config));
+  RETURN_IF_ERROR(SaveConfig(config));
   if (config.current != before && !config.current.empty()) {
     *session.output.out << "now talking to " << config.current << " at "
                         << config.contexts[config.current].endpoint << "\n";

@@ -1,18 +1,9 @@
 #include <nlohmann/json.hpp>
 
-#include "absl/strings/str_cat.h"
 #include "client/verbs.h"
 #include "common/base/status_macros.h"
 
 namespace qlora::client {
-namespace {
-
-absl::Status NoSuchContext(const std::string& name) {
-  return WithHint(absl::NotFoundError(absl::StrCat("no context ", name)),
-                  "qloractl context list");
-}
-
-}  // namespace
 
 absl::Status ContextList(Session& session) {
   const Config& config = session.config;
@@ -49,7 +40,7 @@ absl::Status ContextList(Session& session) {
 absl::Status ContextUse(Session& session, const std::string& name) {
   if (!session.config.contexts.contains(name)) return NoSuchContext(name);
   session.config.current = name;
-  RETURN_IF_ERROR(SaveConfig(session.config_path, session.config));
+  RETURN_IF_ERROR(SaveConfig(session.config));
   *session.output.out << "now talking to " << name << " at "
                       << session.config.contexts[name].endpoint << "\n";
   return absl::OkStatus();
@@ -61,13 +52,13 @@ absl::Status ContextSet(Session& session, const std::string& name,
                    ParseEndpoint(endpoint, "context set: address"));
   session.config.contexts[name] = {address, "", ""};
   if (session.config.current.empty()) session.config.current = name;
-  return SaveConfig(session.config_path, session.config);
+  return SaveConfig(session.config);
 }
 
 absl::Status ContextDelete(Session& session, const std::string& name) {
   if (session.config.contexts.erase(name) == 0) return NoSuchContext(name);
   if (session.config.current == name) session.config.current.clear();
-  return SaveConfig(session.config_path, session.config);
+  return SaveConfig(session.config);
 }
 
 }  // namespace qlora::client

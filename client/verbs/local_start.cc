@@ -193,6 +193,8 @@ absl::StatusOr<LocalInstance> FindOrLaunch(const LocalStartOptions& options,
 }  // namespace
 
 absl::Status LocalStart(Session& session, const LocalStartOptions& options) {
+  // It has to be noted there once they run.
+  RETURN_IF_ERROR(WithWhat(ConfigPath().status(), kCannotStart));
   ASSIGN_OR_RETURN(const std::string data_dir,
                    LocalDataDir(session, options.data_dir));
   bool started = false;

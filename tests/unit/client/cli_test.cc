@@ -128,6 +128,55 @@ TEST(RunCli, WrongWords_AreAnsweredWithTheNearest) {
   }
 }
 
+// Nothing that the environment says of the configuration.
+class Homeless : public testing::Test {
+ protected:
+  Homeless() {
+    ::unsetenv("HOME");
+    ::unsetenv("XDG_CONFIG_HOME");
+    ::unsetenv("QLORA_ENDPOINT");
+  }
+  ~Homeless() override {
+    ::setenv("HOME", "/root", 1);
+    ::unsetenv("XDG_CONFIG_HOME");
+  }
+};
+
+TEST_F(Homeless, OnlyWhatNeedsThePath_Fails) {
+  EXPECT_EQ(RunLine({"qloractl", "explain", "lora.rank"}).code, kExitOk);
+  EXPECT_EQ(RunLine({"qloractl", "context", "list"}).code, kExitOk);
+  EXPECT_THAT(RunLine({"qloractl", "version", "--endpoint", "127.0.0.1:1"}).out,
+              HasSubstr("127.0.0.1:1"));
+  const std::string data = testing::TempDir() + "/never-made";
+  for (const std::vector<const char*>& line :
+       {std::vector<const char*>{"qloractl", "context", "set", "a", "h:1"},
+        {"qloractl", "local", "start", "--data-dir", data.c_str()}}) {
+    const Ran ran = RunLine(line);
+    EXPECT_EQ(ran.code, kExitConflict);
+    EXPECT_THAT(ran.err, HasSubstr("neither XDG_CONFIG_HOME nor HOME is set"));
+  }
+  EXPECT_FALSE(std::filesystem::exists(data));
+}
+
+TEST_F(Homeless, CurrentContextIsMissing_ContextVerbsMendIt) {
+  std::string home = testing::TempDir() + "/config-XXXXXX";
+  ASSERT_NE(::mkdtemp(home.data()), nullptr);
+  ::setenv("XDG_CONFIG_HOME", home.c_str(), 1);
+  ASSERT_TRUE(CreateDirectories(home + "/qlora").ok());
+  ASSERT_TRUE(WriteFileAtomically(home + "/qlora/config.yaml",
+                                  "current: gone\ncontexts:\n"
+                                  "  lab: {endpoint: \"127.0.0.1:1\"}\n")
+                  .ok());
+  const Ran list = RunLine({"qloractl", "list"});
+  EXPECT_EQ(list.code, kExitNotFound);
+  EXPECT_EQ(list.err, "error: no context gone\nhint: qloractl context list\n");
+  EXPECT_THAT(RunLine({"qloractl", "context", "list"}).out, HasSubstr("lab"));
+  EXPECT_EQ(RunLine({"qloractl", "--context", "no", "local", "status"}).code,
+            kExitNotFound);
+  EXPECT_EQ(RunLine({"qloractl", "context", "use", "lab"}).code, kExitOk);
+  EXPECT_EQ(RunLine({"qloractl", "list"}).code, kExitUnavailable);
+}
+
 TEST(RunCli, WorkingDirectoryIsGone_IsAnError) {
   const std::string before = std::filesystem::current_path().string();
   std::string gone = testing::TempDir() + "/gone-XXXXXX";
