@@ -92,10 +92,11 @@ void AddMetrics(Cli& cli) {
       cli.app().add_subcommand("metrics", "Loss and speed of each logged step");
   verb->add_option("JOB", options->job, kJobHelp)->required();
   verb->add_option("-o,--output", options->format,
-                   "table, wide, csv, jsonl, json or yaml")
-      ->default_val("table");
-  verb->add_option("--max-points", options->max_points,
-                   "Thin to so many; 0 is all")
+                   "table, wide, csv, jsonl, json or yaml");
+  verb->add_option(
+          "--max-points", options->max_points,
+          "Thin to so many, first and last included; 0: as many as one "
+          "answer holds, which is all of most jobs")
       ->check(AtLeast(0));
   cli.DoSimple(verb, [options](Session& s) { return Metrics(s, *options); });
 }

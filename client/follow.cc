@@ -16,6 +16,7 @@
 #include "client/job_calls.h"
 #include "client/render.h"
 #include "common/base/plural.h"
+#include "common/base/status_macros.h"
 
 namespace qlora::client {
 namespace {
@@ -50,8 +51,9 @@ class FollowView {
  public:
   FollowView(const Output& output, bool metrics)
       : output_(output),
+        for_programs_(IsForPrograms(output.format)),
         metrics_(metrics),
-        live_(output.terminal.out && output.terminal.err),
+        live_(output.terminal.err && (output.terminal.out || for_programs_)),
         progress_(live_) {}
 
   void Show(const JobFollower::Update& update) {
@@ -76,15 +78,16 @@ class FollowView {
     for (const v1::JobEvent& event : events) {
       if (event.type() != "Warning") continue;
       if (!warnings_.insert(event.message()).second) continue;
-      Line(absl::StrCat(
-          output_.terminal.color ? "\x1b[33mwarning:\x1b[0m " : "warning: ",
-          IndentRest(event.message(), 9)));
+      Line(absl::StrCat(output_.terminal.color && !for_programs_
+                            ? "\x1b[33mwarning:\x1b[0m "
+                            : "warning: ",
+                        IndentRest(event.message(), 9)));
     }
   }
 
   void Line(const std::string& text) {
     progress_.Clear();
-    *output_.out << text << std::endl;
+    (for_programs_ ? std::cerr : *output_.out) << text << std::endl;
   }
 
   // How far it has come stays readable; its state was printed before.
@@ -135,6 +138,8 @@ class FollowView {
   }
 
   const Output& output_;
+  // Who get the job itself on standard output, and nothing else.
+  const bool for_programs_;
   const bool metrics_;
   const bool live_;
   ProgressLine progress_;
@@ -191,6 +196,14 @@ std::string StepText(const v1::Job& job, const LiveStep& step, bool utf8,
     absl::StrAppend(&text, "  eval ", FormatLoss(job.progress().eval_loss()));
   }
   return text;
+}
+
+// What it came to: for programs the job itself, once, and the exit code.
+absl::StatusOr<int> Finish(const Output& output, const v1::Job& job) {
+  if (IsForPrograms(output.format)) {
+    RETURN_IF_ERROR(PrintOne(output, job, JobView(absl::Now())));
+  }
+  return OutcomeExitCode(job);
 }
 
 }  // namespace
@@ -277,7 +290,7 @@ absl::StatusOr<int> FollowJob(Session& session, v1::Job job,
       if (IsTerminal(job.state())) break;
       view.Detach();
       NoteDetached(id, InterruptScope::Interrupted() ? "Ctrl-C" : "--timeout");
-      return kExitJobNotFinished;
+      return Finish(session.output, job);
     }
   }
   // The last ones may still be on their way in the stream.
@@ -285,7 +298,7 @@ absl::StatusOr<int> FollowJob(Session& session, v1::Job job,
       FetchEvents(session, id);
   if (events.ok()) view.ShowWarnings(*events);
   view.Line(OutcomeText(job, view.first_loss(), view.warnings()));
-  return OutcomeExitCode(job);
+  return Finish(session.output, job);
 }
 
 }  // namespace qlora::client

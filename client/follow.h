@@ -20,7 +20,8 @@ struct FollowOptions {
 
 // Follows until the job ends, the timeout passes or Ctrl-C, which detaches and
 // leaves the job alone. `job` is what is known of it: one that has ended is not
-// waited for. Returns the exit code 0, 100, 101 or 103.
+// waited for. With a format for programs the lines go to standard error and the
+// job is printed once, at the end. Returns the exit code 0, 100, 101 or 103.
 absl::StatusOr<int> FollowJob(Session& session, v1::Job job,
                               const FollowOptions& options);
 

@@ -11,6 +11,7 @@
 #include "client/job_input.h"
 #include "client/local/data_dir.h"
 #include "client/names.h"
+#include "client/render.h"
 
 namespace qlora::client {
 namespace fs = std::filesystem;
@@ -85,6 +86,12 @@ int ForEachJob(const std::vector<std::string>& jobs,
   return code;
 }
 
+absl::Status PrintChanged(const Output& output, const v1::Job& job) {
+  return output.format == OutputFormat::kName
+             ? PrintOne(output, job, JobView(absl::Now()))
+             : PrintRecord(output, job);
+}
+
 absl::Status WithRemedy(Session& session, absl::Status status,
                         const std::vector<std::string>& paths) {
   const std::string message(status.message());
@@ -148,8 +155,9 @@ void NoteDetached(const std::string& job_id, const std::string& why) {
             << job_id << std::endl;
 }
 
-absl::StatusOr<std::vector<v1::MetricPoint>> FetchMetrics(
-    Session& session, const std::string& job, int max_points) {
+absl::StatusOr<v1::QueryMetricsResponse> FetchMetrics(Session& session,
+                                                      const std::string& job,
+                                                      int max_points) {
   v1::QueryMetricsRequest request;
   request.set_job(job);
   request.set_project(session.project);
@@ -161,8 +169,12 @@ absl::StatusOr<std::vector<v1::MetricPoint>> FetchMetrics(
     return JobError(response.status(),
                     absl::StrCat("cannot get the metrics of job ", job));
   }
-  return std::vector<v1::MetricPoint>(response->points().begin(),
-                                      response->points().end());
+  if (max_points == 0 && response->points_size() < response->logged_points()) {
+    std::cerr << "note: " << response->points_size() << " of "
+              << response->logged_points()
+              << " logged steps, evenly spaced: one answer holds no more\n";
+  }
+  return response;
 }
 
 absl::StatusOr<std::vector<v1::JobEvent>> FetchEvents(Session& session,

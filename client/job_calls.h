@@ -14,9 +14,11 @@ namespace qlora::client {
 // The job of that id, unique prefix, name or "@last"; NotFound with a hint.
 absl::StatusOr<v1::Job> FetchJob(Session& session, const std::string& job);
 
-// The logged points, thinned to max_points (0: all).
-absl::StatusOr<std::vector<v1::MetricPoint>> FetchMetrics(
-    Session& session, const std::string& job, int max_points);
+// The logged points, thinned to max_points. 0: as many as one answer holds; a
+// note on standard error says so where that is not all.
+absl::StatusOr<v1::QueryMetricsResponse> FetchMetrics(Session& session,
+                                                      const std::string& job,
+                                                      int max_points);
 
 // A job's events until now.
 absl::StatusOr<std::vector<v1::JobEvent>> FetchEvents(Session& session,
@@ -46,6 +48,9 @@ absl::Status WithRemedy(Session& session, absl::Status status,
 // code of the first error.
 int ForEachJob(const std::vector<std::string>& jobs,
                const std::function<absl::Status(const std::string& job)>& act);
+
+// Prints one of several jobs that a verb changed, for programs.
+absl::Status PrintChanged(const Output& output, const v1::Job& job);
 
 // Adds what could not be done, and a hint for a job that does not exist.
 absl::Status JobError(absl::Status status, const std::string& what);

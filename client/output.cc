@@ -61,6 +61,29 @@ std::string YamlText(const Json& value) {
   return absl::StrCat(out.c_str(), "\n");
 }
 
+absl::StatusOr<Json> JsonTree(const google::protobuf::Message& message) {
+  google::protobuf::util::JsonPrintOptions options;
+  // Who asks for an empty list is to find a list.
+  options.always_print_primitive_fields = true;
+  std::string text;
+  const auto status =
+      google::protobuf::util::MessageToJsonString(message, &text, options);
+  if (!status.ok()) {
+    return absl::InternalError(
+        absl::StrCat("cannot write JSON: ", status.ToString()));
+  }
+  // Where a stream or a list goes on: all of it has been read.
+  return Json::parse(
+      text, [](int, Json::parse_event_t event, const Json& value) {
+        return event != Json::parse_event_t::key ||
+               (value != "nextOffset" && value != "nextPageToken");
+      });
+}
+
+absl::Status NoNameError() {
+  return UsageError("-o name: nothing here has a name");
+}
+
 }  // namespace
 
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& text) {
@@ -77,22 +100,23 @@ absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& text) {
 
 absl::StatusOr<std::string> ToJson(const google::protobuf::Message& message,
                                    bool one_line) {
-  google::protobuf::util::JsonPrintOptions options;
-  options.add_whitespace = !one_line;
-  std::string text;
-  const auto status =
-      google::protobuf::util::MessageToJsonString(message, &text, options);
-  if (!status.ok()) {
-    return absl::InternalError(
-        absl::StrCat("cannot write JSON: ", status.ToString()));
-  }
-  if (one_line) text += "\n";
-  return text;
+  ASSIGN_OR_RETURN(const Json tree, JsonTree(message));
+  return absl::StrCat(one_line ? tree.dump() : tree.dump(2), "\n");
 }
 
 absl::StatusOr<std::string> ToYaml(const google::protobuf::Message& message) {
-  ASSIGN_OR_RETURN(const std::string json, ToJson(message, /*one_line=*/true));
-  return YamlText(Json::parse(json));
+  ASSIGN_OR_RETURN(const Json tree, JsonTree(message));
+  return YamlText(tree);
+}
+
+absl::Status PrintRecord(const Output& output,
+                         const google::protobuf::Message& record) {
+  if (output.format == OutputFormat::kName) return NoNameError();
+  const bool yaml = output.format == OutputFormat::kYaml;
+  ASSIGN_OR_RETURN(const std::string text,
+                   yaml ? ToYaml(record) : ToJson(record, /*one_line=*/true));
+  *output.out << (yaml ? "---\n" : "") << text << std::flush;
+  return absl::OkStatus();
 }
 
 absl::Status PrintJson(const Output& output, const std::string& json) {
@@ -105,7 +129,7 @@ absl::Status PrintJson(const Output& output, const std::string& json) {
       *output.out << value.dump() << "\n";
       return absl::OkStatus();
     case OutputFormat::kName:
-      return UsageError("-o name: nothing here has a name");
+      return NoNameError();
     default:
       *output.out << value.dump(2) << "\n";
       return absl::OkStatus();

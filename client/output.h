@@ -17,6 +17,11 @@ namespace qlora::client {
 
 enum class OutputFormat { kTable, kWide, kJson, kYaml, kName, kJsonl };
 
+// Read by programs: what is no result then goes to standard error.
+inline bool IsForPrograms(OutputFormat format) {
+  return format != OutputFormat::kTable && format != OutputFormat::kWide;
+}
+
 // InvalidArgument (usage) listing the formats.
 absl::StatusOr<OutputFormat> ParseOutputFormat(const std::string& text);
 
@@ -26,11 +31,17 @@ struct Output {
   Terminal terminal;
 };
 
-// The proto JSON mapping, over several lines or on one.
+// The proto JSON mapping, over several lines or on one: every field but unset
+// messages, whatever its value; without the marks for reading on.
 absl::StatusOr<std::string> ToJson(const google::protobuf::Message& message,
                                    bool one_line);
 // The same content as YAML; long texts as blocks.
 absl::StatusOr<std::string> ToYaml(const google::protobuf::Message& message);
+
+// Prints one record of several as it comes: JSON on one line, or a YAML
+// document; name is a usage error.
+absl::Status PrintRecord(const Output& output,
+                         const google::protobuf::Message& record);
 
 // Prints one JSON document (text) as -o asks for: json, jsonl or yaml; name is
 // a usage error.

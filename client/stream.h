@@ -11,22 +11,9 @@
 #include "absl/time/clock.h"
 #include "client/connection.h"
 #include "client/job_calls.h"
-#include "client/output.h"
 #include "common/base/status_macros.h"
 
 namespace qlora::client {
-
-// One record as JSON on one line, or as a YAML document.
-inline absl::Status PrintRecord(const Output& output,
-                                const google::protobuf::Message& record) {
-  absl::StatusOr<std::string> text = output.format == OutputFormat::kYaml
-                                         ? ToYaml(record)
-                                         : ToJson(record, /*one_line=*/true);
-  RETURN_IF_ERROR(text.status());
-  if (output.format == OutputFormat::kYaml) *output.out << "---\n";
-  *output.out << *text << std::flush;
-  return absl::OkStatus();
-}
 
 // Hands every message to `print`. The stream's status, or print's first error
 // (*printed).
@@ -62,10 +49,8 @@ absl::StatusOr<int> StreamRecords(
     absl::Status printed;
     const grpc::Status status = ReadStream<Record>(
         context, *reader,
-        [&](Record record) {
+        [&](const Record& record) {
           request.set_from_offset(record.next_offset());
-          // Of no use to who reads what is printed.
-          record.clear_next_offset();
           return print(record);
         },
         &printed);

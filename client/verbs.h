@@ -55,7 +55,7 @@ absl::StatusOr<int> Events(Session& session, const EventsOptions& options);
 
 struct MetricsOptions {
   std::string job;
-  // "csv", "jsonl" or one of the formats of -o.
+  // "csv" or one of the formats of -o; empty: the session's.
   std::string format;
   int max_points = 0;
 };

@@ -59,7 +59,7 @@ absl::Status AdapterVerify(Session& session, const std::string& job) {
     return JobError(verified.status(),
                     absl::StrCat("cannot verify the adapter of job ", job));
   }
-  if (session.output.format != OutputFormat::kTable) {
+  if (IsForPrograms(session.output.format)) {
     ASSIGN_OR_RETURN(
         const std::string text,
         session.output.format == OutputFormat::kYaml

@@ -19,6 +19,9 @@ absl::Status CancelOne(Session& session, const std::string& job,
     return JobError(cancelled.status(),
                     absl::StrCat("cannot cancel job ", job));
   }
+  if (IsForPrograms(session.output.format)) {
+    return PrintChanged(session.output, *cancelled);
+  }
   *session.output.out << cancelled->job_id() << " "
                       << StateName(cancelled->state());
   // For whom it waits, or whom it did not wait for.

@@ -14,7 +14,7 @@ absl::StatusOr<int> Events(Session& session, const EventsOptions& options) {
   request.set_project(session.project);
   request.set_follow(options.follow);
   const auto print = [&](const v1::JobEvent& event) -> absl::Status {
-    if (session.output.format != OutputFormat::kTable) {
+    if (IsForPrograms(session.output.format)) {
       return PrintRecord(session.output, event);
     }
     *session.output.out << FormatEvent(event) << std::flush;

@@ -35,7 +35,7 @@ absl::StatusOr<int> Logs(Session& session, const LogsOptions& options) {
   request.set_rank(options.rank);
   request.set_tail(options.tail);
   const auto print = [&](const v1::LogLine& line) -> absl::Status {
-    if (session.output.format != OutputFormat::kTable) {
+    if (IsForPrograms(session.output.format)) {
       return PrintRecord(session.output, line);
     }
     *session.output.out << FormatLogLine(line, options.rank < 0) << std::flush;

@@ -54,8 +54,7 @@ absl::Status WatchPlot(Session& session, const v1::Job& job) {
 }  // namespace
 
 absl::Status Plot(Session& session, const PlotOptions& options) {
-  const bool drawn = session.output.format == OutputFormat::kTable ||
-                     session.output.format == OutputFormat::kWide;
+  const bool drawn = !IsForPrograms(session.output.format);
   if (options.watch && (!drawn || !session.output.terminal.out)) {
     return UsageError(
         "plot -w draws on a terminal; without -w it can be piped");
@@ -63,10 +62,12 @@ absl::Status Plot(Session& session, const PlotOptions& options) {
   if (!drawn) return PrintMetrics(session, options.job, session.output, 0);
   ASSIGN_OR_RETURN(const v1::Job job, FetchJob(session, options.job));
   if (options.watch && !IsTerminal(job.state())) return WatchPlot(session, job);
-  ASSIGN_OR_RETURN(const std::vector<v1::MetricPoint> points,
+  ASSIGN_OR_RETURN(const v1::QueryMetricsResponse metrics,
                    FetchMetrics(session, job.job_id(), kMaxPoints));
   *session.output.out << job.job_id() << "  " << StateName(job.state()) << "\n"
-                      << DrawMetrics(points, StyleFor(session.output.terminal));
+                      << DrawMetrics(
+                             {metrics.points().begin(), metrics.points().end()},
+                             StyleFor(session.output.terminal));
   return absl::OkStatus();
 }
 

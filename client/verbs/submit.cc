@@ -45,12 +45,16 @@ absl::StatusOr<int> Submit(Session& session, const SubmitOptions& options) {
     }
     return kExitOk;
   }
-  if (output.format != OutputFormat::kTable) {
+  const std::string submitted =
+      absl::StrCat("submitted ", job.job_id(),
+                   job.name().empty() ? "" : " (" + job.name() + ")");
+  if (options.follow && IsForPrograms(output.format)) {
+    // They get the job once, as it ends.
+    std::cerr << submitted << std::endl;
+  } else if (output.format != OutputFormat::kTable) {
     RETURN_IF_ERROR(PrintOne(output, job, JobView(absl::Now())));
   } else {
-    *output.out << "submitted " << job.job_id()
-                << (job.name().empty() ? "" : " (" + job.name() + ")")
-                << std::endl;
+    *output.out << submitted << std::endl;
   }
   if (options.follow) {
     return FollowJob(session, job, {.timeout = options.timeout});

@@ -183,6 +183,7 @@ absl::Status Query(const ServiceContext& services,
   ASSIGN_OR_RETURN(auto points, ReadPoints(*services.log, job.job().job_id(),
                                            request.from_step()));
   const size_t count = points.size();
+  response->set_logged_points(static_cast<int64_t>(count));
   const size_t limit = request.max_points() == 0
                            ? kMaxPoints
                            : std::min<size_t>(request.max_points(), kMaxPoints);

@@ -79,6 +79,11 @@ class LocalTest(unittest.TestCase):
         self.assertIn("worker ready", self.start("--cpu-ranks", "2"))
         # The context finds the instance without --data-dir.
         self.assertEqual(self.ctl("local", "status").count("running"), 2)
+        status = json.loads(self.ctl("local", "status", "-o", "json"))
+        self.assertEqual(status["dataDir"], str(self.data))
+        self.assertEqual(status["coordinator"]["endpoint"],
+                         self.state()["endpoint"])
+        self.assertEqual(status["worker"]["state"], "running")
         self.assertIn("READY", self.ctl("node", "list"))
         self.assertIn("coordinator", self.ctl("local", "logs"))
         self.assertIn("* ", self.ctl("context", "list"))
@@ -318,6 +323,8 @@ class LocalTest(unittest.TestCase):
             [cluster.program("qloractl"), "local", "start", "--foreground",
              "--cpu-ranks", "1", "--data-dir", str(self.data)],
             env=self.environment, cwd=self.directory, text=True,
+            # Whatever runs the tests may ignore it.
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         while "next: Ctrl-C" not in process.stdout.readline():
             self.assertIsNone(process.poll())

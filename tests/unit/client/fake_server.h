@@ -4,6 +4,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -192,6 +193,18 @@ class FakeJobs final : public v1::JobService::Service {
         });
   }
 
+  grpc::Status QueryMetrics(grpc::ServerContext*,
+                            const v1::QueryMetricsRequest* request,
+                            v1::QueryMetricsResponse* response) override {
+    const int64_t limit =
+        request->max_points() > 0 ? request->max_points() : answer_holds;
+    for (int64_t step = 1; step <= std::min(points, limit); ++step) {
+      response->add_points()->set_step(step);
+    }
+    response->set_logged_points(points);
+    return grpc::Status::OK;
+  }
+
   grpc::Status StreamMetrics(
       grpc::ServerContext*, const v1::StreamMetricsRequest* request,
       grpc::ServerWriter<v1::MetricPoint>* writer) override {
@@ -224,6 +237,8 @@ class FakeJobs final : public v1::JobService::Service {
   // What GetJob says.
   v1::JobState state = v1::JOB_STATE_RUNNING;
   int64_t points = 5;
+  // Points of QueryMetrics.
+  int64_t answer_holds = 1000;
   // A second attempt counts the points behind this one from 1 again.
   int64_t attempt_ends_at = 1'000'000'000;
   // Steps whose event is a warning, and what it says.

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "client/verbs.h"
@@ -189,6 +190,63 @@ TEST_F(Follow, SeveralJobs_NoCoordinator_IsSaidOnce) {
             }),
             kExitUnavailable);
   EXPECT_EQ(err_.find("error: "), err_.rfind("error: "));
+}
+
+TEST_F(Follow, ForPrograms_TheJobOnceAndLinesOnStandardError) {
+  session_.output.format = OutputFormat::kJson;
+  EXPECT_EQ(Run([&] { return FollowJob(session_, Running(), {}); }), kExitOk);
+  const auto job = nlohmann::json::parse(out_.str());
+  EXPECT_EQ(job["state"], "JOB_STATE_SUCCEEDED");
+  EXPECT_THAT(err_, HasSubstr("step 5/"));
+  EXPECT_THAT(err_, HasSubstr("SUCCEEDED j-1\n"));
+  out_.str("");
+  server_.jobs.watch_breaks = 1'000'000;
+  EXPECT_EQ(Run([&] { return Wait(session_, "j-1", absl::ZeroDuration()); }),
+            kExitJobNotFinished);
+  EXPECT_EQ(nlohmann::json::parse(out_.str())["state"], "JOB_STATE_RUNNING");
+}
+
+TEST_F(Follow, ForPrograms_EachChangedJobIsARecord) {
+  for (const auto& [format, expected] :
+       {std::pair(OutputFormat::kJson, "{\"jobId\":\"j-1\","),
+        {OutputFormat::kYaml, "---\njobId: \"j-1\"\n"},
+        {OutputFormat::kName, "j-1\nj-1\n"}}) {
+    out_.str("");
+    session_.output.format = format;
+    EXPECT_EQ(Run([&] { return Cancel(session_, {"j-1"}, ""); }), kExitOk);
+    EXPECT_EQ(Run([&] { return Resume(session_, {"j-1"}); }), kExitOk);
+    EXPECT_THAT(out_.str(), testing::StartsWith(expected));
+  }
+}
+
+TEST_F(Follow, Wide_IsForPeople) {
+  session_.output.format = OutputFormat::kWide;
+  EXPECT_EQ(Run([&] { return Logs(session_, {.job = "j-1"}); }), kExitOk);
+  EXPECT_EQ(Run([&] { return Events(session_, {.job = "j-1"}); }), kExitOk);
+  EXPECT_THAT(out_.str(), Not(HasSubstr("{")));
+}
+
+TEST_F(Follow, Metrics_FormatIsTheSessionsAndThinningIsSaid) {
+  server_.jobs.answer_holds = 3;
+  session_.output.format = OutputFormat::kJson;
+  const auto metrics = [&](const MetricsOptions& options) {
+    out_.str("");
+    return Run([&]() -> absl::StatusOr<int> {
+      const absl::Status status = Metrics(session_, options);
+      if (!status.ok()) return status;
+      return kExitOk;
+    });
+  };
+  metrics({.job = "j-1", .format = ""});
+  EXPECT_EQ(nlohmann::json::parse(out_.str())["points"].size(), 3u);
+  EXPECT_THAT(err_, HasSubstr("note: 3 of 5 logged steps"));
+  metrics({.job = "j-1", .format = "csv", .max_points = 2});
+  EXPECT_THAT(out_.str(), testing::StartsWith("step,"));
+  EXPECT_EQ(err_, "");
+  server_.jobs.answer_holds = 5;
+  metrics({.job = "j-1", .format = "table"});
+  EXPECT_THAT(out_.str(), HasSubstr("GRAD NORM"));
+  EXPECT_EQ(err_, "");
 }
 
 TEST_F(Follow, Version_ServerThatDoesNotSay_IsNoError) {

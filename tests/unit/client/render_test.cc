@@ -76,6 +76,19 @@ TEST(JobView, JsonAndYaml_AreTheProtoMapping) {
   EXPECT_EQ(yaml["progress"]["totalSteps"].as<std::string>(), "60");
 }
 
+TEST(ToJson, ValuesThatAreZero_AreThere) {
+  const auto json = [](const google::protobuf::Message& message) {
+    return nlohmann::json::parse(*ToJson(message, /*one_line=*/true));
+  };
+  EXPECT_EQ(json(v1::ListJobsResponse()).dump(), "{\"jobs\":[]}");
+  EXPECT_EQ(json(v1::VerifyAdapterResponse())["passed"], false);
+  // Absent is another thing than zero.
+  EXPECT_FALSE(json(v1::MetricPoint()).contains("evalLoss"));
+  EXPECT_FALSE(json(v1::MetricPoint()).contains("nextOffset"));
+  EXPECT_FALSE(json(v1::Job()).contains("lastFailure"));
+  EXPECT_EQ(*ToYaml(v1::ListJobsResponse()), "jobs:\n  []\n");
+}
+
 TEST(JobView, Jsonl_IsOneLine) {
   const std::string text = Show(RunningJob(), OutputFormat::kJsonl);
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 1);

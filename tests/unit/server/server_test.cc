@@ -325,6 +325,10 @@ TEST_F(ServerTest, Restart_KeepsTheAttemptAndRepeatsNothing) {
   v1::QueryMetricsResponse points;
   ASSERT_TRUE(jobs_->QueryMetrics(Deadline().get(), query, &points).ok());
   EXPECT_EQ(points.points_size(), 2);
+  query.set_max_points(1);
+  ASSERT_TRUE(jobs_->QueryMetrics(Deadline().get(), query, &points).ok());
+  EXPECT_EQ(points.points_size(), 1);
+  EXPECT_EQ(points.logged_points(), 2);
   EXPECT_EQ(Get(id).state(), v1::JOB_STATE_SUCCEEDED);
 }
 
