@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <span>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -31,11 +32,37 @@ int PositiveVariable(const char* name, int fallback) {
   return number > 0 ? number : fallback;
 }
 
+struct Range {
+  char32_t first;
+  char32_t last;
+};
+// Unicode's East Asian Wide and Fullwidth, and pictures, by blocks.
+constexpr Range kWide[] = {
+    {0x1100, 0x115F},   {0x2E80, 0x303E},   {0x3041, 0xA4CF},
+    {0xA960, 0xA97F},   {0xAC00, 0xD7A3},   {0xF900, 0xFAFF},
+    {0xFE30, 0xFE6F},   {0xFF00, 0xFF60},   {0xFFE0, 0xFFE6},
+    {0x1F300, 0x1F64F}, {0x1F680, 0x1F6FF}, {0x1F900, 0x1FAFF},
+    {0x20000, 0x3FFFD},
+};
+// Drawn on the character before, or not at all.
+constexpr Range kCombining[] = {
+    {0x0300, 0x036F}, {0x0483, 0x0489}, {0x0591, 0x05BD},   {0x064B, 0x065F},
+    {0x093C, 0x093C}, {0x0941, 0x0948}, {0x0E34, 0x0E3A},   {0x0E47, 0x0E4E},
+    {0x1AB0, 0x1AFF}, {0x1DC0, 0x1DFF}, {0x200B, 0x200F},   {0x20D0, 0x20FF},
+    {0xFE00, 0xFE0F}, {0xFE20, 0xFE2F}, {0xE0100, 0xE01EF},
+};
+
+bool IsOneOf(char32_t character, std::span<const Range> ranges) {
+  return std::any_of(ranges.begin(), ranges.end(), [=](const Range& range) {
+    return character >= range.first && character <= range.last;
+  });
+}
+
 // Length in bytes of the escape sequence or character that begins at i, and
-// whether it takes a column.
+// the columns that it takes.
 struct Glyph {
   size_t bytes;
-  bool visible;
+  int columns;
 };
 
 Glyph GlyphAt(const std::string& text, size_t i) {
@@ -45,20 +72,29 @@ Glyph GlyphAt(const std::string& text, size_t i) {
            !std::isalpha(static_cast<unsigned char>(text[end]))) {
       ++end;
     }
-    return {std::min(end + 1, text.size()) - i, false};
+    return {std::min(end + 1, text.size()) - i, 0};
   }
   size_t end = i + 1;
   while (end < text.size() && (text[end] & 0xC0) == 0x80) ++end;
-  return {end - i, true};
+  // The first of n bytes says so with n + 1 bits, each other one with two.
+  const size_t bytes = end - i;
+  char32_t character =
+      text[i] & (bytes > 1 ? 0xFF >> std::min<size_t>(bytes + 1, 7) : 0x7F);
+  for (size_t k = i + 1; k < end; ++k) {
+    character = character << 6 | (text[k] & 0x3F);
+  }
+  if (IsOneOf(character, kCombining)) return {bytes, 0};
+  return {bytes, IsOneOf(character, kWide) ? 2 : 1};
 }
 
+// Escape sequences stay, so that colours end.
 std::string CutToWidth(const std::string& text, int width) {
   std::string cut;
   int columns = 0;
   for (size_t i = 0; i < text.size();) {
     const Glyph glyph = GlyphAt(text, i);
-    if (!glyph.visible || columns < width) cut.append(text, i, glyph.bytes);
-    columns += glyph.visible;
+    columns += glyph.columns;
+    if (text[i] == '\x1b' || columns <= width) cut.append(text, i, glyph.bytes);
     i += glyph.bytes;
   }
   return cut;
@@ -91,7 +127,7 @@ int DisplayWidth(const std::string& text) {
   int columns = 0;
   for (size_t i = 0; i < text.size();) {
     const Glyph glyph = GlyphAt(text, i);
-    columns += glyph.visible;
+    columns += glyph.columns;
     i += glyph.bytes;
   }
   return columns;

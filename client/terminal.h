@@ -26,7 +26,8 @@ struct Terminal {
 
 Terminal DetectTerminal();
 
-// Columns that a UTF-8 text takes, escape sequences not counted.
+// Columns that a UTF-8 text takes: two for wide characters, none for combining
+// ones and escape sequences.
 int DisplayWidth(const std::string& text);
 
 // A line on standard error that is written over. Does nothing when disabled.

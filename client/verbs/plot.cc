@@ -1,6 +1,7 @@
 #include "client/plot.h"
 
 #include <algorithm>
+#include <iostream>
 
 #include "absl/strings/str_cat.h"
 #include "client/follower.h"
@@ -34,11 +35,16 @@ absl::Status WatchPlot(Session& session, const v1::Job& job) {
   JobFollower follower(session.connection(), job.job_id(), session.project);
   std::vector<v1::MetricPoint> points;
   v1::Job latest = job;
+  bool connected = true;
   bool done = false;
   while (!done && !InterruptScope::Interrupted()) {
     JobFollower::Update update = follower.Next(absl::Milliseconds(200));
     done = update.done;
     if (done) RETURN_IF_ERROR(update.error);
+    if (update.connected != connected) {
+      connected = update.connected;
+      std::cerr << (connected ? kBackNote : kAwayNote) << std::endl;
+    }
     if (update.job) latest = *update.job;
     if (!update.job && update.points.empty() && !done) continue;
     points.insert(points.end(), update.points.begin(), update.points.end());

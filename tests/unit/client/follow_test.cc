@@ -249,6 +249,20 @@ TEST_F(Follow, Metrics_FormatIsTheSessionsAndThinningIsSaid) {
   EXPECT_EQ(err_, "");
 }
 
+TEST_F(Follow, PlotWatch_SaysThatTheCoordinatorIsAway) {
+  session_.output.terminal.out = true;
+  server_.jobs.watch_breaks = 2;
+  EXPECT_EQ(Run([&]() -> absl::StatusOr<int> {
+              const absl::Status status =
+                  Plot(session_, {.job = "j-1", .watch = true});
+              if (!status.ok()) return status;
+              return kExitOk;
+            }),
+            kExitOk);
+  EXPECT_THAT(err_, HasSubstr(kAwayNote));
+  EXPECT_THAT(err_, HasSubstr(kBackNote));
+}
+
 TEST_F(Follow, Version_ServerThatDoesNotSay_IsNoError) {
   EXPECT_TRUE(Version(session_).ok());
   EXPECT_THAT(out_.str(), testing::ContainsRegex("client +[0-9.]+\n"));

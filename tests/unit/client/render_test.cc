@@ -356,6 +356,11 @@ TEST(FormatEvent, LongestType_KeepsTheColumns) {
 
 TEST(Terminal, TextsAreMeasuredInColumns) {
   EXPECT_EQ(DisplayWidth("\x1b[1mab\x1b[0m█"), 3);
+  EXPECT_EQ(DisplayWidth("数据集 x"), 8);
+  EXPECT_EQ(DisplayWidth("🙂"), 2);
+  EXPECT_EQ(DisplayWidth("e\u0301é"), 2);
+  EXPECT_EQ(DisplayWidth("한"), 2);
+  EXPECT_EQ(DisplayWidth("\xe6\x95"), 1) << "cut off in the middle";
   EXPECT_EQ(FormatBytes(1536), "1.5 KiB");
   EXPECT_EQ(FormatBytes(12), "12 B");
   EXPECT_EQ(ShortDuration(absl::Seconds(3725)), "1h02m");
