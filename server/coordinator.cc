@@ -103,12 +103,15 @@ Draft Coordinator::NewDraft() {
   const absl::Duration ran = clock_->Steady() - last_steady_;
   absl::Duration shift = now - last_now_ - ran;
   // Who did not run heard nobody: silence of that time is nobody's.
-  if (ran > state_.timings.lease) shift += ran;
+  const bool stood_still = ran > state_.timings.lease;
+  if (stood_still) shift += ran;
   if (absl::AbsDuration(shift) > kClockJump) {
     LogWarning("the clock jumped, or this process stood still; leases move on",
                {{"by", absl::FormatDuration(shift)}});
     ShiftWaits(state_, shift);
   }
+  // Nor could anyone return, or report an end, while nothing can be stored.
+  if (!writable_ && !stood_still) ShiftWaits(state_, ran);
   last_now_ = now;
   last_steady_ += ran;
   return Draft(state_, now, std::uniform_real_distribution<double>()(random_));
@@ -130,10 +133,14 @@ absl::Status Coordinator::CommitLocked(Draft& draft,
   const bool quiet = draft.empty() && !transaction.request && events_.empty() &&
                      command_acks_.empty();
   if (!quiet) {
-    if (absl::Status status = store_->Commit(transaction); !status.ok()) {
+    const absl::Status status = store_->Commit(transaction);
+    writable_ = status.ok();
+    if (!writable_) {
       LogError("transaction failed", {{"error", status}});
       return NotWritten(status);
     }
+  } else if (!writable_) {
+    writable_ = store_->CheckWritable().ok();
   }
   scheduled_ = true;
   std::vector<Effect> effects = std::move(draft.effects);
@@ -175,8 +182,7 @@ void Coordinator::PerformEffects() {
     std::deque<Effect> batch;
     {
       MutexLock lock(&mu_);
-      if (batch.empty() && effects_.empty()) return;
-      if (performing_) return;
+      if (effects_.empty() || performing_) return;
       performing_ = true;
       batch.swap(effects_);
     }
@@ -303,19 +309,19 @@ void Coordinator::Read(const std::function<void(const State&)>& f) const {
   f(state_);
 }
 
-absl::Status Coordinator::MatchTermLocked(const qlora::v1::Hello& hello) {
-  ASSIGN_OR_RETURN(const int64_t seen, TermSeen(state_, hello));
+absl::Status Coordinator::MatchTermLocked(const std::string& node,
+                                          int64_t seen) {
   if (seen <= state_.term) return absl::OkStatus();
   const absl::StatusOr<int64_t> term = store_->RaiseTerm(seen);
   if (!term.ok()) return NotWritten(term.status());
   LogWarning(
       "a node has seen a newer term: this database is an older copy that was "
       "restored, or another coordinator leads from a copy of it",
-      {{"node", hello.node()}, {"term", state_.term}, {"raised_to", *term}});
+      {{"node", node}, {"term", state_.term}, {"raised_to", *term}});
   state_.term = *term;
   term_ = *term;
   // Workers refuse commands of older terms.
-  for (auto& [node, commands] : state_.outbox) {
+  for (auto& [name, commands] : state_.outbox) {
     for (Command& command : commands) {
       auto renewed = std::make_shared<qlora::v1::WorkerCommand>(*command);
       renewed->set_term(*term);
@@ -330,10 +336,17 @@ absl::StatusOr<qlora::v1::Welcome> Coordinator::Hello(
   qlora::v1::Welcome welcome;
   {
     MutexLock lock(&mu_);
-    // Numbers taken in but not stored belong to the state that Hello sees.
     Draft flush = NewDraft();
+    ASSIGN_OR_RETURN(const int64_t seen, TermSeen(state_, hello));
+    // It was heard, even if that cannot be stored.
+    const auto known = state_.nodes.find(hello.node());
+    if (known != state_.nodes.end() &&
+        known->second.record.boot_id() == hello.boot_id()) {
+      known->second.last_heartbeat = flush.now;
+    }
+    // Numbers taken in but not stored belong to the state that Hello sees.
     RETURN_IF_ERROR(CommitLocked(flush));
-    RETURN_IF_ERROR(MatchTermLocked(hello));
+    RETURN_IF_ERROR(MatchTermLocked(hello.node(), seen));
     Draft draft = NewDraft();
     ASSIGN_OR_RETURN(welcome, OnHello(draft, hello, stream));
     const Timings& timings = state_.timings;
@@ -458,14 +471,15 @@ void Coordinator::Disconnect(const std::string& node, uint64_t stream) {
     OnDisconnect(draft, node, stream);
     return absl::OkStatus();
   });
-  if (!status.ok()) {
-    LogWarning("disconnect not stored", {{"node", node}, {"error", status}});
+  if (status.ok()) return;
+  LogWarning("disconnect not stored", {{"node", node}, {"error", status}});
+  {
     MutexLock lock(&mu_);
-    const auto it = state_.nodes.find(node);
-    if (it != state_.nodes.end() && it->second.stream == stream) {
-      it->second.stream = 0;
-    }
+    if (!CheckStreamLocked(node, stream).ok()) return;
+    state_.nodes.at(node).stream = 0;
+    effects_.push_back(ConnectionBroke(node));
   }
+  PerformEffects();
 }
 
 std::vector<Command> Coordinator::CommandsAfter(const std::string& node,

@@ -130,7 +130,7 @@ class Coordinator {
   Coordinator(State state, Store* store, EffectSink* sink, Clock* clock);
 
   // Leases and waits are kept in the time that people read: where that jumped
-  // they jump with it.
+  // they jump with it. They stand still while the database cannot be written.
   Draft NewDraft() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CommitLocked(Draft& draft,
                             std::optional<RequestResult> request = {})
@@ -146,8 +146,8 @@ class Coordinator {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   uint64_t LastEventLocked(const std::string& node) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Goes on in a term that this node follows, if it is not the present one.
-  absl::Status MatchTermLocked(const qlora::v1::Hello& hello)
+  // Goes on in a term that this node, which has seen that one, follows.
+  absl::Status MatchTermLocked(const std::string& node, int64_t seen)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // f(draft), then commit, then effects.
   absl::Status Change(const std::function<absl::Status(Draft&)>& f);
@@ -169,6 +169,8 @@ class Coordinator {
   // steady.
   absl::Time last_now_ ABSL_GUARDED_BY(mu_);
   absl::Time last_steady_ ABSL_GUARDED_BY(mu_);
+  // The newest attempt to write to the database succeeded.
+  bool writable_ ABSL_GUARDED_BY(mu_) = true;
   // Taken in, not stored yet, by node.
   std::map<std::string, uint64_t> events_ ABSL_GUARDED_BY(mu_);
   std::map<std::string, uint64_t> command_acks_ ABSL_GUARDED_BY(mu_);

@@ -363,12 +363,16 @@ void OnHeartbeat(Draft& draft, const std::string& name,
   }
 }
 
+NodeGone ConnectionBroke(const std::string& node) {
+  return {node,
+          absl::StrCat("the connection to node ", node, " broke; try again")};
+}
+
 void OnDisconnect(Draft& draft, const std::string& name, uint64_t stream) {
   const Node* found = draft.nodes.Find(name);
   if (found == nullptr || found->stream != stream) return;
   draft.nodes.Mutable(name)->stream = 0;
-  draft.Emit(NodeGone{name, absl::StrCat("the connection to node ", name,
-                                         " broke; try again")});
+  draft.Emit(ConnectionBroke(name));
   for (const AttemptKey& key : AttemptsOn(draft, name)) {
     FinishIfOver(draft, key);
   }
@@ -466,8 +470,13 @@ void ForgetConnections(Draft& draft) {
   for (const std::string& name : names) {
     Node& node = *draft.nodes.Mutable(name);
     node.stream = 0;
-    node.last_heartbeat = draft.now;
     const NodeState state = node.state();
+    // Nobody waits for these, and when they were heard is not stored.
+    if (state == NodeState::NODE_STATE_DOWN ||
+        state == NodeState::NODE_STATE_DRAINED) {
+      continue;
+    }
+    node.last_heartbeat = draft.now;
     if (state == NodeState::NODE_STATE_READY ||
         state == NodeState::NODE_STATE_DRAINING) {
       node.record.mutable_node()->set_state(NodeState::NODE_STATE_UNREACHABLE);

@@ -37,6 +37,9 @@ absl::StatusOr<qlora::v1::Welcome> OnHello(Draft& draft,
 void OnHeartbeat(Draft& draft, const std::string& node,
                  const qlora::v1::Heartbeat& heartbeat);
 
+// What a broken stream means to the node's tasks.
+NodeGone ConnectionBroke(const std::string& node);
+
 // The stream broke or was closed; the lease runs on.
 void OnDisconnect(Draft& draft, const std::string& node, uint64_t stream);
 
@@ -50,7 +53,7 @@ absl::Status RemoveNode(Draft& draft, const std::string& node);
 void CheckLeases(Draft& draft);
 
 // Nodes as a coordinator that has just started knows them: none is connected,
-// and each gets the time to return.
+// and each that was not given up gets the time to return.
 void ForgetConnections(Draft& draft);
 
 // The node with what its devices do, for users.

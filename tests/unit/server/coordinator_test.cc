@@ -16,6 +16,7 @@
 namespace qlora::server {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::UnorderedElementsAre;
 
@@ -37,19 +38,53 @@ class KeepEffects : public EffectSink {
   std::vector<std::string> events_;
 };
 
+// A database that cannot be written while `failing`.
+class FailingStore : public Store {
+ public:
+  explicit FailingStore(Store* store) : store_(store) {}
+  absl::StatusOr<State> Load() override { return store_->Load(); }
+  absl::StatusOr<int64_t> RaiseTerm(int64_t seen) override {
+    RETURN_IF_ERROR(Fails());
+    return store_->RaiseTerm(seen);
+  }
+  absl::Status Commit(const Transaction& transaction) override {
+    RETURN_IF_ERROR(Fails());
+    return store_->Commit(transaction);
+  }
+  absl::StatusOr<std::optional<RequestResult>> FindRequest(
+      const std::string& request_id) override {
+    return store_->FindRequest(request_id);
+  }
+  absl::Status CheckWritable() override {
+    RETURN_IF_ERROR(Fails());
+    return store_->CheckWritable();
+  }
+
+  bool failing = false;
+
+ private:
+  absl::Status Fails() const {
+    return failing ? absl::ResourceExhaustedError("the disk is full")
+                   : absl::OkStatus();
+  }
+  Store* const store_;
+};
+
 class CoordinatorTest : public ::testing::Test {
  protected:
   CoordinatorTest() { Start(); }
 
   void Start() {
     coordinator_.reset();
+    database_.reset();
     store_.reset();
     store_ = SqliteStore::Open(dir_.path() + "/db").value();
+    database_ = std::make_unique<FailingStore>(store_.get());
     coordinator_ =
-        Coordinator::Create(Timings{}, store_.get(), &effects_, &clock_)
+        Coordinator::Create(Timings{}, database_.get(), &effects_, &clock_)
             .value();
   }
-  void Join(const std::string& node, uint64_t stream) {
+  absl::Status Hello(const std::string& node, uint64_t stream) {
     qlora::v1::Hello hello;
     hello.set_node(node);
     hello.set_boot_id("boot-1");
@@ -57,8 +92,11 @@ class CoordinatorTest : public ::testing::Test {
     auto& device = *hello.add_devices();
     device.set_name("cpu:0");
     device.set_kind("cpu");
-    const auto welcome = coordinator_->Hello(hello, stream);
-    ASSERT_TRUE(welcome.ok()) << welcome.status();
+    return coordinator_->Hello(hello, stream).status();
+  }
+  void Join(const std::string& node, uint64_t stream) {
+    const absl::Status welcome = Hello(node, stream);
+    ASSERT_TRUE(welcome.ok()) << welcome;
   }
   void Submit(const std::string& id, const std::string& job_file) {
     const auto done = coordinator_->Mutate(
@@ -84,6 +122,7 @@ class CoordinatorTest : public ::testing::Test {
   FakeClock clock_{absl::FromUnixSeconds(1'700'000'000)};
   KeepEffects effects_;
   std::unique_ptr<SqliteStore> store_;
+  std::unique_ptr<FailingStore> database_;
   std::unique_ptr<Coordinator> coordinator_;
 };
 
@@ -201,6 +240,47 @@ TEST_F(CoordinatorTest, ProcessThatStoodStill_EndsNoLease) {
   Join("n1", 1);
   clock_.Advance(absl::Minutes(30));
   ASSERT_TRUE(coordinator_->Tick().ok());
+  EXPECT_EQ(NodeState("n1"), qlora::v1::NODE_STATE_READY);
+}
+
+// Nodes cannot return, nor report an end, while nothing can be stored.
+TEST_F(CoordinatorTest, DatabaseThatCannotBeWritten_EndsNoWait) {
+  Join("n1", 1);
+  Submit("j-1", JobFile());
+  database_->failing = true;
+  coordinator_->Disconnect("n1", 1);
+  // Its tasks are not waited for.
+  EXPECT_THAT(effects_.gone(), ElementsAre("n1"));
+  for (int i = 0; i < 180; ++i) {
+    clock_.Advance(absl::Seconds(5));
+    ASSERT_TRUE(coordinator_->Tick().ok()) << "has nothing to write";
+    EXPECT_EQ(Hello("n1", 2).code(), absl::StatusCode::kUnavailable);
+  }
+  database_->failing = false;
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(coordinator_->Tick().ok());
+  EXPECT_EQ(NodeState("n1"), qlora::v1::NODE_STATE_READY);
+  coordinator_->Read([](const State& state) {
+    EXPECT_EQ(state.attempts.at({"j-1", 1}).state(), ATTEMPT_STATE_PREPARING);
+  });
+  // From now on it counts again.
+  for (int i = 0; i < 31; ++i) {
+    clock_.Advance(absl::Seconds(1));
+    ASSERT_TRUE(coordinator_->Tick().ok());
+  }
+  EXPECT_EQ(NodeState("n1"), qlora::v1::NODE_STATE_UNREACHABLE);
+}
+
+TEST_F(CoordinatorTest, HelloThatCannotBeStored_RenewsTheLease) {
+  Join("n1", 1);
+  coordinator_->Disconnect("n1", 1);
+  for (int i = 0; i < 30; ++i) {
+    clock_.Advance(absl::Seconds(5));
+    ASSERT_TRUE(coordinator_->Tick().ok());
+    database_->failing = true;
+    EXPECT_EQ(Hello("n1", 2).code(), absl::StatusCode::kUnavailable);
+    database_->failing = false;
+    ASSERT_TRUE(coordinator_->Tick().ok());
+  }
   EXPECT_EQ(NodeState("n1"), qlora::v1::NODE_STATE_READY);
 }
 

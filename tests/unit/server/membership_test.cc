@@ -78,6 +78,27 @@ TEST(Membership, MissedLease_UnreachableThenDownThenLost) {
   EXPECT_EQ(welcome->decisions(0).action(), Decision::ACTION_KILL);
 }
 
+TEST(Membership, NodeThatWasGivenUp_IsNotHeardByAStart) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  ASSERT_TRUE(core.Join("n1").ok());
+  ASSERT_TRUE(core.Join("n2").ok());
+  core.Disconnect("n1");
+  core.Advance(absl::Seconds(31));
+  core.Heartbeat("n2");
+  core.Advance(absl::Seconds(90));
+  ASSERT_EQ(core.node("n1"), qlora::v1::NODE_STATE_DOWN);
+  core.Restart();
+  const auto heard = [&](const std::string& name) {
+    return NodeView(core.state(), core.state().nodes.at(name))
+        .has_last_heartbeat();
+  };
+  EXPECT_FALSE(heard("n1"));
+  EXPECT_TRUE(heard("n2"));
+  core.Advance(absl::Seconds(200));
+  EXPECT_EQ(core.node("n1"), qlora::v1::NODE_STATE_DOWN);
+}
+
 TEST(Membership, ReturnWithinTheTime_KeepsTheRanks) {
   CoreHarness core;
   ASSERT_TRUE(core.Join("n1").ok());
