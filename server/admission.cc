@@ -30,6 +30,7 @@ constexpr size_t kMaxJobFile = 256 << 10;
 constexpr char kModelBase[] = "model.base";
 constexpr char kDatasetPrefix[] = "dataset:";
 constexpr char kAdapterPrefix[] = "adapter:";
+constexpr char kRegistered[] = "is registered";
 constexpr char kAllowRoot[] =
     "coordinator and workers allow what they are started with as --model-root";
 
@@ -55,10 +56,11 @@ bool LexicallyBeneath(const std::string& path,
   return NodeSeesDirectory(node, path);
 }
 
-// The name and those that there are, most alike first: "no dataset "x"; there
-// are y and z".
+// The name and those that there are, most alike first: "no dataset "x" is
+// registered; there are y and z".
 template <typename T>
 std::string NoSuch(absl::string_view what, const std::string& name,
+                   absl::string_view where,
                    const std::map<std::string, T>& all) {
   constexpr size_t kMaxShown = 8;
   std::vector<std::pair<size_t, std::string>> names;
@@ -68,7 +70,7 @@ std::string NoSuch(absl::string_view what, const std::string& name,
     names.emplace_back(name.end() - differs.first, other);
   }
   std::sort(names.begin(), names.end());
-  std::string text = absl::StrCat("no ", what, " \"", name, "\" is registered");
+  std::string text = absl::StrCat("no ", what, " \"", name, "\" ", where);
   for (size_t i = 0; i < names.size() && i < kMaxShown; ++i) {
     absl::StrAppend(&text, i == 0 ? "; there are " : ", ", names[i].second);
   }
@@ -152,24 +154,43 @@ absl::Status CheckSize(const Job& job) {
       " can be sent to a worker: put the data into fewer files"));
 }
 
-// The last job of the project that ended with an adapter and has this id, or
-// gave it this name; null without one.
-const Job* NewestAdapter(const State& state, const std::string& project,
-                         const std::string& name) {
-  const Job* newest = nullptr;
+bool EndedWithAdapter(const Job& job, const std::string& project) {
+  return job.job().state() == qlora::v1::JOB_STATE_SUCCEEDED &&
+         job.job().project() == project && job.plan->error.ok() &&
+         job.plan->spec.method != Method::kFull;
+}
+
+// Jobs of the project by the name of their adapter; of several the last.
+std::map<std::string, const Job*> NewestAdapters(const State& state,
+                                                 const std::string& project) {
+  std::map<std::string, const Job*> newest;
   for (const auto& [id, job] : state.jobs) {
-    if (job.job().state() != qlora::v1::JOB_STATE_SUCCEEDED ||
-        job.job().project() != project ||
-        (job.plan->spec.output.name != name && id != name) ||
-        job.plan->spec.method == Method::kFull) {
-      continue;
-    }
-    if (newest == nullptr || FromProto(newest->job().finish_time()) <
-                                 FromProto(job.job().finish_time())) {
-      newest = &job;
+    if (!EndedWithAdapter(job, project)) continue;
+    const Job*& last = newest[job.plan->spec.output_name()];
+    if (last == nullptr || FromProto(last->job().finish_time()) <
+                               FromProto(job.job().finish_time())) {
+      last = &job;
     }
   }
   return newest;
+}
+
+// The files of the newest adapter of that name, or of the job with that id.
+// NotFound names those that there are.
+absl::StatusOr<google::protobuf::RepeatedPtrField<qlora::v1::ArtifactFile>>
+FindAdapter(const State& state, const std::string& project,
+            const std::string& name) {
+  const auto adapters = NewestAdapters(state, project);
+  const auto named = adapters.find(name);
+  if (named != adapters.end()) return named->second->job().output();
+  const auto job = state.jobs.find(name);
+  if (job != state.jobs.end() && EndedWithAdapter(job->second, project)) {
+    return job->second.job().output();
+  }
+  return absl::NotFoundError(absl::StrCat(
+      NoSuch("adapter", name, absl::StrCat("in project ", project), adapters),
+      "; name one by output.name, or a finished lora or qlora job by id, or a "
+      "directory beside the job file"));
 }
 
 }  // namespace
@@ -366,14 +387,18 @@ absl::Status Admission::ResolveInput(const JobSpec& spec,
       if (it != state.datasets.end()) {
         *input.add_files() = it->second.file();
       } else {
-        missing = absl::StrCat(NoSuch("dataset", name, state.datasets),
-                               "; `qloractl dataset push FILE --name ", name,
-                               "` adds it");
+        missing = absl::StrCat(
+            NoSuch("dataset", name, kRegistered, state.datasets),
+            "; `qloractl dataset push FILE --name ", name, "` adds it");
       }
     } else if (absl::StartsWith(path, kAdapterPrefix)) {
-      const Job* job = NewestAdapter(state, spec.project,
-                                     path.substr(sizeof(kAdapterPrefix) - 1));
-      if (job != nullptr) *input.mutable_files() = job->job().output();
+      auto files = FindAdapter(state, spec.project,
+                               path.substr(sizeof(kAdapterPrefix) - 1));
+      if (files.ok()) {
+        *input.mutable_files() = *std::move(files);
+      } else {
+        missing = std::string(files.status().message());
+      }
     }
   });
   if (!input.files().empty()) {
@@ -381,11 +406,6 @@ absl::Status Admission::ResolveInput(const JobSpec& spec,
     return absl::OkStatus();
   }
   if (!missing.empty()) return FieldError(field, missing);
-  if (absl::StartsWith(path, kAdapterPrefix)) {
-    return FieldError(
-        field, absl::StrCat("no finished job's adapter is called ",
-                            path.substr(8), " in project ", spec.project));
-  }
   if (absl::StartsWith(path, "/")) {
     const std::vector<std::string> roots = AllRoots();
     if (LexicallyBeneath(LexicalPath(path), roots)) return absl::OkStatus();
@@ -502,7 +522,7 @@ absl::StatusOr<ResolvedModel> Admission::ResolveModel(
     if (it != state.models.end()) {
       found = it->second;
     } else {
-      missing = NoSuch("model", base, state.models);
+      missing = NoSuch("model", base, kRegistered, state.models);
     }
   });
   if (!found) {

@@ -147,12 +147,17 @@ struct JobSpec {
   // Wall-clock limit of RUNNING; zero: none.
   absl::Duration deadline = absl::ZeroDuration();
   struct Output {
+    // Empty: the job's.
     std::string name;
     std::vector<std::string> formats = {"peft"};
   } output;
 
   int world_size() const {
     return resources.nodes * resources.devices_per_node;
+  }
+  // What the adapter or model is called.
+  const std::string& output_name() const {
+    return output.name.empty() ? name : output.name;
   }
 };
 

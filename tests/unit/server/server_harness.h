@@ -128,7 +128,13 @@ class ServerTest : public ::testing::Test {
 
   // From Prepare to RUNNING; returns the job's id.
   std::string RunJob(FakeWorker& worker, const std::string& request_id) {
-    const std::string id = Submit(request_id).job_id();
+    return RunJob(worker, Request(request_id));
+  }
+  std::string RunJob(FakeWorker& worker, const v1::CreateJobRequest& request) {
+    v1::Job job;
+    const grpc::Status status = Create(request, &job);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    const std::string id = job.job_id();
     const v1::WorkerCommand prepare = worker.AwaitCommand();
     EXPECT_EQ(prepare.prepare().job_id(), id);
     EXPECT_EQ(prepare.prepare().inputs(0).path(), "rows.jsonl");
@@ -165,7 +171,10 @@ class ServerTest : public ::testing::Test {
     return models_->ImportModel(Deadline().get(), request, &model);
   }
   void FinishJob(FakeWorker& worker, const std::string& id) {
-    const v1::ArtifactFile file = Upload("model.safetensors", "weights");
+    FinishJob(worker, id, Upload("model.safetensors", "weights"));
+  }
+  void FinishJob(FakeWorker& worker, const std::string& id,
+                 const v1::ArtifactFile& file) {
     worker.Send(id, 1, [&](auto& e) {
       auto& staged = *e.mutable_staged();
       staged.set_step(10);

@@ -225,6 +225,52 @@ TEST_F(ServerTest, InitAdapter_IsReadWhereItCanBeSeen) {
   EXPECT_TRUE(status.ok()) << status.error_message();
 }
 
+TEST_F(ServerTest, AdapterOfAJob_IsFoundByItsNames) {
+  ASSERT_TRUE(Import({Upload("config.json", kModelConfig),
+                      Upload("model.safetensors", Weights(64))})
+                  .ok());
+  const auto request = [&](const std::string& id, const std::string& more) {
+    v1::CreateJobRequest request = Request(id);
+    request.set_job_file(
+        "apiVersion: qlora/v1\nname: bot\nmethod: lora\nmodel: m\n"
+        "data: {train: [{path: rows.jsonl, format: tokens}]}\n" +
+        more);
+    return request;
+  };
+  FakeWorker worker(server_->grpc_address(), "n1", 1);
+  worker.Connect();
+  const v1::ArtifactFile config = Upload("adapter_config.json", "{\"r\": 4}");
+  const std::string first = RunJob(worker, request("r1", ""));
+  FinishJob(worker, first, config);
+  const std::string named =
+      RunJob(worker, request("r2", "output: {name: best}"));
+  FinishJob(worker, named, config);
+  v1::Job job;
+  const auto go_on = [&](const std::string& name) {
+    v1::CreateJobRequest next = request(
+        "next-" + name, "lora: {init_adapter: \"adapter:" + name + "\"}");
+    next.set_validate_only(true);
+    return Create(next, &job);
+  };
+  for (const std::string& name :
+       {std::string("bot"), std::string("best"), first}) {
+    const grpc::Status status = go_on(name);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+  }
+  EXPECT_EQ(go_on("bob").error_message(),
+            "lora.init_adapter: no adapter \"bob\" in project default; there "
+            "are bot, best; name one by output.name, or a finished lora or "
+            "qlora job by id, or a directory beside the job file");
+  // It gets its files.
+  v1::CreateJobRequest next =
+      request("r3", "lora: {init_adapter: \"adapter:bot\"}");
+  ASSERT_TRUE(Create(next, &job).ok());
+  const auto prepare = worker.AwaitCommand().prepare();
+  ASSERT_EQ(prepare.inputs_size(), 2);
+  EXPECT_EQ(prepare.inputs(1).path(), "adapter:bot");
+  EXPECT_EQ(prepare.inputs(1).files(0).sha256(), config.sha256());
+}
+
 TEST_F(ServerTest, DirectoryOutsideTheRoots_IsRefused) {
   v1::ImportModelRequest request;
   request.set_request_id("r1");

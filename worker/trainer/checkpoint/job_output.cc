@@ -39,11 +39,6 @@ constexpr std::array<const char*, 9> kCopiedFiles = {"generation_config.json",
                                                      "merges.txt",
                                                      "chat_template.jinja"};
 
-// "bot-v2", falling back on the job's name.
-const std::string& OutputName(const JobSpec& spec) {
-  return spec.output.name.empty() ? spec.name : spec.output.name;
-}
-
 // The front matter that model hubs read.
 std::string FrontMatter(const JobSpec& spec) {
   YamlNode root;
@@ -69,7 +64,7 @@ std::string Row(std::string_view name, const std::string& value) {
 std::string ModelCard(const JobOutput& output) {
   const JobSpec& spec = *output.spec;
   std::string text = absl::StrCat(
-      "---\n", FrontMatter(spec), "---\n\n# ", OutputName(spec), "\n\n",
+      "---\n", FrontMatter(spec), "---\n\n# ", spec.output_name(), "\n\n",
       spec.method == Method::kFull ? "A model" : "A LoRA adapter",
       " trained by qlorad on `", spec.model.base, "`.\n\n| | |\n|---|---|\n");
   text += Row("job", absl::StrCat(spec.name, " (", output.job_id, ")"));
