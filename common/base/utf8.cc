@@ -3,11 +3,8 @@
 #include <cstdint>
 
 namespace qlora {
-namespace {
 
-// The length of the valid UTF-8 sequence that text begins with; 0 if it does
-// not begin with one.
-size_t SequenceLength(std::string_view text) {
+size_t Utf8Length(std::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
   const uint8_t lead = byte(0);
   if (lead < 0x80) return 1;
@@ -32,13 +29,11 @@ size_t SequenceLength(std::string_view text) {
   return code >= least && code <= 0x10ffff && !surrogate ? length : 0;
 }
 
-}  // namespace
-
 std::string ToValidUtf8(std::string_view text) {
   std::string valid;
   valid.reserve(text.size());
   while (!text.empty()) {
-    const size_t length = SequenceLength(text);
+    const size_t length = Utf8Length(text);
     if (length == 0) {
       valid.push_back('?');
       text.remove_prefix(1);

@@ -7,6 +7,10 @@
 
 namespace qlora {
 
+// The length of the valid UTF-8 sequence that text, which is not empty, begins
+// with; 0 if it does not begin with one.
+size_t Utf8Length(std::string_view text);
+
 // `text` with every byte that is no valid UTF-8 replaced by '?': protobuf
 // strings must be valid.
 std::string ToValidUtf8(std::string_view text);

@@ -6,6 +6,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/utf8.h"
 #include "common/formats/json_fields.h"
 
 namespace qlora {
@@ -143,27 +144,9 @@ bool Checker::Character() {
         "a control character stands in a text; write a line break as \\n, a "
         "tab as \\t");
   }
-  // Well-formed UTF-8 (Unicode, table 3-7): the second byte's range rules out
-  // overlong forms, surrogates and what is above U+10FFFF.
-  const size_t more = c < 0x80   ? 0
-                      : c < 0xc2 ? 4
-                      : c < 0xe0 ? 1
-                      : c < 0xf0 ? 2
-                      : c < 0xf5 ? 3
-                                 : 4;
-  const auto fits = [&](size_t i) {
-    if (at_ + i >= text_.size()) return false;
-    const auto b = static_cast<uint8_t>(text_[at_ + i]);
-    const int low = i > 1 ? 0x80 : c == 0xe0 ? 0xa0 : c == 0xf0 ? 0x90 : 0x80;
-    const int high = i > 1 ? 0xbf : c == 0xed ? 0x9f : c == 0xf4 ? 0x8f : 0xbf;
-    return b >= low && b <= high;
-  };
-  for (size_t i = 1; i <= more; ++i) {
-    if (more == 4 || !fits(i)) {
-      return Fail("a byte is no UTF-8; save the file as UTF-8");
-    }
-  }
-  at_ += 1 + more;
+  const size_t length = Utf8Length(text_.substr(at_));
+  if (length == 0) return Fail("a byte is no UTF-8; save the file as UTF-8");
+  at_ += length;
   return true;
 }
 
