@@ -172,7 +172,16 @@ absl::Status WorkerStream::OnHello(const qlora::v1::Hello& hello) {
     last_command_ = hello.cluster_id().empty() ? 0 : hello.last_command_seen();
     welcomed_ = true;
   }
-  streams_->Add(node_, weak_from_this());
+  // Two Hellos of one node may come here in another order than there.
+  bool replaced = true;
+  services_.coordinator->Read([&](const State& state) {
+    const auto it = state.nodes.find(node_);
+    replaced = it == state.nodes.end() || it->second.stream != id_;
+    if (!replaced) streams_->Add(node_, weak_from_this());
+  });
+  if (replaced) {
+    return absl::AbortedError("another stream of this node replaced this one");
+  }
   Pump();
   return absl::OkStatus();
 }
