@@ -35,6 +35,9 @@ constexpr int kPoolThreads = 8;
 constexpr int kWorkerThreads = 4;
 constexpr absl::Duration kTick = absl::Milliseconds(200);
 constexpr absl::Duration kSyncLogs = absl::Seconds(5);
+// Of jobs that the database does not know: the one that knows them may be put
+// back after an older copy was tried.
+constexpr absl::Duration kKeepUnknownJobs = absl::Hours(7 * 24);
 // At shutdown, for calls that wait for nobody but their peer.
 constexpr std::chrono::seconds kLastWords(1);
 
@@ -235,12 +238,15 @@ void Server::Parts::Housekeeping(absl::Time now) {
   }
   if (now >= next_collection) {
     next_collection = now + options.artifact_grace / 2;
-    std::set<std::string> used;
-    coordinator->Read(
-        [&](const State& state) { used = ReferencedArtifacts(state); });
+    std::set<std::string> used, jobs;
+    coordinator->Read([&](const State& state) {
+      used = ReferencedArtifacts(state);
+      for (const auto& [id, job] : state.jobs) jobs.insert(id);
+    });
     const int removed =
         artifacts->Collect(used, absl::Now() - options.artifact_grace);
     if (removed > 0) LogInfo("artifacts removed", {{"count", removed}});
+    log.Collect(jobs, absl::Now() - kKeepUnknownJobs);
   }
 }
 

@@ -39,7 +39,7 @@ class Server {
   // newer version wrote it; Unavailable: a port is taken.
   static absl::StatusOr<std::unique_ptr<Server>> Start(
       const ServerOptions& options);
-  // Drains: takes no more calls, lets running ones end for up to 5 s.
+  // Drains: takes no more calls, lets running ones end for up to 1 s.
   ~Server();
   Server(const Server&) = delete;
   Server& operator=(const Server&) = delete;

@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <filesystem>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/files.h"
 #include "common/base/format.h"
@@ -19,7 +21,11 @@
 namespace qlora::server {
 namespace {
 
+namespace fs = std::filesystem;
+
 constexpr size_t kChunkBytes = 256 << 10;
+constexpr LogKind kLogKinds[] = {LogKind::kMetrics, LogKind::kLogs,
+                                 LogKind::kEvents};
 
 // A line that a crash cut off is ended, so that the next one stands alone.
 bool EndsTorn(int fd, int64_t size) {
@@ -211,8 +217,7 @@ void JobLog::Sync() {
 
 void JobLog::Remove(const std::string& job_id) {
   MutexLock lock(&mu_);
-  for (const LogKind kind :
-       {LogKind::kMetrics, LogKind::kLogs, LogKind::kEvents}) {
+  for (const LogKind kind : kLogKinds) {
     seen_.erase(Path(job_id, kind));
     dirty_.erase(Path(job_id, kind));
   }
@@ -221,6 +226,25 @@ void JobLog::Remove(const std::string& job_id) {
   if (!status.ok()) {
     LogWarning("job files not removed", {{"job", job_id}, {"error", status}});
   }
+}
+
+void JobLog::Collect(const std::set<std::string>& job_ids, absl::Time since) {
+  const time_t limit = absl::ToTimeT(since);
+  std::error_code error;
+  std::vector<std::string> old;
+  for (fs::directory_iterator job(directory_, error), end; job != end;
+       job.increment(error)) {
+    const std::string id = job->path().filename().string();
+    if (!absl::StartsWith(id, "j-") || job_ids.contains(id)) continue;
+    struct stat info;
+    time_t newest = ::stat(job->path().c_str(), &info) == 0 ? info.st_mtime : 0;
+    for (const LogKind kind : kLogKinds) {
+      if (::stat(Path(id, kind).c_str(), &info) != 0) continue;
+      newest = std::max(newest, info.st_mtime);
+    }
+    if (newest < limit) old.push_back(id);
+  }
+  for (const std::string& id : old) Remove(id);
 }
 
 }  // namespace qlora::server

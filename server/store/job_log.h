@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/base/mutex.h"
 
 namespace qlora::server {
@@ -55,6 +56,9 @@ class JobLog {
   // Syncs what was appended since the last call.
   void Sync();
   void Remove(const std::string& job_id);
+  // Removes what there is of other jobs than these, where nothing was appended
+  // since: a crash, or a late line, left it behind a delete.
+  void Collect(const std::set<std::string>& job_ids, absl::Time since);
 
  private:
   std::string Path(const std::string& job_id, LogKind kind) const;

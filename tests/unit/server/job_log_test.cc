@@ -4,6 +4,9 @@
 #include <google/protobuf/util/json_util.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <thread>
@@ -13,6 +16,11 @@
 
 namespace qlora::server {
 namespace {
+
+namespace fs = std::filesystem;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::Not;
 
 qlora::v1::LogLine Line(const std::string& text) {
   qlora::v1::LogLine line;
@@ -105,6 +113,26 @@ TEST(JobLog, DirectoryThatCouldNotBeMade_IsMadeLater) {
   EXPECT_FALSE(log.Append("j-1", LogKind::kLogs, Line("lost")).ok());
   ASSERT_TRUE(RemoveRecursively(dir.path() + "/j-1").ok());
   EXPECT_TRUE(log.Append("j-1", LogKind::kLogs, Line("kept")).ok());
+}
+
+TEST(JobLog, WhatNoJobIsLeftOf_GoesWithTime) {
+  TempDir dir;
+  JobLog log(dir.path());
+  const auto age = [&](const std::string& path, int hours) {
+    fs::last_write_time(dir.path() + path, fs::file_time_type::clock::now() -
+                                               std::chrono::hours(hours));
+  };
+  for (const char* job : {"j-known", "j-old", "j-young", "others"}) {
+    ASSERT_TRUE(log.Append(job, LogKind::kLogs, Line("x")).ok());
+    age(std::string("/") + job + "/logs.jsonl", 5);
+    age(std::string("/") + job, 5);
+  }
+  age("/j-young/logs.jsonl", 3);
+  log.Collect({"j-known"}, absl::Now() - absl::Hours(4));
+  EXPECT_FALSE(fs::exists(dir.path() + "/j-old"));
+  for (const char* job : {"j-known", "j-young", "others"}) {
+    EXPECT_TRUE(fs::exists(dir.path() + "/" + job)) << job;
+  }
 }
 
 TEST(JobLog, ManyWriters_LoseNoLine) {
