@@ -5,9 +5,11 @@
 #include <prometheus/text_serializer.h>
 
 #include <algorithm>
+#include <cmath>
 #include <tuple>
 
 #include "common/daemon/build_info.h"
+#include "server/core/attempt.h"
 
 namespace qlora::server {
 namespace {
@@ -50,9 +52,14 @@ void Add(MetricFamily& family, const Labels& labels, double value) {
   family.metric.push_back(std::move(metric));
 }
 
+// As near as protobuf has one: JSON of what is beyond cannot be written.
 google::protobuf::Duration ToDuration(double seconds) {
+  constexpr double kMaxSeconds = 315'576'000'000;
   google::protobuf::Duration duration;
-  duration.set_seconds(static_cast<int64_t>(seconds));
+  if (std::isfinite(seconds)) {
+    duration.set_seconds(
+        static_cast<int64_t>(std::clamp(seconds, 0.0, kMaxSeconds)));
+  }
   return duration;
 }
 
@@ -166,10 +173,9 @@ bool Telemetry::OnPoint(const std::string& job_id,
     series.eval_loss = point.eval_loss();
     series.has_eval_loss = true;
   }
-  series.exported = true;
-  ++series.steps;
-  series.trained += point.tokens_trained();
-  series.masked += point.tokens_total() - point.tokens_trained();
+  series.steps += point.new_steps();
+  series.trained += point.new_tokens_trained();
+  series.masked += point.new_tokens_total() - point.new_tokens_trained();
   series.padding += point.tokens_padding();
   for (const auto& [phase, seconds] : point.phase_seconds()) {
     series.phase_seconds[phase] += seconds;
@@ -232,7 +238,6 @@ void Telemetry::Count(const CheckpointCommitted& committed) {
   Series& series = series_[committed.job_id];
   series.checkpoint_time =
       absl::ToDoubleSeconds(clock_->Now() - absl::UnixEpoch());
-  series.exported = true;
 }
 
 void Telemetry::ObserveSchedulerPass(absl::Duration duration) {
@@ -315,7 +320,9 @@ std::string Telemetry::Text(std::vector<MetricFamily> families) {
   return prometheus::TextSerializer().Serialize(families);
 }
 
-std::vector<MetricFamily> StateFamilies(const State& state) {
+namespace {
+
+MetricFamily JobsByState(const State& state) {
   MetricFamily jobs = Family("qlora_jobs", "Jobs by state", MetricType::Gauge);
   std::map<std::string, int> by_state;
   for (int value = qlora::v1::JobState_MIN + 1;
@@ -327,7 +334,12 @@ std::vector<MetricFamily> StateFamilies(const State& state) {
   }
   for (const auto& [name, count] : by_state)
     Add(jobs, {{"state", name}}, count);
+  return jobs;
+}
 
+}  // namespace
+
+std::vector<MetricFamily> StateFamilies(const State& state) {
   MetricFamily workers =
       Family("qlora_workers", "Worker nodes by state", MetricType::Gauge);
   MetricFamily heartbeats =
@@ -345,8 +357,8 @@ std::vector<MetricFamily> StateFamilies(const State& state) {
   }
   std::set<std::pair<std::string, std::string>> busy;
   for (const auto& [key, attempt] : state.attempts) {
-    if (IsTerminal(attempt.state())) continue;
     for (const auto& rank : attempt.ranks()) {
+      if (!HoldsDevices(attempt, rank.node())) continue;
       busy.emplace(rank.node(), rank.device());
       Add(assigned,
           {{"node", rank.node()},
@@ -358,12 +370,16 @@ std::vector<MetricFamily> StateFamilies(const State& state) {
   }
   for (const auto& [name, node] : state.nodes) {
     ++nodes_by_state[ShortName(node.state())];
-    Add(heartbeats, {{"node", name}},
-        absl::ToDoubleSeconds(node.last_heartbeat - absl::UnixEpoch()));
+    if (node.last_heartbeat != absl::InfinitePast()) {
+      Add(heartbeats, {{"node", name}},
+          absl::ToDoubleSeconds(node.last_heartbeat - absl::UnixEpoch()));
+    }
     std::map<std::pair<std::string, std::string>, int> counts;
     for (const auto& device : node.record.node().devices()) {
-      ++counts[{device.model(),
-                busy.contains({name, device.name()}) ? "busy" : "free"}];
+      const char* use = busy.contains({name, device.name()}) ? "busy"
+                        : node.schedulable()                 ? "free"
+                                                             : "unavailable";
+      ++counts[{device.model(), use}];
     }
     for (const auto& [key, count] : counts) {
       Add(devices,
@@ -373,7 +389,7 @@ std::vector<MetricFamily> StateFamilies(const State& state) {
   for (const auto& [name, count] : nodes_by_state) {
     Add(workers, {{"state", name}}, count);
   }
-  return {jobs, workers, heartbeats, devices, assigned};
+  return {JobsByState(state), workers, heartbeats, devices, assigned};
 }
 
 }  // namespace qlora::server

@@ -57,7 +57,6 @@ class Telemetry {
     std::map<std::string, double> phase_seconds;
     // Exported until then.
     absl::Time until = absl::InfiniteFuture();
-    bool exported = false;
     double checkpoint_time = 0;
   };
   // From before this start: the end of the job's file says where it is.

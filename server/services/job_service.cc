@@ -3,8 +3,11 @@
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
+#include <compare>
+#include <functional>
 #include <map>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "absl/strings/numbers.h"
@@ -20,8 +23,8 @@ using JobView = qlora::v1::Job;
 
 namespace {
 
-// What surely fits a message.
-constexpr size_t kMaxPoints = 16'000;
+// What fits a message with every field of each point set.
+constexpr size_t kMaxPoints = 8'000;
 // Of a reason that a user gives; it stays with the job.
 constexpr size_t kMaxReasonBytes = 1024;
 
@@ -152,24 +155,62 @@ absl::Status List(const ServiceContext& services,
   return absl::OkStatus();
 }
 
-// The newest record of each step, in order.
-absl::StatusOr<std::map<int64_t, qlora::v1::MetricPoint>> ReadPoints(
-    const JobLog& log, const std::string& job_id, int64_t from_step) {
-  std::map<int64_t, qlora::v1::MetricPoint> points;
-  int64_t offset = 0;
+// f(number, line) for each line of the job's metrics.
+absl::Status ForEachLine(
+    const JobLog& log, const std::string& job_id,
+    const std::function<void(int64_t, const std::string&)>& f) {
+  int64_t offset = 0, number = 0;
   while (true) {
     ASSIGN_OR_RETURN(const JobLog::Chunk chunk,
                      log.Read(job_id, LogKind::kMetrics, offset));
-    if (chunk.next_offset == offset) return points;
+    if (chunk.next_offset == offset) return absl::OkStatus();
     offset = chunk.next_offset;
-    for (const std::string& line : chunk.lines) {
-      qlora::v1::MetricPoint point;
-      if (google::protobuf::util::JsonStringToMessage(line, &point).ok() &&
-          point.step() >= from_step) {
-        points[point.step()] = std::move(point);
-      }
-    }
+    for (const std::string& line : chunk.lines) f(number++, line);
   }
+}
+
+// The step of a point's line without parsing the rest of it; 0 if the line is
+// none, or torn.
+int64_t StepOf(const std::string& line) {
+  constexpr absl::string_view kKey = "\"step\":";
+  const size_t key = line.find(kKey.data());
+  if (key == std::string::npos || line.back() != '}') return 0;
+  // A number that protobuf's JSON has in quotes.
+  const size_t begin = line.find_first_not_of(" \"", key + kKey.size());
+  const size_t end = line.find_first_not_of("0123456789", begin);
+  int64_t step = 0;
+  return absl::SimpleAtoi(absl::string_view(line).substr(begin, end - begin),
+                          &step)
+             ? step
+             : 0;
+}
+
+// In the order of their steps, the numbers of the lines that have the newest
+// record of each.
+absl::StatusOr<std::vector<int64_t>> NewestLines(const JobLog& log,
+                                                 const std::string& job_id,
+                                                 int64_t from_step) {
+  struct Record {
+    int64_t step, line;
+    auto operator<=>(const Record&) const = default;
+  };
+  std::vector<Record> records;
+  RETURN_IF_ERROR(
+      ForEachLine(log, job_id, [&](int64_t number, const std::string& line) {
+        const int64_t step = StepOf(line);
+        if (step >= std::max<int64_t>(1, from_step)) {
+          records.push_back({step, number});
+        }
+      }));
+  std::sort(records.begin(), records.end());
+  std::vector<int64_t> lines;
+  for (size_t i = 0; i < records.size(); ++i) {
+    if (i + 1 < records.size() && records[i + 1].step == records[i].step) {
+      continue;
+    }
+    lines.push_back(records[i].line);
+  }
+  return lines;
 }
 
 absl::Status Query(const ServiceContext& services,
@@ -180,24 +221,31 @@ absl::Status Query(const ServiceContext& services,
   ASSIGN_OR_RETURN(const Job job,
                    services.coordinator->FindJob(request.job(),
                                                  ProjectOf(request.project())));
-  ASSIGN_OR_RETURN(auto points, ReadPoints(*services.log, job.job().job_id(),
-                                           request.from_step()));
-  const size_t count = points.size();
-  response->set_logged_points(static_cast<int64_t>(count));
+  const std::string& id = job.job().job_id();
+  ASSIGN_OR_RETURN(const std::vector<int64_t> lines,
+                   NewestLines(*services.log, id, request.from_step()));
+  response->set_logged_points(static_cast<int64_t>(lines.size()));
   const size_t limit = request.max_points() == 0
                            ? kMaxPoints
                            : std::min<size_t>(request.max_points(), kMaxPoints);
-  size_t index = 0, taken = 0;
-  for (auto& [step, point] : points) {
-    // The taken-th of `limit` evenly spaced places, first and last included.
-    const size_t place =
-        limit > 1 ? taken * (count - 1) / (limit - 1) : count - 1;
-    if (count <= limit || index == place) {
-      *response->add_points() = std::move(point);
-      ++taken;
-    }
-    ++index;
+  const size_t taken = std::min(lines.size(), limit);
+  std::set<int64_t> chosen;
+  for (size_t i = 0; i < taken; ++i) {
+    // Evenly spaced, first and last included.
+    chosen.insert(lines[taken > 1 ? i * (lines.size() - 1) / (taken - 1)
+                                  : lines.size() - 1]);
   }
+  // Of a long job most lines are not worth parsing.
+  std::map<int64_t, qlora::v1::MetricPoint> points;
+  RETURN_IF_ERROR(ForEachLine(
+      *services.log, id, [&](int64_t number, const std::string& line) {
+        qlora::v1::MetricPoint point;
+        if (chosen.contains(number) &&
+            google::protobuf::util::JsonStringToMessage(line, &point).ok()) {
+          points[point.step()] = std::move(point);
+        }
+      }));
+  for (auto& [step, point] : points) *response->add_points() = std::move(point);
   return absl::OkStatus();
 }
 

@@ -200,6 +200,31 @@ TEST_F(ModesTest, Phases_FillTheStepsAndDoNotOverlap) {
   }
 }
 
+TEST_F(ModesTest, PointsOfSomeSteps_CountThemAll) {
+  const Run every = RunTask(Job());
+  const Run some =
+      RunTask(Job("eval: {every: 5}", "eval: {every: 5}\nlogging: {every: 4}"));
+  ASSERT_TRUE(every.has_result && some.has_result) << some.failure.message();
+  int64_t trained = 0, total = 0;
+  for (const v1::MetricPoint& point : every.metrics) {
+    EXPECT_EQ(point.new_steps(), 1);
+    EXPECT_EQ(point.new_tokens_trained(), point.tokens_trained());
+    EXPECT_EQ(point.new_tokens_total(), point.tokens_total());
+    trained += point.tokens_trained();
+    total += point.tokens_total();
+  }
+  int64_t last = 0;
+  for (const v1::MetricPoint& point : some.metrics) {
+    EXPECT_EQ(point.new_steps(),
+              point.step() - std::exchange(last, point.step()));
+    trained -= point.new_tokens_trained();
+    total -= point.new_tokens_total();
+  }
+  EXPECT_LT(some.metrics.size(), every.metrics.size());
+  EXPECT_EQ(trained, 0);
+  EXPECT_EQ(total, 0);
+}
+
 TEST_F(ModesTest, PlainText_TakesNoMoreMemoryThanPlanned) {
   v1::TrainerTask task =
       Job("rows.jsonl, format: tokens}]\n  eval_fraction: 0.2",

@@ -336,6 +336,9 @@ absl::Status TrainTask::AfterStep(const StepReport& report, double epoch_before,
   state_.step = report.step;
   state_.tokens_trained += report.tokens_trained;
   state_.tokens_total += report.tokens_total;
+  ++unlogged_.steps;
+  unlogged_.trained += report.tokens_trained;
+  unlogged_.total += report.tokens_total;
   if (report.step == 1) state_.first_loss = report.loss;
   state_.last_loss = report.loss;
   const std::string diverged =
@@ -424,6 +427,10 @@ absl::Status TrainTask::LogStep(const StepReport& report, double epoch,
   point.set_gathered_blocks(counts.gathers - counted_.gathers);
   point.set_gathered_other_bytes(counts.other_bytes - counted_.other_bytes);
   counted_ = counts;
+  point.set_new_steps(unlogged_.steps);
+  point.set_new_tokens_trained(unlogged_.trained);
+  point.set_new_tokens_total(unlogged_.total);
+  unlogged_ = {};
   const auto phases = clock_.Take();
   for (size_t i = 1; i < phases.size(); ++i) {
     (*point.mutable_phase_seconds())[kPhaseNames[i]] = phases[i];

@@ -106,6 +106,10 @@ class TrainTask {
   EvalRecord eval_;
   int64_t eval_step_ = -1;
   GatherCounts counted_;
+  // Since the last point.
+  struct {
+    int64_t steps = 0, trained = 0, total = 0;
+  } unlogged_;
   DivergenceWatch divergence_;
   // Of collectives, but while one rank works for all.
   absl::Duration timeout_ = absl::Minutes(30);

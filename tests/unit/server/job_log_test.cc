@@ -160,6 +160,9 @@ qlora::v1::MetricPoint Point(int attempt, int64_t step, double loss) {
   point.set_step_seconds(2);
   point.set_tokens_trained(30);
   point.set_tokens_total(50);
+  point.set_new_steps(2);
+  point.set_new_tokens_trained(70);
+  point.set_new_tokens_total(110);
   return point;
 }
 
@@ -185,14 +188,66 @@ TEST(Telemetry, Series_LeaveSomeMinutesAfterTheEnd) {
   telemetry.OnPoint("j-1", Point(1, 1, 3.5));
   EXPECT_NE(telemetry.Text({}).find("qlora_train_loss{job_id=\"j-1\"} 3.5"),
             std::string::npos);
-  EXPECT_NE(telemetry.Text({}).find(
-                "qlora_train_tokens_total{job_id=\"j-1\",kind=\"masked\"} 20"),
-            std::string::npos);
+  telemetry.OnPoint("j-1", Point(1, 3, 3));
+  // Those of steps that were not logged too.
+  EXPECT_THAT(
+      telemetry.Text({}),
+      AllOf(HasSubstr("qlora_train_steps_total{job_id=\"j-1\"} 4\n"),
+            HasSubstr("_tokens_total{job_id=\"j-1\",kind=\"masked\"} 80\n"),
+            HasSubstr("_tokens_total{job_id=\"j-1\",kind=\"trained\"} 140\n")));
   telemetry.OnJobEnded("j-1");
   clock.Advance(absl::Minutes(4));
   EXPECT_NE(telemetry.Text({}).find("j-1"), std::string::npos);
   clock.Advance(absl::Minutes(2));
   EXPECT_EQ(telemetry.Text({}).find("j-1"), std::string::npos);
+}
+
+TEST(Telemetry, EtaWithoutEnd_CanBeWritten) {
+  TempDir dir;
+  JobLog log(dir.path());
+  FakeClock clock(absl::FromUnixSeconds(1000));
+  Telemetry telemetry(&log, &clock);
+  int64_t step = 0;
+  const auto eta = [&](double step_seconds) {
+    qlora::v1::MetricPoint point = Point(1, ++step, 3);
+    point.set_step_seconds(step_seconds);
+    telemetry.OnPoint("j-1", point);
+    std::string json;
+    EXPECT_TRUE(google::protobuf::util::MessageToJsonString(
+                    telemetry.Progress("j-1").eta(), &json)
+                    .ok());
+    return json;
+  };
+  EXPECT_EQ(eta(1e300), "\"315576000000s\"");
+  EXPECT_EQ(eta(std::numeric_limits<double>::infinity()), "\"0s\"");
+  EXPECT_EQ(eta(std::nan("")), "\"0s\"");
+}
+
+TEST(Telemetry, Devices_AreCountedByUse) {
+  CoreHarness core;
+  core.Advance(absl::Seconds(600));
+  JobLog log("/nowhere");
+  FakeClock clock(core.now);
+  Telemetry telemetry(&log, &clock);
+  const auto text = [&] { return telemetry.Text(StateFamilies(core.state())); };
+  const auto count = [](const std::string& use, int devices) {
+    return HasSubstr("qlora_devices{node=\"n1\",model=\"\",state=\"" + use +
+                     "\"} " + std::to_string(devices) + "\n");
+  };
+  const auto heard =
+      HasSubstr("qlora_worker_last_heartbeat_timestamp_seconds{node=\"n1\"}");
+  ASSERT_TRUE(core.Join("n1", 3).ok());
+  const std::string id = core.RunningJob("n1");
+  EXPECT_THAT(text(), AllOf(heard, count("busy", 1), count("free", 2)));
+  // What was given up may still run there.
+  core.Disconnect("n1");
+  core.Advance(absl::Seconds(31));
+  core.Advance(absl::Seconds(90));
+  ASSERT_EQ(core.attempt(id).state(), ATTEMPT_STATE_LOST);
+  EXPECT_THAT(text(), AllOf(heard, count("busy", 1), count("unavailable", 2),
+                            Not(HasSubstr("state=\"free\""))));
+  core.Restart();
+  EXPECT_THAT(text(), Not(heard));
 }
 
 TEST(Telemetry, Progress_IsReadFromTheFileAfterARestart) {

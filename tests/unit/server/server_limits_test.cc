@@ -1,5 +1,7 @@
 // What clients and workers must not be able to do to the coordinator.
 #include <gmock/gmock.h>
+#include <google/protobuf/descriptor.h>
+#include <google/protobuf/util/json_util.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -147,12 +149,47 @@ TEST_F(ServerTest, LongTexts_LeaveTheJobReadable) {
   EXPECT_TRUE(loud);
 }
 
+// A point with every field set, none of which could be longer.
+v1::MetricPoint LongPoint() {
+  v1::MetricPoint point;
+  const google::protobuf::Reflection& set = *point.GetReflection();
+  const google::protobuf::Descriptor& fields = *point.GetDescriptor();
+  for (int i = 0; i < fields.field_count(); ++i) {
+    const google::protobuf::FieldDescriptor* field = fields.field(i);
+    switch (field->type()) {
+      case google::protobuf::FieldDescriptor::TYPE_INT64:
+        set.SetInt64(&point, field, std::numeric_limits<int64_t>::max());
+        break;
+      case google::protobuf::FieldDescriptor::TYPE_INT32:
+        set.SetInt32(&point, field, std::numeric_limits<int32_t>::max());
+        break;
+      case google::protobuf::FieldDescriptor::TYPE_DOUBLE:
+        set.SetDouble(&point, field, 1.0 / 3);
+        break;
+      default:
+        break;
+    }
+  }
+  point.mutable_time()->set_seconds(1'700'000'000);
+  point.mutable_time()->set_nanos(999'999'999);
+  for (const char* phase : {"data", "gather", "forward", "backward", "comm",
+                            "optim", "eval", "checkpoint"}) {
+    (*point.mutable_phase_seconds())[phase] = 1.0 / 3;
+  }
+  return point;
+}
+
 TEST_F(ServerTest, CurveOfManyPoints_FitsAMessage) {
   const std::string id = Submit("r1").job_id();
-  std::string points;
-  for (int step = 1; step <= 40'000; ++step) {
-    absl::StrAppend(&points, "{\"step\": \"", step,
-                    "\", \"loss\": 1.23456789, \"grad_norm\": 0.5}\n");
+  std::string point, points;
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  ASSERT_TRUE(
+      google::protobuf::util::MessageToJsonString(LongPoint(), &point, options)
+          .ok());
+  const std::string rest = point.substr(point.find(','));
+  for (int step = 1; step <= 20'000; ++step) {
+    absl::StrAppend(&points, "{\"step\":\"", step, "\"", rest, "\n");
   }
   ASSERT_TRUE(WriteFileAtomically(
                   options_.data_dir + "/jobs/" + id + "/metrics.jsonl", points)
@@ -163,9 +200,39 @@ TEST_F(ServerTest, CurveOfManyPoints_FitsAMessage) {
   const grpc::Status status =
       jobs_->QueryMetrics(Deadline().get(), request, &response);
   ASSERT_TRUE(status.ok()) << status.error_message();
-  ASSERT_EQ(response.points_size(), 16'000);
+  ASSERT_EQ(response.points_size(), 8'000);
   EXPECT_EQ(response.points(0).step(), 1);
-  EXPECT_EQ(response.points(15'999).step(), 40'000);
+  EXPECT_EQ(response.points(7'999).step(), 20'000);
+  EXPECT_EQ(response.points(0).phase_seconds_size(), 8);
+}
+
+TEST_F(ServerTest, Curve_HasTheNewestRecordOfEachStep) {
+  const std::string id = Submit("r1").job_id();
+  ASSERT_TRUE(
+      WriteFileAtomically(options_.data_dir + "/jobs/" + id + "/metrics.jsonl",
+                          "{\"step\":\"1\",\"loss\":9.0,\"attempt\":1}\n"
+                          "{\"step\":\"2\",\"loss\":8.0,\"attempt\":1}\n"
+                          "{\"step\":\"3\",\"loss\":7.0,\"attempt\":1}\n"
+                          "{\"step\":\"2\",\"loss\":6.0,\"attempt\":2}\n"
+                          "{\"step\":\"3\",\"lo\n"
+                          "\n")
+          .ok());
+  v1::QueryMetricsRequest request;
+  request.set_job(id);
+  const auto losses = [&] {
+    v1::QueryMetricsResponse response;
+    const grpc::Status status =
+        jobs_->QueryMetrics(Deadline().get(), request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    std::vector<double> all;
+    for (const auto& point : response.points()) all.push_back(point.loss());
+    return all;
+  };
+  EXPECT_EQ(losses(), (std::vector<double>{9, 6, 7}));
+  request.set_from_step(2);
+  EXPECT_EQ(losses(), (std::vector<double>{6, 7}));
+  request.set_max_points(1);
+  EXPECT_EQ(losses(), (std::vector<double>{7}));
 }
 
 TEST_F(ServerTest, NumbersThatMakeNoSense_AreNamed) {
