@@ -24,8 +24,9 @@ absl::StatusOr<Session> MakeSession(const GlobalFlags& flags) {
   session.output.terminal = DetectTerminal();
   ASSIGN_OR_RETURN(session.output.format, ParseOutputFormat(flags.output));
   ASSIGN_OR_RETURN(session.config, LoadConfig());
-  // Who names one means no other, not even of those that `local stop` finds.
-  if (!flags.context.empty() &&
+  // Who names one means no other, not even of those that `local stop` finds;
+  // with an endpoint beside it, it names nothing.
+  if (!flags.context.empty() && flags.endpoint.empty() &&
       !session.config.contexts.contains(flags.context)) {
     return NoSuchContext(flags.context);
   }

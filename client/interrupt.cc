@@ -7,7 +7,9 @@ volatile std::sig_atomic_t interrupted = 0;
 
 void OnInterrupt(int signal) {
   interrupted = 1;
-  std::signal(signal, SIG_DFL);
+  // A second Ctrl-C ends the program. The others come twice on their own: a
+  // terminal's end is told by its shell and by the kernel.
+  if (signal == SIGINT) std::signal(signal, SIG_DFL);
 }
 
 }  // namespace

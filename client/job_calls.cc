@@ -19,8 +19,7 @@ namespace {
 
 // The job file names a registered `kind` of thing, and there is none.
 bool NamesNoneOf(const std::string& message, const std::string& kind) {
-  return absl::StrContains(message, absl::StrCat(": no ", kind)) ||
-         absl::StrContains(message, absl::StrCat(": no finished job's ", kind));
+  return absl::StrContains(message, absl::StrCat(": no ", kind));
 }
 
 // Everything below would be readable for whoever submits jobs.
@@ -81,7 +80,7 @@ int ForEachJob(const std::vector<std::string>& jobs,
     if (status.ok()) continue;
     std::cerr << FormatError(status) << std::flush;
     if (code == kExitOk) code = ExitCodeFor(status);
-    if (absl::IsUnavailable(status)) break;
+    if (ExitCodeFor(status) == kExitUnavailable) break;
   }
   return code;
 }

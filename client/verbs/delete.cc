@@ -21,6 +21,9 @@ absl::Status DeleteOne(Session& session, const std::string& name) {
   if (!deleted.ok()) {
     return JobError(deleted, absl::StrCat("cannot delete job ", name));
   }
+  if (IsForPrograms(session.output.format)) {
+    return PrintChanged(session.output, job);
+  }
   *session.output.out << job.job_id() << " deleted" << std::endl;
   return absl::OkStatus();
 }

@@ -6,6 +6,9 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <map>
+#include <optional>
+#include <string>
 #include <utility>
 
 #include "absl/time/time.h"
@@ -132,14 +135,21 @@ TEST(RunCli, WrongWords_AreAnsweredWithTheNearest) {
 class Homeless : public testing::Test {
  protected:
   Homeless() {
-    ::unsetenv("HOME");
-    ::unsetenv("XDG_CONFIG_HOME");
-    ::unsetenv("QLORA_ENDPOINT");
+    for (auto& [name, before] : variables_) {
+      if (const char* value = std::getenv(name)) before = value;
+      ::unsetenv(name);
+    }
   }
   ~Homeless() override {
-    ::setenv("HOME", "/root", 1);
-    ::unsetenv("XDG_CONFIG_HOME");
+    for (const auto& [name, before] : variables_) {
+      ::unsetenv(name);
+      if (before) ::setenv(name, before->c_str(), 1);
+    }
   }
+
+ private:
+  std::map<const char*, std::optional<std::string>> variables_ = {
+      {"HOME", {}}, {"XDG_CONFIG_HOME", {}}, {"QLORA_ENDPOINT", {}}};
 };
 
 TEST_F(Homeless, OnlyWhatNeedsThePath_Fails) {

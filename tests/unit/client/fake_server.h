@@ -162,7 +162,7 @@ class FakeJobs final : public v1::JobService::Service {
                         grpc::ServerWriter<v1::Job>* writer) override {
     v1::Job job;
     job.set_job_id("j-1");
-    job.set_state(v1::JOB_STATE_RUNNING);
+    job.set_state(state);
     writer->Write(job);
     if (watch_breaks-- > 0) {
       return {grpc::StatusCode::UNAVAILABLE, "restarting"};

@@ -156,7 +156,7 @@ TEST_F(Follow, Timeout_WhileTheLastMetricsComeIn_IsTheJobsEnd) {
   server_.jobs.points = 1'000'000;
   server_.jobs.record_breaks = 1'000'000;
   FollowOptions options;
-  options.timeout = absl::Seconds(1);
+  options.timeout = absl::Seconds(2);
   EXPECT_EQ(Run([&] { return FollowJob(session_, Running(), options); }),
             kExitOk);
   EXPECT_THAT(out_.str(), HasSubstr("SUCCEEDED j-1"));
@@ -216,6 +216,8 @@ TEST_F(Follow, ForPrograms_EachChangedJobIsARecord) {
     EXPECT_EQ(Run([&] { return Cancel(session_, {"j-1"}, ""); }), kExitOk);
     EXPECT_EQ(Run([&] { return Resume(session_, {"j-1"}); }), kExitOk);
     EXPECT_THAT(out_.str(), testing::StartsWith(expected));
+    EXPECT_EQ(Run([&] { return DeleteJobs(session_, {"j-1"}); }), kExitOk);
+    EXPECT_THAT(out_.str(), Not(HasSubstr("deleted")));
   }
 }
 
