@@ -43,6 +43,9 @@ std::string ToLine(const google::protobuf::Message& message) {
   return line;
 }
 
+// Marks the directory of a job that is not known, from its time of change on.
+constexpr char kUnknown[] = "unknown";
+
 // How the text of the line begins that Truncated makes.
 constexpr char kTruncated[] = "log truncated at ";
 
@@ -235,16 +238,23 @@ void JobLog::Collect(const std::set<std::string>& job_ids, absl::Time since) {
   for (fs::directory_iterator job(directory_, error), end; job != end;
        job.increment(error)) {
     const std::string id = job->path().filename().string();
-    if (!absl::StartsWith(id, "j-") || job_ids.contains(id)) continue;
+    if (!absl::StartsWith(id, "j-")) continue;
+    const std::string unknown = job->path() / kUnknown;
     struct stat info;
-    time_t newest = ::stat(job->path().c_str(), &info) == 0 ? info.st_mtime : 0;
-    for (const LogKind kind : kLogKinds) {
-      if (::stat(Path(id, kind).c_str(), &info) != 0) continue;
-      newest = std::max(newest, info.st_mtime);
+    if (job_ids.contains(id)) {
+      ::unlink(unknown.c_str());
+    } else if (::stat(unknown.c_str(), &info) != 0) {
+      // Where that fails the next call tries again.
+      const UniqueFd fd(
+          ::open(unknown.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0644));
+    } else if (info.st_mtime < limit) {
+      old.push_back(id);
     }
-    if (newest < limit) old.push_back(id);
   }
   for (const std::string& id : old) Remove(id);
+  if (!old.empty()) {
+    LogInfo("files of unknown jobs removed", {{"count", old.size()}});
+  }
 }
 
 }  // namespace qlora::server

@@ -56,8 +56,9 @@ class JobLog {
   // Syncs what was appended since the last call.
   void Sync();
   void Remove(const std::string& job_id);
-  // Removes what there is of other jobs than these, where nothing was appended
-  // since: a crash, or a late line, left it behind a delete.
+  // Removes what there is of other jobs than these, once an earlier call than
+  // `since` has seen it too and none between knew the job: a crash, or a late
+  // line, left it behind a delete.
   void Collect(const std::set<std::string>& job_ids, absl::Time since);
 
  private:

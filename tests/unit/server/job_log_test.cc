@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <set>
 #include <thread>
 
 #include "core_harness.h"
@@ -118,21 +119,42 @@ TEST(JobLog, DirectoryThatCouldNotBeMade_IsMadeLater) {
 TEST(JobLog, WhatNoJobIsLeftOf_GoesWithTime) {
   TempDir dir;
   JobLog log(dir.path());
-  const auto age = [&](const std::string& path, int hours) {
-    fs::last_write_time(dir.path() + path, fs::file_time_type::clock::now() -
-                                               std::chrono::hours(hours));
+  // All is hours older than it is.
+  const auto age = [&](int hours) {
+    for (const auto& entry : fs::recursive_directory_iterator(dir.path())) {
+      fs::last_write_time(
+          entry, fs::last_write_time(entry) - std::chrono::hours(hours));
+    }
   };
-  for (const char* job : {"j-known", "j-old", "j-young", "others"}) {
+  const auto left = [&] {
+    std::set<std::string> names;
+    for (const auto& entry : fs::directory_iterator(dir.path())) {
+      names.insert(entry.path().filename());
+    }
+    return names;
+  };
+  const auto collect = [&](const std::set<std::string>& known) {
+    log.Collect(known, absl::Now() - absl::Hours(4));
+  };
+  const std::set<std::string> all = {"j-1", "j-2", "j-3", "others"};
+  for (const std::string& job : all) {
     ASSERT_TRUE(log.Append(job, LogKind::kLogs, Line("x")).ok());
-    age(std::string("/") + job + "/logs.jsonl", 5);
-    age(std::string("/") + job, 5);
   }
-  age("/j-young/logs.jsonl", 3);
-  log.Collect({"j-known"}, absl::Now() - absl::Hours(4));
-  EXPECT_FALSE(fs::exists(dir.path() + "/j-old"));
-  for (const char* job : {"j-known", "j-young", "others"}) {
-    EXPECT_TRUE(fs::exists(dir.path() + "/" + job)) << job;
-  }
+  // However old the files are, the time begins when nobody knows them.
+  age(1000);
+  collect({"j-1"});
+  age(3);
+  collect({"j-1"});
+  EXPECT_EQ(left(), all);
+  // And anew after somebody did.
+  collect({"j-1", "j-2"});
+  collect({"j-1"});
+  age(3);
+  collect({"j-1"});
+  EXPECT_EQ(left(), (std::set<std::string>{"j-1", "j-2", "others"}));
+  age(3);
+  collect({"j-1"});
+  EXPECT_EQ(left(), (std::set<std::string>{"j-1", "others"}));
 }
 
 TEST(JobLog, ManyWriters_LoseNoLine) {
