@@ -74,7 +74,7 @@ absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Create(
     const Timings& timings, Store* store, EffectSink* sink, Clock* clock) {
   ASSIGN_OR_RETURN(State state, store->Load());
   state.timings = timings;
-  state.start_time = clock->Now();
+  state.start_time = state.open_since = clock->Now();
   FillPlans(state);
   std::unique_ptr<Coordinator> coordinator(
       new Coordinator(std::move(state), store, sink, clock));
@@ -112,6 +112,7 @@ Draft Coordinator::NewDraft() {
   }
   // Nor could anyone return, or report an end, while nothing can be stored.
   if (!writable_ && !stood_still) ShiftWaits(state_, ran);
+  if (!writable_ || stood_still) state_.open_since = now;
   last_now_ = now;
   last_steady_ += ran;
   return Draft(state_, now, std::uniform_real_distribution<double>()(random_));

@@ -240,7 +240,9 @@ absl::Time DeadlineOf(const Draft& draft, const AttemptRecord& attempt) {
   if (job->record.has_resume_time()) {
     start = std::max(start, FromProto(job->record.resume_time()));
   }
-  return start + job->plan->spec.deadline;
+  // Who reached its end in time has a lease to come back and say so.
+  return std::max(start + job->plan->spec.deadline,
+                  draft.state.open_since + draft.state.timings.lease);
 }
 
 // What stands in the way of resuming a job that is in that state.
@@ -508,6 +510,7 @@ void ShiftWaits(State& state, absl::Duration by) {
     time = ToProto(FromProto(time) + by);
   };
   state.start_time += by;
+  state.open_since += by;
   for (auto& [name, node] : state.nodes) node.last_heartbeat += by;
   for (auto& [key, attempt] : state.attempts) {
     if (attempt.has_deadline()) shift(*attempt.mutable_deadline());

@@ -108,6 +108,8 @@ struct State {
   std::string cluster_id;
   int64_t term = 0;
   absl::Time start_time;
+  // Since when workers can be heard and what they say be stored.
+  absl::Time open_since;
   Timings timings;
   std::map<std::string, Job> jobs;
   std::map<AttemptKey, AttemptRecord> attempts;

@@ -98,14 +98,17 @@ class CoordinatorTest : public ::testing::Test {
     const absl::Status welcome = Hello(node, stream);
     ASSERT_TRUE(welcome.ok()) << welcome;
   }
-  void Submit(const std::string& id, const std::string& job_file) {
+  void Submit(const std::string& id, const std::string& job_file,
+              absl::Duration deadline = absl::ZeroDuration()) {
     const auto done = coordinator_->Mutate(
         id, "digest", [&](Draft& draft) -> absl::StatusOr<std::string> {
           Job job;
           job.mutable_job().set_job_id(id);
           job.mutable_job().set_project("default");
           job.mutable_job().set_resolved_job_file(job_file);
-          job.plan = std::make_shared<JobPlan>();
+          auto plan = std::make_shared<JobPlan>();
+          plan->spec.deadline = deadline;
+          job.plan = std::move(plan);
           QueueJob(draft, std::move(job));
           return std::string();
         });
@@ -268,6 +271,46 @@ TEST_F(CoordinatorTest, DatabaseThatCannotBeWritten_EndsNoWait) {
     ASSERT_TRUE(coordinator_->Tick().ok());
   }
   EXPECT_EQ(NodeState("n1"), qlora::v1::NODE_STATE_UNREACHABLE);
+}
+
+TEST_F(CoordinatorTest, JobsDeadline_AwaitsWhatAnOutageHeldBack) {
+  Join("n1", 1);
+  Submit("j-1", JobFile("deadline: 1m\n"), absl::Minutes(1));
+  qlora::v1::WorkerEvent event;
+  event.set_job_id("j-1");
+  event.set_attempt(1);
+  event.set_term(coordinator_->term());
+  event.set_number(1);
+  event.mutable_prepared();
+  ASSERT_TRUE(coordinator_->Event("n1", 1, event).ok());
+  event.set_number(2);
+  event.mutable_running();
+  ASSERT_TRUE(coordinator_->Event("n1", 1, event).ok());
+  const auto state = [&] {
+    AttemptState result{};
+    coordinator_->Read([&](const State& s) {
+      result = s.attempts.at({"j-1", 1}).state();
+    });
+    return result;
+  };
+  const auto tick = [&](int times) {
+    for (int i = 0; i < times; ++i) {
+      clock_.Advance(absl::Seconds(1));
+      (void)coordinator_->Tick();
+    }
+  };
+  // No change of the state shows it: the deadline's is the first that fails.
+  database_->failing = true;
+  tick(90);
+  database_->failing = false;
+  tick(29);
+  EXPECT_EQ(state(), ATTEMPT_STATE_RUNNING);
+  // The coordinator's absence is such an outage.
+  Start();
+  tick(29);
+  EXPECT_EQ(state(), ATTEMPT_STATE_RUNNING);
+  tick(2);
+  EXPECT_EQ(state(), ATTEMPT_STATE_DRAINING);
 }
 
 TEST_F(CoordinatorTest, HelloThatCannotBeStored_RenewsTheLease) {
