@@ -5,10 +5,13 @@
 
 #include <array>
 #include <cerrno>
+#include <filesystem>
 #include <fstream>
 #include <optional>
+#include <system_error>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/files.h"
 #include "common/base/log.h"
@@ -20,6 +23,7 @@
 namespace qlora::trainer {
 namespace {
 
+namespace fs = std::filesystem;
 using nlohmann::json;
 
 // Raised when the same input gives other tokens or another file layout.
@@ -70,7 +74,19 @@ std::string Header(const Tokenized& data) {
       .dump(-1, ' ', false, json::error_handler_t::replace);
 }
 
+// What ranks that were killed had written of the file.
+void RemoveParts(const fs::path& path) {
+  const std::string start = path.filename().string() + ".tmp-";
+  std::error_code error;
+  fs::directory_iterator it(path.parent_path(), error);
+  for (; !error && it != fs::directory_iterator(); it.increment(error)) {
+    if (!absl::StartsWith(it->path().filename().string(), start)) continue;
+    unlink(it->path().c_str());
+  }
+}
+
 absl::Status Store(const std::string& path, const Tokenized& data) {
+  RemoveParts(path);
   const std::string header = Header(data);
   const std::vector<uint64_t> header_size = {header.size()};
   const std::array<std::string_view, 6> parts = {Bytes(header_size),

@@ -21,6 +21,7 @@ using ::testing::ElementsAre;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
+using ::testing::UnorderedElementsAre;
 
 constexpr int32_t kNo = kIgnoredLabel;
 
@@ -684,6 +685,16 @@ TEST_F(DatasetTest, Cache_GivesTheSameRowsAndSurvivesDamage) {
   check(Load(options));
   fs::resize_file(path, 20);
   check(Load(options));
+  // A rank was killed while it wrote.
+  fs::remove(path);
+  std::ofstream(path + ".lock");
+  std::ofstream(path + ".tmp-0a1b") << "part";
+  const std::string other = options.cache_directory + "/k.tokens.tmp-0a1b";
+  std::ofstream(other) << "another's part";
+  check(Load(options));
+  EXPECT_THAT(
+      *ListFilesRecursively(options.cache_directory),
+      UnorderedElementsAre(EndsWith(".tokens"), EndsWith("k.tokens.tmp-0a1b")));
   // Another option is another cache.
   options.loss_on = LossOn::kAll;
   EXPECT_NE(Load(options).train.row(0).labels, plain.train.row(0).labels);
