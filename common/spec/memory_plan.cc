@@ -304,23 +304,24 @@ std::vector<int> RowChoices(const JobSpec& spec, int world_size) {
   return rows;
 }
 
-// Marks an error that no halving would change.
+// Marks NothingLeftError.
 constexpr char kLeastMemory[] = "qlora.spec/least_memory";
 
-absl::Status DoesNotFit(const MemoryPlan& plan, int64_t budget,
-                        const char* what = "a rank needs ") {
-  const bool kept = plan.layers.back() == LayerMemory::kKeep;
-  absl::Status status = absl::ResourceExhaustedError(absl::StrCat(
+absl::Status DoesNotFit(const MemoryPlan& plan, ActivationMemory wish,
+                        int64_t budget, const char* what = "a rank needs ") {
+  const bool kept = wish == ActivationMemory::kKeep;
+  const bool recomputed =
+      std::all_of(plan.layers.begin(), plan.layers.end(),
+                  [](LayerMemory l) { return l == LayerMemory::kRecompute; });
+  return absl::ResourceExhaustedError(absl::StrCat(
       what, plan.total() >> 20, " MiB with ",
-      kept ? "train.activation_memory: keep" : "every layer recomputed",
+      kept         ? "train.activation_memory: keep"
+      : recomputed ? "every layer recomputed"
+                   : "nothing more to recompute",
       " and ", Plural(plan.micro_batch_size, "row"), " per forward",
       AgainstBudget(plan, budget),
       kept ? " set train.activation_memory to auto," : "",
       " use a shorter data.max_seq_len, more devices or a smaller base"));
-  if (plan.micro_batch_size == 1) {
-    status.SetPayload(kLeastMemory, absl::Cord("1"));
-  }
-  return status;
 }
 
 absl::StatusOr<MemoryPlan> PlanEvaluation(const Job& job, int64_t budget) {
@@ -350,7 +351,7 @@ absl::StatusOr<MemoryPlan> ChoosePlan(const Job& job,
       if (fits(plan) && (!few || wish == ActivationMemory::kKeep)) return plan;
     }
     if (wish == ActivationMemory::kKeep) {
-      return DoesNotFit(MakePlan(job, choices.back(), 0), budget);
+      return DoesNotFit(MakePlan(job, choices.back(), 0), wish, budget);
     }
   }
   for (const int rows : choices) {
@@ -363,7 +364,7 @@ absl::StatusOr<MemoryPlan> ChoosePlan(const Job& job,
     }
     return smallest;
   }
-  return DoesNotFit(MakePlan(job, choices.back(), most_steps), budget);
+  return DoesNotFit(MakePlan(job, choices.back(), most_steps), wish, budget);
 }
 
 // What recomputing saves of.
@@ -414,8 +415,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const MemoryPlanInput& input) {
   std::vector<int> choices = RowChoices(*input.spec, job.world_size);
   absl::StatusOr<MemoryPlan> plan = ChoosePlan(job, choices, input.budget);
   int halvings = input.micro_batch_halvings;
-  for (; !plan.ok() && !IsLeastMemory(plan.status()) && halvings > 0;
-       --halvings) {
+  for (; !plan.ok() && choices.back() > 1 && halvings > 0; --halvings) {
     for (int& rows : choices) rows = std::max(1, rows / 2);
     plan = ChoosePlan(job, choices, input.budget);
   }
@@ -437,9 +437,11 @@ std::string AgainstBudget(const MemoryPlan& plan, int64_t budget) {
 
 absl::Status NothingLeftError(const MemoryPlanInput& input,
                               const MemoryPlan& plan) {
-  return DoesNotFit(plan, input.budget,
-                    "out of memory, and nothing is left to save: a rank "
-                    "planned ");
+  absl::Status status =
+      DoesNotFit(plan, input.spec->train.activation_memory, input.budget,
+                 "out of memory, and nothing is left to save: a rank planned ");
+  status.SetPayload(kLeastMemory, absl::Cord("1"));
+  return status;
 }
 
 bool IsLeastMemory(const absl::Status& status) {

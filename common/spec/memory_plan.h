@@ -96,7 +96,8 @@ std::string AgainstBudget(const MemoryPlan& plan, int64_t budget);
 absl::Status NothingLeftError(const MemoryPlanInput& input,
                               const MemoryPlan& plan);
 
-// Whether an error of these two stays with any more halvings.
+// Whether an error is NothingLeftError: it stays with any more halvings. A plan
+// that a rank has no room for is not: another node may have it.
 bool IsLeastMemory(const absl::Status& status);
 
 }  // namespace qlora

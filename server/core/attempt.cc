@@ -150,9 +150,10 @@ bool FailAtRestartLimit(Draft& draft, Job& job, const AttemptRecord& attempt) {
   return true;
 }
 
-// OOM: again with half of what a forward holds. Each try holds less than the
-// one before, so that none counts as one without progress; where the ranks say
-// that there is nothing less, none is made.
+// OOM: again with half of what a forward holds, elsewhere if there is another
+// place, which is what helps a job that its node has no room for. The tries are
+// few, so that none counts as one without progress; where the ranks say that
+// there is nothing less, none is made.
 void HalveOrHold(Draft& draft, Job& job, const AttemptRecord& attempt) {
   qlora::v1::Job& view = job.mutable_job();
   if (std::any_of(attempt.parts().begin(), attempt.parts().end(),
@@ -162,8 +163,8 @@ void HalveOrHold(Draft& draft, Job& job, const AttemptRecord& attempt) {
   const int halvings = view.micro_batch_halvings() + 1;
   if (halvings > kMaxHalvings) {
     return Hold(draft, job, attempt.failure_class(),
-                absl::StrCat("out of memory with the micro-batch halved ",
-                             kMaxHalvings, " times: ", attempt.message()));
+                absl::StrCat("out of memory after ", kMaxHalvings,
+                             " attempts to hold less: ", attempt.message()));
   }
   if (FailAtRestartLimit(draft, job, attempt)) return;
   view.set_micro_batch_halvings(halvings);

@@ -1,5 +1,6 @@
 #include "worker/trainer/gang_plan.h"
 
+#include <algorithm>
 #include <array>
 #include <string>
 
@@ -29,6 +30,18 @@ absl::Status OfRank(const absl::Status& status, bool had_bfloat16, bool agreed,
   return named;
 }
 
+// The rows per forward that all ranks would use without halvings. A rank that
+// has no room for the rows that the user chose may have some for half of them.
+absl::StatusOr<int> RowsBeforeHalving(MemoryPlanInput input,
+                                      Communicator& communicator) {
+  input.micro_batch_halvings = 0;
+  const absl::StatusOr<MemoryPlan> plan = PlanMemory(input);
+  int64_t most = -(plan.ok() ? plan->micro_batch_size
+                             : std::max(1, input.spec->train.micro_batch_size));
+  RETURN_IF_ERROR(communicator.AllReduceMax({&most, 1}));
+  return static_cast<int>(-most);
+}
+
 }  // namespace
 
 absl::StatusOr<MemoryPlan> PlanTogether(MemoryPlanInput input,
@@ -37,6 +50,13 @@ absl::StatusOr<MemoryPlan> PlanTogether(MemoryPlanInput input,
   int64_t slow = fast ? 0 : 1;
   RETURN_IF_ERROR(communicator.AllReduceMax({&slow, 1}));
   input.fast_bfloat16 = slow == 0;
+  // Halved is what the gang ran with, not what this rank alone would have.
+  JobSpec spec = *input.spec;
+  if (input.micro_batch_halvings > 0 && communicator.size() > 1) {
+    ASSIGN_OR_RETURN(spec.train.micro_batch_size,
+                     RowsBeforeHalving(input, communicator));
+    input.spec = &spec;
+  }
   absl::StatusOr<MemoryPlan> plan = PlanMemory(input);
   RETURN_IF_ERROR(
       AgreeOn(communicator,

@@ -10,9 +10,9 @@ namespace qlora::trainer {
 // Collective. `input` is this rank's own: its budget, threads and arithmetic.
 // The plan is for this rank, but computes in the type and with the rows per
 // forward that every rank uses: `compute_dtype: auto` becomes bfloat16 only
-// where it is fast for all, and rows are the fewest that any rank planned. What
-// is kept or recomputed is each rank's own affair; with fewer rows the plan's
-// memory is an upper bound.
+// where it is fast for all, and rows are the fewest that any rank planned;
+// halvings begin at those. What is kept or recomputed is each rank's own
+// affair; with fewer rows the plan's memory is an upper bound.
 //
 // All ranks fail together: ResourceExhausted names the rank that has no room,
 // or says that no rank has anything left to save after earlier attempts.

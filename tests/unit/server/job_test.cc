@@ -304,9 +304,24 @@ TEST(Job, OutOfMemory_HalvesTheMicroBatchThreeTimesThenIsHeld) {
   }
   core.Ended("n1", id, FAILURE_CLASS_OOM);
   EXPECT_EQ(core.job(id).state(), kHeld);
-  EXPECT_NE(core.job(id).reason().find("halved 3 times"), std::string::npos);
+  EXPECT_THAT(core.job(id).reason(), HasSubstr("3 attempts to hold less"));
   EXPECT_EQ(core.job(id).failure_class(), FAILURE_CLASS_OOM);
   EXPECT_THAT(core.job(id).hint(), HasSubstr("after giving the node more"));
+}
+
+// Of a node without room for the job, too.
+TEST(Job, OutOfMemory_StartsOnAnotherNode) {
+  CoreHarness core;
+  ASSERT_TRUE(core.Join("n1").ok());
+  const std::string id = core.RunningJob("n1");
+  ASSERT_TRUE(core.Join("n2").ok());
+  core.Ended("n1", id, FAILURE_CLASS_OOM);
+  ASSERT_EQ(core.job(id).state(), kBackoff) << core.job(id).reason();
+  core.Advance(absl::Seconds(20));
+  core.Heartbeat("n1");
+  core.Heartbeat("n2");
+  ASSERT_EQ(core.job(id).state(), kStarting);
+  EXPECT_EQ(core.job(id).ranks(0).node(), "n2");
 }
 
 TEST(Job, OutOfMemoryWithNothingLeftToSave_IsHeldAtOnce) {

@@ -419,6 +419,39 @@ TEST_F(ModelBehaviour, HalvedPlanOfUpperLayers_SavesEachTime) {
   EXPECT_TRUE(PlanMemory(input)->nothing_left);
 }
 
+TEST_F(ModelBehaviour, NothingLeft_SaysWhatThePlanDoes) {
+  JobSpec spec = PlanSpec(Method::kQlora);
+  spec.train.micro_batch_size = 1;
+  MemoryPlanInput input;
+  input.model = &description_;
+  input.spec = &spec;
+  input.micro_batch_halvings = 9;
+  const auto reason = [&] {
+    const MemoryPlan plan = PlanMemory(input).value();
+    EXPECT_TRUE(plan.nothing_left);
+    const absl::Status status = NothingLeftError(input, plan);
+    EXPECT_TRUE(IsLeastMemory(status));
+    return std::string(status.message());
+  };
+  EXPECT_TRUE(absl::StrContains(reason(), "with every layer recomputed"));
+  // The one layer that holds anything takes as much either way.
+  spec.lora.target_modules = {"model.layers.4.mlp.down_proj"};
+  EXPECT_TRUE(absl::StrContains(reason(), "with nothing more to recompute"))
+      << reason();
+  spec.train.activation_memory = ActivationMemory::kKeep;
+  EXPECT_TRUE(absl::StrContains(reason(), "activation_memory: keep"));
+
+  // A rank without room is another matter: there may be a larger one.
+  for (const int rows : {1, 4}) {
+    spec.train.micro_batch_size = rows;
+    input.budget = 1;
+    const absl::Status refused = PlanMemory(input).status();
+    EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_TRUE(absl::StrContains(refused.message(), "1 row per forward"));
+    EXPECT_FALSE(IsLeastMemory(refused));
+  }
+}
+
 TEST_F(ModelBehaviour, HalvedPlan_FitsWhereTheChosenMicroBatchDoesNot) {
   JobSpec spec = PlanSpec(Method::kQlora);
   spec.train.global_batch_size = 64;
