@@ -3,7 +3,6 @@
 #include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
-#include <compare>
 #include <functional>
 #include <map>
 #include <optional>
@@ -192,7 +191,6 @@ absl::StatusOr<std::vector<int64_t>> NewestLines(const JobLog& log,
                                                  int64_t from_step) {
   struct Record {
     int64_t step, line;
-    auto operator<=>(const Record&) const = default;
   };
   std::vector<Record> records;
   RETURN_IF_ERROR(
@@ -202,7 +200,10 @@ absl::StatusOr<std::vector<int64_t>> NewestLines(const JobLog& log,
           records.push_back({step, number});
         }
       }));
-  std::sort(records.begin(), records.end());
+  // Lines are in order already.
+  std::stable_sort(
+      records.begin(), records.end(),
+      [](const Record& a, const Record& b) { return a.step < b.step; });
   std::vector<int64_t> lines;
   for (size_t i = 0; i < records.size(); ++i) {
     if (i + 1 < records.size() && records[i + 1].step == records[i].step) {
