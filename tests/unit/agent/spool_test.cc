@@ -4,7 +4,6 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <csignal>
 #include <filesystem>
 #include <fstream>
@@ -235,53 +234,6 @@ TEST_F(SpoolTest, NoNewSegment_AcknowledgedEventsGoLater) {
   spool->Acknowledge(2);
   EXPECT_FALSE(fs::exists(old));
   EXPECT_EQ(*spool->Append(Kind::kState, "after"), 3u);
-}
-
-// A rewritten segment is opened under its old name; whatever comes of that, its
-// events can be read.
-TEST_F(SpoolTest, NoDescriptorLeftWhileSegmentsAreShortened_StateStays) {
-  constexpr uint64_t kRecords = 600;
-  options_.segment_bytes = 100;
-  {
-    const auto spool = Open();
-    for (uint64_t i = 1; i <= kRecords; ++i) {
-      const Kind kind = i % 4 == 0 ? Kind::kState : Kind::kDroppable;
-      ASSERT_TRUE(spool->Append(kind, "payload " + std::to_string(i)).ok());
-    }
-  }
-  options_.max_bytes = 1;
-  options_.segment_bytes = 1 << 20;
-  const auto spool = Open();
-  rlimit old;
-  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &old), 0);
-  const int free = ::open("/dev/null", O_RDONLY);
-  ::close(free);
-  rlimit one = old;
-  one.rlim_cur = static_cast<rlim_t>(free) + 1;
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &one), 0);
-  std::atomic<bool> done = false;
-  std::thread other([&] {
-    while (!done) {
-      // The one that is left, and another as soon as the spool closes one.
-      const int first = ::open("/dev/null", O_RDONLY);
-      const int second = ::open("/dev/null", O_RDONLY);
-      if (first >= 0) ::close(first);
-      if (second >= 0) ::close(second);
-      std::this_thread::sleep_for(std::chrono::microseconds(20));
-    }
-  });
-  for (int i = 0; i < 300; ++i) {
-    EXPECT_TRUE(spool->Append(Kind::kDroppable, "").ok());
-  }
-  done = true;
-  other.join();
-  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &old), 0);
-  EXPECT_GT(spool->dropped(), 0u);
-  for (uint64_t i = 4; i <= kRecords; i += 4) {
-    const auto record = spool->Read(i);
-    ASSERT_TRUE(record.ok()) << record.status();
-    EXPECT_EQ(record->payload, "payload " + std::to_string(i));
-  }
 }
 
 TEST_F(SpoolTest, WritersReaderAndAcks_AtOnce) {
