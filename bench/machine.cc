@@ -11,12 +11,12 @@
 #endif
 
 #include "ATen/Parallel.h"
-#include "ATen/ops/empty.h"
 #include "ATen/ops/mm.h"
 #include "ATen/ops/randn.h"
 #include "absl/strings/str_cat.h"
 #include "bench/huge_pages.h"
 #include "worker/trainer/ops/parallel.h"
+#include "worker/trainer/parallel/aligned_buffer.h"
 
 namespace qlora::bench {
 namespace {
@@ -74,8 +74,9 @@ Pair Mix(const uint64_t* from, int64_t n) {
 }
 
 struct Buffers {
-  at::Tensor storage = InHugePages(at::empty({2 * kCount}, at::kLong));
-  uint64_t* from = static_cast<uint64_t*>(storage.data_ptr());
+  trainer::AlignedBuffer storage =
+      trainer::AlignedBuffer::Create(2 * kBytes, "copies").value();
+  uint64_t* from = reinterpret_cast<uint64_t*>(storage.bytes().data());
   uint64_t* to = from + kCount;
 
   Buffers() {

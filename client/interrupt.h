@@ -1,4 +1,4 @@
-// Ctrl-C while a command follows something: noticed instead of fatal, once.
+// Ctrl-C and its like while a command follows something: noticed, not fatal.
 #pragma once
 
 #include <csignal>
@@ -8,9 +8,9 @@
 
 namespace qlora::client {
 
-// From construction to destruction the first of each of the signals only sets a
-// flag; a second one ends the process as usual. A SIGHUP that is ignored
-// (nohup) stays so. At most one object at a time.
+// From construction to destruction the signals only set a flag; a second SIGINT
+// ends the process as usual. A SIGHUP that is ignored (nohup) stays so. At most
+// one object at a time.
 class InterruptScope {
  public:
   explicit InterruptScope(std::initializer_list<int> signals = {SIGINT});

@@ -85,10 +85,14 @@ int ForEachJob(const std::vector<std::string>& jobs,
   return code;
 }
 
-absl::Status PrintChanged(const Output& output, const v1::Job& job) {
-  return output.format == OutputFormat::kName
-             ? PrintOne(output, job, JobView(absl::Now()))
-             : PrintRecord(output, job);
+absl::Status PrintChanged(const Output& output, const v1::Job& job,
+                          const std::string& words) {
+  if (output.format == OutputFormat::kName) {
+    return PrintOne(output, job, JobView(absl::Now()));
+  }
+  if (IsForPrograms(output.format)) return PrintRecord(output, job);
+  *output.out << job.job_id() << " " << words << std::endl;
+  return absl::OkStatus();
 }
 
 absl::Status WithRemedy(Session& session, absl::Status status,

@@ -44,13 +44,15 @@ absl::Status WithRemedy(Session& session, absl::Status status,
                         const std::vector<std::string>& paths);
 
 // Lets `act` have one job after another. An error is printed and keeps none
-// behind it from its turn, unless the coordinator is not reachable. The exit
+// behind it from its turn, unless the coordinator does not answer. The exit
 // code of the first error.
 int ForEachJob(const std::vector<std::string>& jobs,
                const std::function<absl::Status(const std::string& job)>& act);
 
-// Prints one of several jobs that a verb changed, for programs.
-absl::Status PrintChanged(const Output& output, const v1::Job& job);
+// Prints one of several jobs that a verb changed: its id and the words, or for
+// programs the job.
+absl::Status PrintChanged(const Output& output, const v1::Job& job,
+                          const std::string& words);
 
 // Adds what could not be done, and a hint for a job that does not exist.
 absl::Status JobError(absl::Status status, const std::string& what);

@@ -19,17 +19,12 @@ absl::Status CancelOne(Session& session, const std::string& job,
     return JobError(cancelled.status(),
                     absl::StrCat("cannot cancel job ", job));
   }
-  if (IsForPrograms(session.output.format)) {
-    return PrintChanged(session.output, *cancelled);
-  }
-  *session.output.out << cancelled->job_id() << " "
-                      << StateName(cancelled->state());
+  std::string words = StateName(cancelled->state());
   // For whom it waits, or whom it did not wait for.
   if (!cancelled->reason().empty()) {
-    *session.output.out << ": " << IndentRest(cancelled->reason(), 2);
+    absl::StrAppend(&words, ": ", IndentRest(cancelled->reason(), 2));
   }
-  *session.output.out << std::endl;
-  return absl::OkStatus();
+  return PrintChanged(session.output, *cancelled, words);
 }
 
 }  // namespace

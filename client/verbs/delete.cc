@@ -21,11 +21,7 @@ absl::Status DeleteOne(Session& session, const std::string& name) {
   if (!deleted.ok()) {
     return JobError(deleted, absl::StrCat("cannot delete job ", name));
   }
-  if (IsForPrograms(session.output.format)) {
-    return PrintChanged(session.output, job);
-  }
-  *session.output.out << job.job_id() << " deleted" << std::endl;
-  return absl::OkStatus();
+  return PrintChanged(session.output, job, "deleted");
 }
 
 }  // namespace

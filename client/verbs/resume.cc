@@ -19,12 +19,7 @@ absl::Status ResumeOne(Session& session, const std::string& name) {
   if (!resumed.ok()) {
     return JobError(resumed.status(), absl::StrCat("cannot resume job ", name));
   }
-  if (IsForPrograms(session.output.format)) {
-    return PrintChanged(session.output, *resumed);
-  }
-  *session.output.out << resumed->job_id() << " " << StateName(resumed->state())
-                      << std::endl;
-  return absl::OkStatus();
+  return PrintChanged(session.output, *resumed, StateName(resumed->state()));
 }
 
 }  // namespace
